@@ -1,0 +1,51 @@
+# make train   creates the environment, trains a spatial transformer on real MNIST, says what was learned
+# make test    creates the environment, runs the tests
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test test-all lint types check tables benchmark clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; name another Python 3.10 to 3.13: make PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A mark is set when all packages are in; a change of the pins makes the environment again.
+$(VENV)/run.done: requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.done: requirements-dev.txt $(VENV)/run.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+train: $(VENV)/run.done ## train a spatial transformer on distorted MNIST, a few minutes
+	$(BIN)/python train.py experiment=quickstart $(ARGS)
+
+test: $(VENV)/dev.done ## the tests, minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/dev.done ## also the slow tests
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.done
+	$(BIN)/mypy
+
+check: lint types test ## lint, types and tests
+
+tables: $(VENV)/run.done ## the tables of README from the records in results/
+	$(BIN)/python scripts/make_tables.py
+
+benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
+	$(BIN)/python scripts/benchmark.py
+
+clean: ## remove the environment
+	rm -rf $(VENV)

@@ -1,0 +1,42 @@
+"""Spatial Transformer Networks (Jaderberg et al., NIPS 2015), reproduced.
+
+The names below are the public interface; they are loaded on first use, so that ``train.py --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .transformer import (
+        Affine,
+        Affine3d,
+        Attention,
+        Projective,
+        SpatialTransformer,
+        ThinPlateSpline,
+        sample,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Affine",
+    "Affine3d",
+    "Attention",
+    "Projective",
+    "SpatialTransformer",
+    "ThinPlateSpline",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(".transformer", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

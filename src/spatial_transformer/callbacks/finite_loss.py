@@ -1,0 +1,51 @@
+"""Stops a run whose loss is no longer a number."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+
+
+class FiniteLoss(pl.Callback):
+    """Ends training when the loss is infinite or not a number, and names the step.
+
+    The loss is looked at on the device; the host asks every ``every`` steps on a GPU, where asking means waiting, and
+    before each checkpoint is written, so that the last good checkpoint stays.
+
+    Args:
+        every: steps between two looks; 1 on a CPU.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self._bad_step: Tensor | None = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        loss = outputs["loss"].detach()
+        step = trainer.global_step
+        if loss.device.type == "cpu":
+            if not torch.isfinite(loss):
+                self._stop(step)
+            return
+        if self._bad_step is None:
+            self._bad_step = torch.zeros((), dtype=torch.int64, device=loss.device)
+        self._bad_step = torch.where(torch.isfinite(loss) | (self._bad_step > 0), self._bad_step, step)
+        if step % self.every == 0:
+            self._look()
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        if self._bad_step is not None and (step := int(self._bad_step)):
+            self._stop(step)
+
+    @staticmethod
+    def _stop(step: int) -> None:
+        raise UsageError(
+            f"the loss is not finite at step {step}. The last checkpoint before it is kept in the run folder.\nWay out: a "
+            "lower learning rate (recipe.optimizer.lr=...), or go on from the checkpoint (ckpt_path=...) with one."
+        )

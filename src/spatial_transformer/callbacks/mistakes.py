@@ -1,0 +1,73 @@
+"""What a trained classifier gets wrong on the test set."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from ..files import replacing
+from .pictures import picture_of
+
+
+class Mistakes(pl.Callback):
+    """After the test: the confusion matrix, and the wrong ones as a table and, the most confident first, as a picture.
+
+    Args:
+        folder: where ``mistakes.csv``, ``mistakes.png`` and ``confusion.png`` go.
+        shown: how many wrong samples are drawn.
+    """
+
+    def __init__(self, folder: str | Path, shown: int = 36) -> None:
+        self.folder = Path(folder)
+        self.shown = shown
+
+    def on_test_epoch_start(self, trainer, pl_module) -> None:
+        self._confusion = MulticlassConfusionMatrix(trainer.datamodule.classes).to(pl_module.device)
+        self._probabilities: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self._confusion.update(outputs, batch[1])
+        self._probabilities.append(outputs.float().softmax(dim=1))
+        self._labels.append(batch[1])
+
+    def on_test_epoch_end(self, trainer, pl_module) -> None:
+        if trainer.world_size > 1:
+            return  # a sample's place in the test set is known on one device only
+        confidence, prediction = torch.cat(self._probabilities).max(dim=1)
+        label = torch.cat(self._labels)
+        wrong = (prediction != label).nonzero()[:, 0]
+        wrong = wrong[confidence[wrong].argsort(descending=True)]
+        columns = ["test sample", "label", "prediction", "confidence"]
+        rows = [[int(n), int(label[n]), int(prediction[n]), round(float(confidence[n]), 4)] for n in wrong]
+        with replacing(self.folder / "mistakes.csv") as path, path.open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        pictures = {"confusion": self._confusion_picture()}
+        if rows:
+            images, labels = trainer.datamodule.samples("test", wrong[: self.shown])
+            title = f"{len(rows)} of {len(label):,} test samples are wrong; the most confident of them"
+            picture = picture_of(pl_module, images, labels, title, zoom=2)
+            with replacing(self.folder / "mistakes.png") as path:
+                picture.save(path, "PNG")
+            pictures["mistakes"] = self.folder / "mistakes.png"
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                for name, picture_path in pictures.items():
+                    logger.log_image(f"pictures/{name}", [str(picture_path)])
+                logger.log_table("mistakes", columns, rows)
+
+    def _confusion_picture(self) -> Path:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        figure, _ = self._confusion.plot()
+        with replacing(self.folder / "confusion.png") as path:
+            figure.savefig(path, format="png", dpi=120)
+        matplotlib.pyplot.close(figure)
+        return self.folder / "confusion.png"

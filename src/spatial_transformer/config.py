@@ -1,0 +1,260 @@
+"""The shape of a configuration, and its check before anything starts.
+
+Hydra composes whatever YAML files say; a misspelt key would train silently. So the root has a typed schema, each component
+(``_target_``) is checked against its own signature, and errors name the place and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import UsageError
+
+CONF = "conf"
+ALLOWED_TARGETS = ("spatial_transformer.", "torch.optim.", "pytorch_lightning.")
+"""Where components may come from."""
+
+_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+@dataclass
+class Choices:
+    """The chosen option of each group that names a run."""
+
+    experiment: str = MISSING
+    model: str = MISSING
+    transform: str = MISSING
+    recipe: str = MISSING
+
+
+@dataclass
+class Recipe:
+    """How long and how a network is trained."""
+
+    max_steps: int = MISSING
+    batch_size: int = MISSING
+    validate_every: int = MISSING
+    localisation_lr_factor: float = 1.0
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] | None = None
+
+
+@dataclass
+class Config:
+    """The root of a training run's configuration."""
+
+    seed: int = MISSING
+    ckpt_path: str | None = None
+    run_dir: str = MISSING
+    label: str = MISSING
+    choices: Choices = field(default_factory=Choices)
+    task: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    transform: Any = None
+    model: dict[str, Any] = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    trainer: dict[str, Any] = MISSING
+    logger: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = MISSING
+
+
+ConfigStore.instance().store("schema", Config)
+
+
+def check(config: DictConfig) -> None:
+    """Refuses a composed configuration that cannot be what the user meant.
+
+    Raises:
+        UsageError: an unknown setting of a component, a component from elsewhere, a value out of range.
+    """
+    for path, node in _components(config, ""):
+        target = str(node["_target_"])
+        known = _parameters(target, path)
+        if known is None:
+            continue
+        for key in map(str, node):
+            if key not in known and key not in _HYDRA_KEYS:
+                key_path = f"{path}.{key}"
+                raise UsageError(
+                    f"{target} has no setting {key!r}, given {_origin(config, key_path)}.\n" + _way_out(key, known)
+                )
+    for path in ("trainer.max_steps", "recipe.validate_every"):
+        value = OmegaConf.select(config, path)
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{path}={value} is not a number of steps, given {_origin(config, path)}. Way out: 1 or more.")
+    _check_transform(config)
+
+
+def _check_transform(config: DictConfig) -> None:
+    model, transform = config.choices.model, config.choices.transform
+    wants = "transform" in config.model
+    if wants and transform == "none":
+        raise UsageError(f"model={model} needs a transform. Way out: transform=affine, attention, projective or tps.")
+    if not wants and transform != "none":
+        raise UsageError(
+            f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
+            f"out, or choose model=st_{model}."
+        )
+
+
+def _components(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Every mapping with a ``_target_``, with its dotted path."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+        if "_target_" in node:
+            yield path, node
+        for key in map(str, node):
+            if not OmegaConf.is_missing(node, key):
+                yield from _components(node._get_node(key), f"{path}.{key}" if path else key)
+    elif isinstance(node, ListConfig) and not node._is_none():
+        for n in range(len(node)):
+            yield from _components(node._get_node(n), f"{path}.{n}")
+
+
+def _parameters(target: str, path: str) -> list[str] | None:
+    """Names that a component takes; None if it takes any."""
+    if not target.startswith(ALLOWED_TARGETS):
+        raise UsageError(
+            f"{path}._target_={target} is not a component that a configuration may name. Way out: one that begins with "
+            f"{' or '.join(ALLOWED_TARGETS)}"
+        )
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:
+        raise UsageError(f"{path}._target_={target} cannot be found: {error}") from error
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return list(parameters)
+
+
+def _way_out(name: str, known: Iterable[str]) -> str:
+    known = sorted(set(map(str, known)) - {"self"})
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"Way out: did you mean {near[0]!r}?"
+    return f"Way out: one of {', '.join(known)}."
+
+
+def _origin(config: DictConfig, path: str) -> str:
+    """Where a setting was written: on the command line, or in which file and line."""
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        for override in hydra.overrides.task:
+            if override.lstrip("+~").split("=")[0] == path:
+                return f"on the command line ({override})"
+        sources = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+        choices = {group: choice for group, choice in hydra.runtime.choices.items() if not group.startswith("hydra/")}
+        for source in sources:
+            # An experiment speaks of the whole configuration, the file of a group of its own part.
+            files = [(source / group / f"{choice}.yaml", group) for group, choice in choices.items()]
+            for file, group in [*reversed(files), (source / "train.yaml", "")]:
+                line = _line_of(file, path, group)
+                if line:
+                    return f"in {os.path.relpath(file)}, line {line}"
+    return f"as {path}"
+
+
+def _line_of(file: Path, path: str, group: str) -> int | None:
+    """The line of ``file`` that sets the dotted ``path``, or None."""
+    if not file.is_file():
+        return None
+    text = file.read_text()
+    keys = path.split(".")
+    if group and "@package _global_" not in text:
+        if keys[0] != group:
+            return None
+        keys = keys[1:]
+    if OmegaConf.select(OmegaConf.create(text), ".".join(keys), default=_ABSENT) is _ABSENT:
+        return None
+    name = re.compile(rf"^\s*{re.escape(keys[-1])}\s*:")
+    return next((n for n, line in enumerate(text.splitlines(), 1) if name.match(line)), None)
+
+
+_ABSENT = object()
+
+
+def explained(main: Callable[[], None]) -> Callable[[], None]:
+    """Makes a Hydra program end with one clear message, and exit code 1, on whatever the user can put right.
+
+    HYDRA_FULL_ERROR=1 shows tracebacks instead.
+    """
+
+    @functools.wraps(main)
+    def wrapper() -> None:
+        if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
+            return main()
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving
+        try:
+            main()
+        except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
+            print(f"\nError: {explanation(error)}", file=sys.stderr)
+            sys.exit(1)
+        finally:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+    return wrapper
+
+
+def explanation(error: BaseException) -> str:
+    """One message for an error, with the nearest right name where a name was wrong."""
+    text = str(error).strip()
+    if isinstance(error, UsageError):
+        return text
+    if isinstance(error, OSError):
+        return (
+            f"{text}.\nWay out: check that the place exists, can be written to (hydra.run.dir=FOLDER chooses another) and "
+            "has room."
+        )
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text += f"\n{str(error.__cause__).strip()}"
+    option = re.search(r"Could not find '([^']+)'", text)
+    if option:
+        group, _, name = option[1].rpartition("/")
+        return f"{group or 'config'}={name} does not exist.\n" + _way_out(name, re.findall(r"^\t(\S+)", text, re.M))
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in '", text)
+    if key:
+        where = re.search(r"In '([^']+)'", text)
+        place = f"in {CONF}/{where[1]}.yaml" if where else "on the command line"
+        name = key[1].lstrip("+~").split("@")[0]
+        return f"there is no setting or group {name!r}, given {place}.\n" + _way_out(name, _known_names())
+    return text
+
+
+def _known_names() -> list[str]:
+    """Every dotted name of the default configuration, and every group."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+
+    try:
+        loader = GlobalHydra.instance().config_loader()
+        groups = loader.list_groups("")
+        config = compose("train")
+    except Exception:  # there is no configuration to speak of: the message goes without
+        return [name for name in Config.__dataclass_fields__]
+    names = [group for group in groups if group != "hydra"]
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in map(str, node):
+            names.append(f"{prefix}{key}")
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none():
+                walk(child, f"{prefix}{key}.")
+
+    walk(config, "")
+    return names

@@ -1,0 +1,245 @@
+"""The distortions of MNIST (section 4.1 and appendix A.4 of the paper), as batched functions of tensors.
+
+Each distortion draws its numbers from one integer key per sample and nothing else, so that a sample is the same whatever
+batch, order, worker or device it is made in. All work runs on the device of the images.
+
+Convention
+    Images are ``(B, 1, 28, 28)`` with values in [0, 1] and background 0. Points are in pixels, (x, y), measured from the
+    centre of the image or of the canvas; y points down and positive angles turn a digit clockwise on the screen.
+    Warps read the source by bilinear interpolation (ours; the paper does not say).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DIGIT = 28
+"""Height and width of an MNIST image in pixels."""
+
+_MASK_32 = 0xFFFFFFFF
+
+
+def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """One key for each sample from (seed, epoch, index): int64, shape of ``index``."""
+    key = torch.full_like(index, seed & _MASK_32, dtype=torch.int64)
+    for part in (torch.full_like(key, epoch), index.to(torch.int64)):
+        key = _mix(key * 0x632BE5AB + part + 1)
+    return key
+
+
+def _mix(z: Tensor) -> Tensor:
+    """A bijective scrambler of int64 in the manner of splitmix64: every bit of the argument moves every bit of the result."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor  # the mask makes the shift a logical one
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def uniform(keys: Tensor, n: int, stream: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1), ``(B, n)`` float32, from ``(B,)`` keys. Different streams are independent."""
+    counter = torch.arange(1, n + 1, device=keys.device) + (stream << 32)
+    bits = _mix(keys[:, None] + counter * -0x61C8864680B583EB)
+    return (((bits >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
+
+
+def normal(keys: Tensor, n: int, stream: int = 0) -> Tensor:
+    """Standard normal numbers, ``(B, n)`` float32, from ``(B,)`` keys."""
+    return torch.special.ndtri(uniform(keys, n, stream).double()).float()
+
+
+def integers(keys: Tensor, n: int, below: int, stream: int = 0) -> Tensor:
+    """Uniform integers in [0, below), ``(B, n)`` int64, from ``(B,)`` keys."""
+    return (uniform(keys, n, stream).double() * below).long().clamp_(max=below - 1)
+
+
+def _between(unit: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * unit
+
+
+def _canvas_points(canvas: int, device: torch.device) -> Tensor:
+    """Pixel centres of a canvas, from its centre: (2, canvas * canvas), rows x and y."""
+    axis = torch.arange(canvas, device=device, dtype=torch.float32) - (canvas - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()])
+
+
+def _read(images: Tensor, points: Tensor, canvas: int) -> Tensor:
+    """Reads images at ``(B, 2, canvas * canvas)`` points, in pixels from the image's centre; 0 outside."""
+    grid = (points * (2 / images.shape[-1])).unflatten(2, (canvas, canvas)).movedim(1, -1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _similarity(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, canvas: int) -> Tensor:
+    """Turns by ``angle`` (degrees), scales, then shifts by ``shift`` (pixels, (B, 2)) on the canvas."""
+    angle = angle * (math.pi / 180)
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    back = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
+    points = back @ (_canvas_points(canvas, images.device) - shift[:, :, None])
+    return _read(images, points, canvas)
+
+
+def rotate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+    """R: turned by an angle uniform in +-90 degrees."""
+    angle = _between(uniform(keys, 1)[:, 0], -90, 90)
+    return _similarity(images, angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2), canvas)
+
+
+def rotate_scale_translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+    """RTS: angle uniform in +-45 degrees, scale uniform in 0.7 to 1.2, random location on a larger canvas.
+
+    The location is uniform over those where the scaled image, before its turn, lies inside the canvas. That keeps the
+    digit itself (20 x 20 pixels of the image) whole. The paper leaves it open.
+    """
+    unit = uniform(keys, 4)
+    scale = _between(unit[:, 1], 0.7, 1.2)
+    room = (canvas - DIGIT * scale) / 2
+    shift = _between(unit[:, 2:], -1, 1) * room[:, None]
+    return _similarity(images, _between(unit[:, 0], -45, 45), scale, shift, canvas)
+
+
+def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+    """P: scaled by 0.75 to 1.0, then each corner displaced by N(0, 5 px), perspective warp.
+
+    Displacements that fold the quadrilateral (1.4 % of the draws), where no perspective view of the digit exists, are drawn
+    again; the paper does not speak of them.
+    """
+    half = DIGIT / 2
+    corners = images.new_tensor([[-half, -half], [half, -half], [half, half], [-half, half]])
+    displaced = _displaced_corners(corners, keys)
+    matrix = _homography(displaced.double(), corners.double().expand_as(displaced)).float()
+    canvas_points = _canvas_points(canvas, images.device)
+    x, y, w = (matrix @ torch.cat([canvas_points, torch.ones_like(canvas_points[:1])])).unbind(1)
+    # Inside the quadrilateral w has the sign that it has at its middle; pixels on the other side are behind the viewer.
+    middle = displaced.mean(dim=1)
+    front = torch.sign(matrix[:, 2, 0] * middle[:, 0] + matrix[:, 2, 1] * middle[:, 1] + matrix[:, 2, 2])[:, None]
+    visible = (w * front)[:, None] > 1e-6
+    points = torch.stack([x, y], dim=1) / w[:, None]
+    return _read(images, torch.where(visible, points, torch.full_like(points, 10.0 * canvas)), canvas)
+
+
+def _displaced_corners(corners: Tensor, keys: Tensor, draws: int = 4) -> Tensor:
+    """The corners of P on the canvas, ``(B, 4, 2)``: of several draws the first that is convex (else the last, one in 10^7)."""
+    scale = _between(uniform(keys, 1), 0.75, 1.0)
+    candidates = corners * scale[:, :, None, None] + 5 * normal(keys, 8 * draws, stream=1).view(-1, draws, 4, 2)
+    convex = is_convex(candidates)
+    convex[:, -1] = True
+    first = convex.int().argmax(dim=1)
+    return candidates[torch.arange(len(keys), device=keys.device), first]
+
+
+def is_convex(corners: Tensor) -> Tensor:
+    """Whether quadrilaterals ``(..., 4, 2)``, corners clockwise on the screen, are convex and not folded: bool ``(...)``."""
+    side = corners.roll(-1, dims=-2) - corners
+    after = side.roll(-1, dims=-2)
+    return (side[..., 0] * after[..., 1] - side[..., 1] * after[..., 0] > 0).all(dim=-1)
+
+
+def _homography(source: Tensor, target: Tensor) -> Tensor:
+    """The 3x3 matrices that map four points to four points, both ``(B, 4, 2)``; the last element is 1."""
+    x, y = source.unbind(-1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    rows = []
+    for coordinate, row in ((target[..., 0], (x, y, one, zero, zero, zero)), (target[..., 1], (zero, zero, zero, x, y, one))):
+        rows.append(torch.stack([*row, -coordinate * x, -coordinate * y], dim=-1))
+    solution, _ = torch.linalg.solve_ex(torch.cat(rows, dim=1), target.mT.flatten(1))
+    return torch.cat([solution, torch.ones_like(solution[:, :1])], dim=1).view(-1, 3, 3)
+
+
+def elastic(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+    """E: scaled by 0.75 to 1.0, then the 16 control points of a thin plate spline displaced by N(0, 1.5 px).
+
+    The control points are a regular 4 x 4 grid over the canvas, edge to edge; the displaced spline says
+    where each pixel of the canvas is read.
+    """
+    scale = _between(uniform(keys, 1)[:, 0], 0.75, 1.0)
+    shifts = 1.5 * normal(keys, 32, stream=1).view(-1, 2, 16)
+    points = _canvas_points(canvas, images.device)
+    moved = points + shifts @ _spline_basis(canvas).to(images.device)
+    return _read(images, moved / scale[:, None, None], canvas)
+
+
+def _spline_basis(canvas: int) -> Tensor:
+    """Weight of each of 4 x 4 control points at each pixel of the canvas: (16, canvas * canvas) float32."""
+    if canvas not in _SPLINE_BASES:
+        axis = torch.linspace(-canvas / 2, canvas / 2, 4, dtype=torch.float64)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        control = torch.stack([x.flatten(), y.flatten(), torch.ones(16, dtype=torch.float64)])
+        points = _canvas_points(canvas, torch.device("cpu")).double()
+        points = torch.cat([points, torch.ones_like(points[:1])])
+
+        def kernel(targets: Tensor) -> Tensor:
+            squared = (control[:2, :, None] - targets[:2, None]).square().sum(0)
+            return torch.cat([torch.xlogy(squared, squared), targets])
+
+        system = torch.cat([kernel(control), torch.cat([control.T, torch.zeros(3, 3, dtype=torch.float64)])], dim=1)
+        _SPLINE_BASES[canvas] = torch.linalg.solve(system, kernel(points))[:16].float()
+    return _SPLINE_BASES[canvas]
+
+
+_SPLINE_BASES: dict[int, Tensor] = {}
+
+
+def translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+    """T: the image, unchanged, at a uniform random whole-pixel location of a black canvas."""
+    corner = integers(keys, 2, canvas - DIGIT + 1)
+    return _paste(images.new_zeros(len(images), canvas, canvas), images[:, 0], corner)[:, None]
+
+
+def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, patches: int = 6) -> Tensor:
+    """TC: as T, then patches of 6 x 6 pixels from random places of random digits of ``pool``, at random places.
+
+    Patches and digit are joined by the maximum, so that nothing erases the digit (ours; the paper does not say).
+
+    Args:
+        pool: ``(N, 28, 28)`` uint8 digits to cut patches from (training digits, for every split).
+    """
+    assert pool is not None, "clutter needs a pool of digits"
+    out = translate(images, keys, canvas)[:, 0]
+    side = 6
+    digit = integers(keys, patches, len(pool), stream=1)
+    cut = integers(keys, 2 * patches, DIGIT - side + 1, stream=2).unflatten(1, (patches, 2))
+    place = integers(keys, 2 * patches, canvas - side + 1, stream=3).unflatten(1, (patches, 2))
+    offsets = torch.arange(side, device=keys.device)
+    for k in range(patches):
+        rows, columns = (cut[:, k, axis, None] + offsets for axis in (0, 1))
+        patch = pool[digit[:, k, None, None], rows[:, :, None], columns[:, None, :]].to(out.dtype) / 255
+        out = _paste(out, patch, place[:, k])
+    return out[:, None]
+
+
+def _paste(canvases: Tensor, patches: Tensor, corner: Tensor) -> Tensor:
+    """Puts ``(B, h, w)`` patches on ``(B, H, W)`` canvases, top left corners ``(B, 2)`` = (row, column), by the maximum."""
+    rows = corner[:, 0, None] + torch.arange(patches.shape[1], device=corner.device)
+    columns = corner[:, 1, None] + torch.arange(patches.shape[2], device=corner.device)
+    flat = (rows[:, :, None] * canvases.shape[2] + columns[:, None, :]).flatten(1)
+    return canvases.flatten(1).scatter_reduce(1, flat, patches.flatten(1), "amax").view_as(canvases)
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """A distortion by its name in the paper.
+
+    Attributes
+        apply: ``(images, keys, canvas, pool) -> (B, 1, canvas, canvas)``.
+        canvas: the paper's canvas in pixels.
+        smallest: the smallest canvas that holds every digit it may draw.
+    """
+
+    apply: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+    canvas: int
+    smallest: int
+
+
+DISTORTIONS = {
+    "r": Distortion(rotate, 28, 28),
+    "rts": Distortion(rotate_scale_translate, 42, 34),  # 28 px at scale 1.2 are 33.6 px
+    "p": Distortion(project, 28, 28),
+    "e": Distortion(elastic, 28, 28),
+    "t": Distortion(translate, 60, 28),
+    "tc": Distortion(clutter, 60, 28),
+}

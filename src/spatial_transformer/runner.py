@@ -1,0 +1,258 @@
+"""A run from its configuration to its record: seed, data, task, callbacks, loggers, trainer, fit, test, record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from .config import check
+from .errors import UsageError
+from .files import replacing
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Trains and tests as configured; returns the record that ``metrics.json`` holds.
+
+    Raises:
+        UsageError: whatever the user can put right, before training where it can be known then.
+    """
+    check(config)
+    start = time.monotonic()
+    folder = Path(config.run_dir)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    _quiet()
+    data, task = build(config)
+    data.prepare_data()
+    checkpoint = None if config.ckpt_path is None else _fitting_checkpoint(Path(config.ckpt_path), task)
+    _validate_to_the_end(config)
+    with replacing(folder / "config.yaml") as path:
+        path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    with _loggers(config) as loggers:
+        callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+        if not loggers:
+            callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
+        trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
+        _log_settings(loggers, config)
+        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.interrupted:
+            raise UsageError(
+                f"stopped at step {trainer.global_step} by hand. Way out: go on with ckpt_path={folder}/checkpoints/last.ckpt"
+            )
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+        tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
+        if best:
+            figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
+        record = _record(config, figures | tested, trainer, time.monotonic() - start)
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(record["metrics"])
+    if trainer.is_global_zero:
+        with replacing(folder / "metrics.json") as path:
+            path.write_text(json.dumps(record, indent=2) + "\n")
+        print(_summary(record, folder))
+    return record
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Tests the network of a finished run again, rebuilt from the run folder; returns the logged figures.
+
+    Raises:
+        UsageError: the folder is not that of a run, or lacks the checkpoint.
+    """
+    folder = Path(config.run)
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no config.yaml. Way out: run=FOLDER of a run of train.py.")
+    run_config = OmegaConf.load(saved)
+    assert isinstance(run_config, DictConfig)
+    if config.data_root is not None:
+        run_config.data.root = config.data_root
+    data, task = build(run_config)
+    checkpoint = _fitting_checkpoint(folder / "checkpoints" / f"{config.checkpoint}.ckpt", task)
+    trainer = _build(run_config.trainer, "trainer", logger=False, callbacks=[], enable_model_summary=False)
+    figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True)[0]
+    record = folder / "metrics.json"
+    if record.is_file() and config.checkpoint == "best":
+        recorded = json.loads(record.read_text())["metrics"]["test/error"]
+        print(f"test error {figures['test/error']:.2f} %; the run's record says {recorded:.2f} %")
+    return figures
+
+
+def build(config: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModule]:
+    """The data and the task with its network, as configured."""
+    data = _build(config.data, "data")
+    network = _build(config.model, "model", size=data.input_size, classes=data.classes)
+    recipe = config.recipe
+    task = _build(
+        config.task,
+        "task",
+        network=network,
+        classes=data.classes,
+        optimizer=_build(recipe.optimizer, "recipe.optimizer"),
+        scheduler=None if recipe.scheduler is None else _build(recipe.scheduler, "recipe.scheduler"),
+        localisation_lr_factor=recipe.localisation_lr_factor,
+    )
+    return data, task
+
+
+def _quiet() -> None:
+    """Silences what Lightning says of every run, and what is meant to be as it is."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are made on the device
+        ".*exists and is not empty.*",  # the run folder holds the CSV beside its other files
+        ".*LeafSpec.*deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _build(node: DictConfig, path: str, **more: Any) -> Any:
+    try:
+        return instantiate(node, **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UsageError):
+            raise cause from None
+        if isinstance(cause, ValueError | TypeError | pl.utilities.exceptions.MisconfigurationException):
+            raise UsageError(f"{path} ({node['_target_']}): {cause}") from error
+        raise
+
+
+def _fitting_checkpoint(path: Path, task: pl.LightningModule) -> Path:
+    """``path``, if its weights are those of this network."""
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint {path}. Way out: one of a run folder's checkpoints/.")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{path} cannot be read as a checkpoint: {reason}\nWay out: another checkpoint, best or last."
+        ) from error
+    here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
+    there = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    if different:
+        name = different[0]
+        raise UsageError(
+            f"{path} is the checkpoint of another network: {len(different)} of {len(here)} tensors differ, first {name} "
+            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here).\nWay out: the model, transform, width and "
+            "data of the run that wrote it; they are in its config.yaml."
+        )
+    return path
+
+
+def _validate_to_the_end(config: DictConfig) -> None:
+    """Spreads the validations evenly over the run, so that the last one sees the final weights or nearly so."""
+    steps, every = config.trainer.max_steps, config.trainer.val_check_interval
+    if isinstance(every, int):
+        config.trainer.val_check_interval = steps // math.ceil(steps / every)
+
+
+@contextmanager
+def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
+    """The configured loggers; W&B online if there is a key, else offline. Closed whatever happens."""
+    environment = {name: os.environ.get(name) for name in ("WANDB_MODE", "WANDB_DIR")}
+    loggers = []
+    for name, node in config.logger.items():
+        more: dict[str, Any] = {}
+        if name == "wandb":
+            more["offline"] = node.offline if node.offline is not None else not _has_wandb_key()
+            os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(_build(node, f"logger.{name}", **more))
+    try:
+        yield loggers
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            import wandb
+
+            wandb.finish()
+            for name, value in environment.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def _has_wandb_key() -> bool:
+    import wandb
+
+    return bool(wandb.setup().settings.api_key or wandb.api.api_key)
+
+
+def _log_settings(loggers: list[Logger], config: DictConfig) -> None:
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    for logger in loggers:
+        logger.log_hyperparams(settings)
+
+
+def _record(config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, seconds: float) -> dict[str, Any]:
+    """What is kept of a finished run: small, plain, enough to run it again."""
+    commit, dirty = _git()
+    device = trainer.strategy.root_device
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    return {
+        "label": config.label,
+        **settings["choices"],
+        "seed": config.seed,
+        "steps": trainer.global_step,
+        "metrics": dict(sorted(metrics.items())),
+        "seconds": round(seconds, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "devices": trainer.world_size,
+        "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "config": {name: settings[name] for name in ("data", "transform", "model", "recipe", "task")},
+    }
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of the code and whether it was changed since; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _summary(record: dict[str, Any], folder: Path) -> str:
+    folder = Path(os.path.relpath(folder))
+    animation = folder / "crops" / "training.gif"
+    lines = [
+        "",
+        f"{record['label']}: test error {record['metrics']['test/error']:.2f} % after {record['steps']:,} steps in "
+        f"{record['seconds'] / 60:.1f} minutes",
+        f"  pictures    {folder / 'crops'}"
+        + (f"  ({animation.name} shows the crops over the steps)" if animation.is_file() else ""),
+        f"  record      {folder / 'metrics.json'}",
+        f"  test again  python evaluate.py run={folder}",
+    ]
+    return "\n".join(lines)
