@@ -99,7 +99,7 @@ def _sample_exactly(x: Tensor, grid: Tensor, mode: str) -> Tensor:
     """torch's sampler on an input padded to powers of two, where pixel centres are exact in floating point.
 
     The points are moved to the coordinates of the padded input and rounded to a lattice that holds every pixel centre: 2^-20
-    in float32, 1.5e-5 px at 28 px, far below what the coordinates carry. The padding is what is read outside: it changes nothing.
+    in float32, 1.5e-5 px at 28 px, far below what the coordinates carry. Padding reads as outside: that changes nothing.
     """
     sizes = x.shape[2:]
     padded = [1 << (n - 1).bit_length() for n in sizes]
