@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,14 @@ def check(config: DictConfig) -> None:
     Raises:
         UsageError: an unknown setting of a component, a component from elsewhere, a value out of range.
     """
+    for path, schema in (("", Config), ("recipe", Recipe)):
+        known = list(schema.__dataclass_fields__)
+        for key in OmegaConf.select(config, path) if path else config:
+            if key not in known:
+                key_path = f"{path}.{key}" if path else str(key)
+                raise UsageError(
+                    f"there is no setting {key_path!r}, given {_origin(config, key_path)}.\n" + _way_out(key, known)
+                )
     for path, node in _components(config, ""):
         target = str(node["_target_"])
         known = _parameters(target, path)
@@ -106,10 +115,14 @@ def _check_transform(config: DictConfig) -> None:
     if wants and transform == "none":
         raise UsageError(f"model={model} needs a transform. Way out: transform=affine, attention, projective or tps.")
     if not wants and transform != "none":
-        raise UsageError(
-            f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
-            f"out, or choose model=st_{model}."
-        )
+        raise UsageError(_no_transformer(model, transform))
+
+
+def _no_transformer(model: str, transform: str) -> str:
+    return (
+        f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
+        f"out, or choose model=st_{model}."
+    )
 
 
 def _components(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
@@ -132,12 +145,14 @@ def _parameters(target: str, path: str) -> list[str] | None:
             f"{path}._target_={target} is not a component that a configuration may name. Way out: one that begins with "
             f"{' or '.join(ALLOWED_TARGETS)}"
         )
-    from hydra.utils import get_object
-
+    module, _, name = target.rpartition(".")
     try:
-        parameters = inspect.signature(get_object(target)).parameters
-    except Exception as error:
-        raise UsageError(f"{path}._target_={target} cannot be found: {error}") from error
+        place = import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{path}._target_={target} does not exist: {error}") from error
+    if not hasattr(place, name):
+        raise UsageError(f"{path}._target_={target} does not exist.\n" + _way_out(name, dir(place)))
+    parameters = inspect.signature(getattr(place, name)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     return list(parameters)
@@ -145,10 +160,12 @@ def _parameters(target: str, path: str) -> list[str] | None:
 
 def _way_out(name: str, known: Iterable[str]) -> str:
     known = sorted(set(map(str, known)) - {"self"})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     if near:
-        return f"Way out: did you mean {near[0]!r}?"
-    return f"Way out: one of {', '.join(known)}."
+        return f"Way out: did you mean {' or '.join(near)}?"
+    if len(known) > 40:
+        return "Way out: see its documentation."
+    return f"Way out: one of {', '.join(known)}." if known else "Way out: it has no settings."
 
 
 def _origin(config: DictConfig, path: str) -> str:
@@ -216,7 +233,7 @@ def explanation(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, UsageError):
         return text
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return (
             f"{text}.\nWay out: check that the place exists, can be written to (hydra.run.dir=FOLDER chooses another) and "
             "has room."
@@ -229,25 +246,27 @@ def explanation(error: BaseException) -> str:
         return f"{group or 'config'}={name} does not exist.\n" + _way_out(name, re.findall(r"^\t(\S+)", text, re.M))
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in '", text)
     if key:
-        where = re.search(r"In '([^']+)'", text)
-        place = f"in {CONF}/{where[1]}.yaml" if where else "on the command line"
         name = key[1].lstrip("+~").split("@")[0]
+        where = re.search(r"In '([^']+)'", text)
+        if name == "transform" and where and where[1].startswith("model/"):
+            return _no_transformer(where[1].removeprefix("model/"), "...")
+        place = f"in {CONF}/{where[1]}.yaml" if where else "on the command line"
         return f"there is no setting or group {name!r}, given {place}.\n" + _way_out(name, _known_names())
     return text
 
 
 def _known_names() -> list[str]:
-    """Every dotted name of the default configuration, and every group."""
-    from hydra import compose
+    """Every dotted name of the program's default configuration, and every group."""
+    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    try:
-        loader = GlobalHydra.instance().config_loader()
-        groups = loader.list_groups("")
+    folder = Path(sys.argv[0]).parent.absolute() / CONF
+    if not (folder / "train.yaml").is_file():
+        return list(Config.__dataclass_fields__)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        names = [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
         config = compose("train")
-    except Exception:  # there is no configuration to speak of: the message goes without
-        return [name for name in Config.__dataclass_fields__]
-    names = [group for group in groups if group != "hydra"]
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in map(str, node):

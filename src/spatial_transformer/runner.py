@@ -80,6 +80,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     Raises:
         UsageError: the folder is not that of a run, or lacks the checkpoint.
     """
+    _quiet()
     folder = Path(config.run)
     saved = folder / "config.yaml"
     if not saved.is_file():
@@ -88,15 +89,16 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     assert isinstance(run_config, DictConfig)
     if config.data_root is not None:
         run_config.data.root = config.data_root
+    check(run_config)
     data, task = build(run_config)
     checkpoint = _fitting_checkpoint(folder / "checkpoints" / f"{config.checkpoint}.ckpt", task)
-    trainer = _build(run_config.trainer, "trainer", logger=False, callbacks=[], enable_model_summary=False)
-    figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True)[0]
+    trainer = _build(run_config.trainer, "trainer", logger=False, callbacks=[], enable_progress_bar=False)
+    figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
     record = folder / "metrics.json"
-    if record.is_file() and config.checkpoint == "best":
-        recorded = json.loads(record.read_text())["metrics"]["test/error"]
-        print(f"test error {figures['test/error']:.2f} %; the run's record says {recorded:.2f} %")
-    return figures
+    recorded = json.loads(record.read_text())["metrics"] if record.is_file() and config.checkpoint == "best" else {}
+    for name, value in figures.items():
+        print(f"{name} {value:.4g}" + (f"  (the run's record: {recorded[name]:.4g})" if name in recorded else ""))
+    return dict(figures)
 
 
 def build(config: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModule]:
@@ -122,6 +124,7 @@ def _quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # batches are made on the device
         ".*exists and is not empty.*",  # the run folder holds the CSV beside its other files
+        ".*callbacks used to create the checkpoint.*",  # a test needs none of them
         ".*LeafSpec.*deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,0 +1,118 @@
+"""Records of finished runs, and the tables that are made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .files import replacing
+from .paper import CLUTTERED, NETWORKS, TABLE_1
+
+NOT_RUN = "not run"
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records below ``folder``.
+
+    Raises:
+        UsageError: a file is not a record.
+    """
+    records = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            record["experiment"], record["metrics"]["test/error"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{path} is not the record of a run: {error}. Way out: scripts/make_tables.py --add RUN_FOLDER."
+            ) from error
+        records.append(record)
+    return records
+
+
+def add_record(run: Path, folder: Path) -> Path:
+    """Copies the record of a finished run to its place below ``folder``; returns that.
+
+    Raises:
+        UsageError: the run has no record.
+    """
+    source = run / "metrics.json"
+    if not source.is_file():
+        raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
+    record = json.loads(source.read_text())
+    target = folder / record["experiment"] / f"{record['label']}-{record['steps']}.json"
+    with replacing(target) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    return target
+
+
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean and half-width of its 95 % interval (t); None for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    quantile = _T_95[min(len(values) - 2, len(_T_95) - 1)]
+    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def cell(values: list[float]) -> str:
+    """Errors of several seeds as ``mean ± half-width (n)``, or "not run"."""
+    if not values:
+        return NOT_RUN
+    mean, half = interval(values)
+    return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
+
+
+def mnist_tables(records: Iterable[dict[str, Any]]) -> str:
+    """Table 1 and the cluttered row as Markdown: the paper's errors and ours, one block for each recipe and length."""
+    errors: dict[tuple, list[float]] = defaultdict(list)
+    recipes = set()
+    for record in records:
+        data = record["config"]["data"]
+        standard = data["canvas"] is None and data["fresh"] and record["config"]["model"]["width"] is None
+        if record["experiment"] != "mnist" or not standard:
+            continue
+        recipe = (record["recipe"], record["steps"])
+        recipes.add(recipe)
+        errors[(record["model"], record["transform"], data["distortion"], recipe)].append(record["metrics"]["test/error"])
+    columns = ["r", "rts", "p", "e", "tc"]
+    lines = [
+        "| network | recipe, steps | " + " | ".join(name.upper() for name in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for name, (model, transform) in NETWORKS.items():
+        paper = [f"{TABLE_1[name].get(c, CLUTTERED.get(name, '–'))}" for c in columns]
+        lines.append(f"| **{name}** | *paper, 150k* | " + " | ".join(f"*{value}*" for value in paper) + " |")
+        rows = 0
+        for recipe in sorted(recipes):
+            cells = [cell(errors.get((model, transform, c, recipe), [])) for c in columns]
+            if any(value != NOT_RUN for value in cells):
+                lines.append(f"| | {recipe[0]}, {recipe[1]:,} | " + " | ".join(cells) + " |")
+                rows += 1
+        if not rows:
+            lines.append("| | ours | " + " | ".join([NOT_RUN] * len(columns)) + " |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """``text`` with what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` replaced by each table.
+
+    Raises:
+        UsageError: a mark is missing.
+    """
+    for name, table in tables.items():
+        start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        before, mark, rest = text.partition(start)
+        _, end_mark, after = rest.partition(end)
+        if not mark or not end_mark:
+            raise UsageError(f"the text has no place for table {name}: {start.strip()} ... {end.strip()}")
+        text = before + start + table + end + after
+    return text
