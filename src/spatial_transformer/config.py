@@ -84,12 +84,12 @@ def check(config: DictConfig) -> None:
         UsageError: an unknown setting of a component, a component from elsewhere, a value out of range.
     """
     for path, schema in (("", Config), ("recipe", Recipe)):
-        known = list(schema.__dataclass_fields__)
-        for key in OmegaConf.select(config, path) if path else config:
-            if key not in known:
-                key_path = f"{path}.{key}" if path else str(key)
+        fields = list(schema.__dataclass_fields__)
+        for key in map(str, OmegaConf.select(config, path) if path else config):
+            if key not in fields:
+                key_path = f"{path}.{key}" if path else key
                 raise UsageError(
-                    f"there is no setting {key_path!r}, given {_origin(config, key_path)}.\n" + _way_out(key, known)
+                    f"there is no setting {key_path!r}, given {_origin(config, key_path)}.\n" + _way_out(key, fields)
                 )
     for path, node in _components(config, ""):
         target = str(node["_target_"])
