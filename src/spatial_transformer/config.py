@@ -115,14 +115,10 @@ def _check_transform(config: DictConfig) -> None:
     if wants and transform == "none":
         raise UsageError(f"model={model} needs a transform. Way out: transform=affine, attention, projective or tps.")
     if not wants and transform != "none":
-        raise UsageError(_no_transformer(model, transform))
-
-
-def _no_transformer(model: str, transform: str) -> str:
-    return (
-        f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
-        f"out, or choose model=st_{model}."
-    )
+        raise UsageError(
+            f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
+            f"out, or choose model=st_{model}."
+        )
 
 
 def _components(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
@@ -248,10 +244,13 @@ def explanation(error: BaseException) -> str:
     if key:
         name = key[1].lstrip("+~").split("@")[0]
         where = re.search(r"In '([^']+)'", text)
-        if name == "transform" and where and where[1].startswith("model/"):
-            return _no_transformer(where[1].removeprefix("model/"), "...")
         place = f"in {CONF}/{where[1]}.yaml" if where else "on the command line"
-        return f"there is no setting or group {name!r}, given {place}.\n" + _way_out(name, _known_names())
+        hint = (
+            f"\nA setting of {name.rpartition('.')[0]} that its file leaves out is added with a plus: +{name}=..."
+            if "." in name
+            else ""
+        )
+        return f"there is no setting or group {name!r}, given {place}.\n" + _way_out(name, _known_names()) + hint
     return text
 
 

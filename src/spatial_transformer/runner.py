@@ -125,6 +125,8 @@ def _quiet() -> None:
         ".*does not have many workers.*",  # batches are made on the device
         ".*exists and is not empty.*",  # the run folder holds the CSV beside its other files
         ".*callbacks used to create the checkpoint.*",  # a test needs none of them
+        ".*your dataloader is not resumable.*",  # it reads its place off the step
+        ".*The dirpath has changed.*",  # a resumed run writes to its own folder
         ".*LeafSpec.*deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)

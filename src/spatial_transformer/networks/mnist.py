@@ -49,7 +49,7 @@ def fcn(size: int, width: int | None = None, classes: int = 10, budget: int = BU
         size: height and width of the image in pixels.
         width: units of both hidden layers; None solves it from the budget.
         classes: number of classes.
-        budget: number of parameters that the solved width may not exceed.
+        budget: number of parameters that the solved width may have.
     """
     return _at_width(width, budget, lambda units: MnistNetwork(_fcn_layers(size, units, classes)))
 
@@ -61,7 +61,7 @@ def cnn(size: int, width: int | None = None, classes: int = 10, budget: int = BU
         size: height and width of the image in pixels, 21 at least.
         width: filters of both convolutions; None solves it from the budget.
         classes: number of classes.
-        budget: number of parameters that the solved width may not exceed.
+        budget: number of parameters that the solved width may have.
     """
     return _at_width(width, budget, lambda filters: MnistNetwork(_cnn_layers(size, filters, classes)))
 
@@ -83,9 +83,9 @@ def st_fcn(
         pool: average pooling after the transformer; None is the paper's, by 2 where the canvas is larger than a
             digit (RTS and TC), else none.
         classes: number of classes.
-        budget: number of parameters that the solved width may not exceed.
+        budget: number of parameters that the solved width may have.
     """
-    pool = _paper_pool(size) if pool is None else pool
+    pool = _checked_pool(size, pool)
 
     def build(units: int) -> MnistNetwork:
         transformer = SpatialTransformer(FcLocalisation((1, size, size), transform), transform, (size, size))
@@ -106,7 +106,7 @@ def st_cnn(
 
     Args: as for :func:`st_fcn`; ``width`` is the number of filters of both convolutions of the CNN.
     """
-    pool = _paper_pool(size) if pool is None else pool
+    pool = _checked_pool(size, pool)
 
     def build(filters: int) -> MnistNetwork:
         transformer = SpatialTransformer(ConvLocalisation((1, size, size), transform), transform, (size, size))
@@ -115,8 +115,13 @@ def st_cnn(
     return _at_width(width, budget, build)
 
 
-def _paper_pool(size: int) -> int:
-    return 2 if size > 28 else 1
+def _checked_pool(size: int, pool: int | None) -> int:
+    """``pool``, or the paper's."""
+    if pool is None:
+        return 2 if size > 28 else 1
+    if not 1 <= pool <= size:
+        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
+    return pool
 
 
 def _fcn_layers(size: int, units: int, classes: int) -> nn.Sequential:
@@ -131,29 +136,32 @@ def _fcn_layers(size: int, units: int, classes: int) -> nn.Sequential:
 
 
 def _cnn_layers(size: int, filters: int, classes: int) -> nn.Sequential:
+    # Pooling rounds up where rounding down would drop a column of the first map, or all of the second: RTS behind a
+    # transformer, pooled to 21 px, leaves maps of 13 and 1.
     first = size - 8
-    # A first map of odd size (RTS behind a transformer: 21 px, 13 px) would leave nothing for the second pooling.
-    ceil = bool(first % 2)
-    pooled = (first + ceil) // 2 - 6
-    out = (pooled + ceil * (pooled % 2)) // 2
-    if out < 1:
+    second = (first + 1) // 2 - 6
+    out = max(second // 2, 1)
+    if second < 1:
         raise ValueError(f"the CNN of A.4 (convolutions 9x9 and 7x7) needs images of at least 21 x 21 px, got {size}")
     return nn.Sequential(
         nn.Conv2d(1, filters, 9),
         nn.ReLU(),
-        nn.MaxPool2d(2, ceil_mode=ceil),
+        nn.MaxPool2d(2, ceil_mode=first % 2 == 1),
         nn.Conv2d(filters, filters, 7),
         nn.ReLU(),
-        nn.MaxPool2d(2, ceil_mode=ceil),
+        nn.MaxPool2d(2, ceil_mode=second == 1),
         nn.Flatten(),
         nn.Linear(filters * out * out, classes),
     )
 
 
 def _at_width(width: int | None, budget: int, build: Callable[[int], MnistNetwork]) -> MnistNetwork:
-    """Builds at ``width``, or at the largest width that the budget of parameters allows."""
+    """Builds at ``width``, or at the largest width that the budget allows; a thousandth over it counts as on it."""
     if width is None:
+        budget = budget * 1001 // 1000
         with torch.device("meta"):
+            if _parameters(build(1)) > budget:
+                raise ValueError(f"no width fits a budget of {budget:,} parameters: width 1 has {_parameters(build(1)):,}")
             low, high = 1, 2
             while _parameters(build(high)) <= budget:
                 low, high = high, 2 * high

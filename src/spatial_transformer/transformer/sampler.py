@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MODES = ("bilinear", "nearest")
-_MODE_NUMBER = {"bilinear": 0, "nearest": 1}  # as torch's own operator numbers them
-_ZEROS_OUTSIDE = 0
+_BILINEAR, _ZEROS_OUTSIDE = 0, 0  # as torch's own operator numbers them
 
 
 def sample(x: Tensor, grid: Tensor, mode: str = "bilinear", fill: float | Sequence[float] = 0.0) -> Tensor:
     """Reads ``x`` at the points of ``grid``: V = sum of U k(x - m) k(y - n).
 
-    Points at pixel centres give the pixel **bit for bit**, so an identity warp returns its input and a
-    shift by whole pixels is a copy, at any size. ``torch.nn.functional.grid_sample`` alone does not do that, as a normalised
-    float32 coordinate cannot name the centre of a pixel exactly unless the size is a power of two.
+    Points at pixel centres give the pixel **bit for bit** (with a ``fill`` other than 0, to a rounding of x - fill), so an
+    identity warp returns its input and a shift by whole pixels is a copy, at any size. ``torch.nn.functional.grid_sample``
+    alone does not do that: unless a size is a power of two, float32 coordinates cannot name the centres of its pixels.
 
     Args:
         x: ``(B, C, H, W)``, or ``(B, C, D, H, W)``.
@@ -32,6 +31,8 @@ def sample(x: Tensor, grid: Tensor, mode: str = "bilinear", fill: float | Sequen
             equation (4), index floor(x + 0.5), which has no gradient with respect to the points.
         fill: what is read outside, in units of ``x``: one number, or one for each channel. A constant image stays constant
             under any warp when ``fill`` is that constant.
+
+    The gradient with respect to a point at a pixel centre, where the kernel has a kink, is that of one side or the other.
 
     Returns:
         ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype of ``x``. Half precision inputs are sampled in float32.
@@ -71,28 +72,29 @@ def _background(fill: float | Sequence[float], x: Tensor, dtype: torch.dtype) ->
 
 
 def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad):
-        return _Sample.apply(x, grid, mode)
+    if mode == "bilinear" and torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad):
+        return _Bilinear.apply(x, grid)
     return _sample_exactly(x, grid, mode)
 
 
-class _Sample(torch.autograd.Function):
+class _Bilinear(torch.autograd.Function):
     """Exact sampling forward; backward on the arguments themselves, so neither padding nor rounding is kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, grid: Tensor, mode: str) -> Tensor:
-        ctx.save_for_backward(x, grid)
-        ctx.mode = mode
-        return _sample_exactly(x, grid, mode)
+    def forward(x: Tensor, grid: Tensor) -> Tensor:
+        return _sample_exactly(x, grid, "bilinear")
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, grid = ctx.saved_tensors
         aten = torch.ops.aten
         operator = aten.grid_sampler_2d_backward if x.ndim == 4 else aten.grid_sampler_3d_backward
-        grad_x, grad_grid = operator(grad, x, grid, _MODE_NUMBER[ctx.mode], _ZEROS_OUTSIDE, False, ctx.needs_input_grad[:2])
-        return grad_x, grad_grid, None
+        return operator(grad, x, grid, _BILINEAR, _ZEROS_OUTSIDE, False, ctx.needs_input_grad)
 
 
 def _sample_exactly(x: Tensor, grid: Tensor, mode: str) -> Tensor:

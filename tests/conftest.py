@@ -1,0 +1,60 @@
+"""What several test files share: real MNIST where it is at hand, and digits drawn here for tests that need no real ones."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+import spatial_transformer.config  # noqa: F401  registers the schema
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """A folder that holds ``MNIST/raw`` with real MNIST."""
+    for root in (REPOSITORY.parent / "shared" / "data", REPOSITORY / "data"):
+        if (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+            return root
+    pytest.skip("real MNIST is not here: run `make train` once, or put the four unpacked idx files into data/MNIST/raw")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Tensor:
+    """(64, 1, 28, 28) float32 in [0, 1]: open curves of three straight strokes inside the central 20 x 20 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 6 + 15 * torch.rand(64, 4, 2, generator=generator)
+    start, side = corners[:, :-1, None], corners.diff(dim=1)[:, :, None]
+    axis = torch.arange(28.0)
+    pixels = torch.cartesian_prod(axis, axis)
+    along = ((pixels - start) * side).sum(-1, keepdim=True) / side.square().sum(-1, keepdim=True)
+    distance = (pixels - start - along.clamp(0, 1) * side).norm(dim=-1).amin(dim=1).view(-1, 1, 28, 28)
+    ink = torch.zeros(64, 1, 28, 28)
+    ink[:, :, 4:24, 4:24] = (2 - distance).clamp(0, 1)[:, :, 4:24, 4:24]
+    return ink
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Composes as ``python train.py OVERRIDES`` does, with ``tmp_path/run`` as the run folder."""
+
+    def compose_(*overrides: str) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            config = compose("train", overrides=list(overrides), return_hydra_config=True)
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.runtime.output_dir = str(tmp_path / "run")
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    yield compose_
+    HydraConfig.instance().cfg = None
+    GlobalHydra.instance().clear()

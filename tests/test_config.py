@@ -1,0 +1,131 @@
+"""Composition: everything composes, and nothing misspelt does."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from omegaconf import OmegaConf
+
+from spatial_transformer.config import check
+from spatial_transformer.errors import UsageError
+from spatial_transformer.paper import NETWORKS
+
+CONF = REPOSITORY / "conf"
+OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(composed, group, option):
+    overrides = [f"{group}={option}"]
+    if (group, option) == ("transform", "none"):
+        overrides.append("model=fcn")
+    config = composed(*overrides)
+    check(config)
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+def test_every_row_of_table_1_composes(composed, model, transform, recipe):
+    chosen = [] if transform == "none" else [f"transform={transform}"]
+    config = composed("experiment=mnist", f"model={model}", f"recipe={recipe}", *chosen)
+    check(config)
+    assert (config.choices.model, config.choices.transform, config.choices.recipe) == (model, transform, recipe)
+
+
+def test_the_length_of_a_run_sets_its_schedule(composed):
+    config = composed("trainer.max_steps=123")
+    assert config.recipe.scheduler.total_steps == 123
+
+
+REFUSED = {
+    "+data.batchsize=3": r"no setting 'batchsize'.*command line.*\n.*batch_size",
+    "+model.widht=3": r"no setting 'widht'.*\n.*width",
+    "+recipe.stepz=3": r"no setting 'recipe.stepz'",
+    "+modle=3": r"no setting 'modle'.*\n.*model",
+    "+transform.points=3": r"Affine has no setting 'points'",
+    "data._target_=os.system": r"os.system is not a component",
+    "recipe.optimizer._target_=torch.optim.Adamm": r"does not exist.\n.*Adam",
+    "recipe.optimizer._target_=torch.optimm.Adam": r"torch.optimm.Adam is not a component",
+    "trainer.max_steps=0": r"trainer.max_steps=0 is not a number of steps",
+    "trainer.max_steps=-1": r"trainer.max_steps=-1 is not a number of steps",
+    "recipe.validate_every=0": r"recipe.validate_every=0",
+    "transform=none": r"model=st_fcn needs a transform",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_setting_is_refused_with_its_name_its_place_and_a_way_out(composed, override):
+    with pytest.raises(UsageError, match=REFUSED[override]):
+        check(composed(override))
+
+
+def test_an_unknown_key_in_a_file_is_named_with_file_and_line(composed, monkeypatch, tmp_path):
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - mnist\n\ndata:\n  distorsion: rts\n"
+    )
+    config = composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    with pytest.raises(UsageError, match=r"no setting 'distorsion', given in .*mine.yaml, line 6.\n.*distortion"):
+        check(config)
+
+
+def command(program: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, program, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+WRONG_COMMANDS = {
+    "experiment=mnst": ["experiment=mnst does not exist", "mnist"],
+    "model=st_cn": ["model=st_cn does not exist", "st_cnn"],
+    "modle=cnn": ["'modle', given on the command line", "model"],
+    "data.batch_sise=3": ["'data.batch_sise'", "data.batch_size"],
+    "seed=one": ["seed", "Integer"],
+    "hydra.run.dir=/dev/null/run": ["/dev/null/run", "hydra.run.dir"],
+    "logger=nine": ["logger=nine does not exist", "none"],
+}
+
+
+@pytest.mark.parametrize("argument", WRONG_COMMANDS)
+def test_a_wrong_command_ends_in_one_clear_message(argument):
+    result = command("train.py", argument)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for part in WRONG_COMMANDS[argument]:
+        assert part in result.stderr.partition("Error: ")[2]
+
+
+def test_a_transform_for_a_network_without_transformer_is_refused():
+    result = command("train.py", "model=fcn", "transform=tps")
+    assert result.returncode == 1
+    assert "model=fcn has no spatial transformer" in result.stderr
+
+
+def test_an_experiment_file_with_an_unknown_group_is_named(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - mnist\nmodle: cnn\n")
+    result = command("train.py", f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert result.returncode == 1
+    assert "'modle', given in conf/experiment/mine.yaml" in result.stderr
+    assert "did you mean model" in result.stderr
+
+
+def test_help_lists_examples_experiments_and_groups():
+    result = command("train.py", "--help")
+    assert result.returncode == 0
+    for part in ("python train.py experiment=quickstart", "experiment: mnist, quickstart", "transform: affine", "data.root"):
+        assert part in result.stdout
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, runpy; sys.argv = ['train.py', '--help']\ntry: runpy.run_path('train.py', run_name='__main__')\n"
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+def test_evaluate_refuses_what_is_no_run_folder(tmp_path):
+    result = command("evaluate.py", f"run={tmp_path}")
+    assert result.returncode == 1
+    assert "is not a run folder" in result.stderr
+    assert "Traceback" not in result.stderr

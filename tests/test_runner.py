@@ -1,0 +1,213 @@
+"""Real runs on real MNIST, a few steps long."""
+
+import csv
+import json
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from spatial_transformer.errors import UsageError
+from spatial_transformer.paper import NETWORKS
+from spatial_transformer.runner import evaluate, run
+
+SHORT = [
+    "data.batch_size=16",
+    "data.eval_batch_size=50",
+    "++trainer.limit_val_batches=2",
+    "++trainer.limit_test_batches=4",
+    "trainer.log_every_n_steps=1",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.max_steps=2",
+]
+
+
+@pytest.fixture
+def short(composed, mnist_root):
+    """Composes a run of a few steps on real MNIST."""
+    return lambda *overrides: composed(*SHORT, f"data.root={mnist_root}", "logger=csv", *overrides)
+
+
+def evaluation(folder, **settings):
+    return OmegaConf.create({"run": str(folder), "checkpoint": "best", "data_root": None} | settings)
+
+
+@pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
+def test_every_network_of_table_1_trains_and_is_evaluated_alike(short, tmp_path, model, transform):
+    chosen = [] if transform == "none" else [f"transform={transform}"]
+    record = run(short(f"model={model}", "data.distortion=rts", *chosen))
+    assert record["steps"] == 2
+    assert record["metrics"]["test/error"] > 0
+    figures = evaluate(evaluation(tmp_path / "run"))
+    # The record is of 4 batches of the test set, and so is the evaluation, as the run's own config says.
+    assert figures["test/error"] == record["metrics"]["test/error"]
+    assert figures["test/loss"] == record["metrics"]["test/loss"]
+
+
+@pytest.mark.parametrize("distortion", ["r", "p", "e", "t", "tc"])
+@pytest.mark.parametrize("model", ["st_fcn", "st_cnn"])
+def test_every_distortion_trains(short, model, distortion):
+    assert run(short(f"model={model}", f"data.distortion={distortion}"))["steps"] == 2
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_both_recipes_lower_the_loss(short, tmp_path, recipe):
+    run(short(f"recipe={recipe}", "trainer.max_steps=60", "data.batch_size=64", "data.distortion=r", "model=fcn"))
+    losses = [float(row["train/loss"]) for row in rows(tmp_path / "run") if row["train/loss"]]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short, tmp_path):
+    record = run(short("trainer.max_steps=4", "recipe.validate_every=2", "seed=7"))
+    folder = tmp_path / "run"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    pictures = {f"crops/{name}_000000{step}.png" for name in ("crops", "mean_images") for step in (2, 4)}
+    assert names >= pictures | {
+        "config.yaml",
+        "metrics.json",
+        "metrics.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "crops/training.gif",
+        "crops/mistakes.png",
+        "crops/mistakes.csv",
+        "crops/confusion.png",
+    }
+    assert not [name for name in names if "/." in name or name.startswith(".")], "half-written files"
+    assert json.loads((folder / "metrics.json").read_text()) == record
+    assert OmegaConf.load(folder / "config.yaml").seed == 7
+    assert record["seed"] == 7
+    assert set(record) >= {"commit", "dirty", "device", "seconds", "packages", "parameters", "config", "label"}
+    with Image.open(folder / "crops" / "training.gif") as animation:
+        assert animation.n_frames == 2
+    with Image.open(folder / "crops" / "crops_0000004.png") as picture:
+        assert picture.width > 12 * 3 * 42
+
+
+def test_figures_are_logged_under_their_names(short, tmp_path):
+    run(short("trainer.max_steps=2"))
+    logged = {name for row in rows(tmp_path / "run") for name, value in row.items() if value}
+    assert logged >= {
+        "train/loss",
+        "train/error",
+        "val/loss",
+        "val/error",
+        "test/loss",
+        "test/error",
+        "theta/mean_0",
+        "theta/std_5",
+        "theta/outside",
+        "localisation/gradient_norm",
+        "lr-AdamW/network",
+        "lr-AdamW/localisation",
+    }
+
+
+def test_theta_statistics_of_an_untrained_network_are_those_of_the_identity(short, tmp_path):
+    run(short("trainer.max_steps=1", "recipe.optimizer.lr=0"))
+    (row,) = [row for row in rows(tmp_path / "run") if row["theta/outside"]]
+    assert [float(row[f"theta/mean_{k}"]) for k in range(6)] == [1, 0, 0, 0, 1, 0]
+    assert [float(row[f"theta/std_{k}"]) for k in range(6)] == [0] * 6
+    assert float(row["theta/outside"]) == 0
+
+
+def test_the_wrong_ones_are_told(short, tmp_path):
+    record = run(short("trainer.max_steps=1", "++trainer.limit_test_batches=2"))
+    with (tmp_path / "run" / "crops" / "mistakes.csv").open() as file:
+        wrong = list(csv.DictReader(file))
+    assert len(wrong) == round(record["metrics"]["test/error"])  # of 100 samples
+    assert all(row["label"] != row["prediction"] for row in wrong)
+    confidence = [float(row["confidence"]) for row in wrong]
+    assert confidence == sorted(confidence, reverse=True)
+
+
+@pytest.mark.parametrize("stop", [3, 6, 8])
+def test_a_resumed_run_ends_bit_equal_to_an_undisturbed_one(short, tmp_path, monkeypatch, stop):
+    """With 6 batches to an epoch: a stop in an epoch, at its end, and in the next one."""
+    monkeypatch.setattr("spatial_transformer.data.mnist.VALIDATION_SIZE", 60_000 - 100)
+    settings = ["recipe.validate_every=1", "recipe.scheduler.total_steps=10"]
+
+    def weights(folder, *more):
+        config = short(*settings, *more)
+        config.run_dir = str(tmp_path / folder)
+        run(config)
+        return torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+    whole = weights("whole", "trainer.max_steps=10")
+    weights("stopped", f"trainer.max_steps={stop}")
+    resumed = weights("resumed", "trainer.max_steps=10", f"ckpt_path={tmp_path}/stopped/checkpoints/last.ckpt")
+    assert resumed["global_step"] == whole["global_step"] == 10
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][name]), name
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(short):
+    first, again, other = (run(short(f"seed={seed}"))["metrics"]["test/loss"] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(short, tmp_path):
+    settings = ["recipe.optimizer.lr=1e18", "trainer.max_steps=40", "recipe.validate_every=1", "recipe.scheduler=null"]
+    with pytest.raises(UsageError, match=r"loss is not finite at step \d+"):
+        run(short(*settings, "recipe.optimizer._target_=torch.optim.SGD", "~recipe.optimizer.fused"))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] >= 1
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(short, tmp_path):
+    run(short("model=fcn"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UsageError, match="checkpoint of another network"):
+        run(short("model=st_fcn", f"ckpt_path={checkpoint}"))
+
+
+def test_a_broken_checkpoint_is_named(short, tmp_path):
+    run(short("model=fcn"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"best.ckpt cannot be read"):
+        evaluate(evaluation(tmp_path / "run"))
+    with pytest.raises(UsageError, match="there is no checkpoint"):
+        evaluate(evaluation(tmp_path / "run", checkpoint="other"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=0", "data.batch_size=0"),
+        ("data.distortion=x", "one of r, rts"),
+        ("data.canvas=20", "too small"),
+        ("model.width=0", "width must be at least 1"),
+        ("recipe.localisation_lr_factor=-1", "localisation_lr_factor=-1"),
+        ("ckpt_path=nothing.ckpt", "there is no checkpoint nothing.ckpt"),
+        ("data.root=nowhere", "MNIST is incomplete"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(short, tmp_path, override, message):
+    with pytest.raises(UsageError, match=message):
+        run(short(override))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(short, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setattr("spatial_transformer.runner._has_wandb_key", lambda: False)
+    run(short("logger=wandb"))
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    media = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")}
+    assert media >= {"crops", "mean_images", "confusion", "mistakes"}
+    assert "WANDB_MODE" not in os.environ
+
+
+def test_a_run_without_any_logger_works(short):
+    assert run(short("logger=none"))["steps"] == 2

@@ -1,0 +1,553 @@
+"""The sampler: exactness, the paper's equations (4) to (7) as literal loops, scipy, precision and refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, pixel_centres, sample
+
+SIZES = [(1, 1), (2, 3), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (17, 100), (224, 224)]
+VOLUMES = [(1, 1, 1), (4, 4, 4), (5, 7, 9), (6, 28, 28), (3, 33, 17)]
+FAMILIES = {
+    "affine": Affine,
+    "attention": Attention,
+    "attention_fixed": lambda: Attention(scale=0.5),
+    "projective": Projective,
+    "tps": ThinPlateSpline,
+    "affine3d": Affine3d,
+}
+every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def identity_grid(transform, size, batch=1):
+    return transform.grid(transform.identity().expand(batch, -1), size)
+
+
+def thetas(transform, batch=2, spread=0.2, dtype=torch.float32, seed=1):
+    """Random thetas around the identity."""
+    return transform.identity().to(dtype) + spread * random(batch, transform.n_params, dtype=dtype, seed=seed)
+
+
+def normalised(pixels, sizes):
+    """Pixel indices (x, y(, z)), possibly between pixels, as points in [-1, 1]."""
+    return (2 * pixels + 1) / torch.tensor(list(reversed(sizes)), dtype=pixels.dtype) - 1
+
+
+def random_pixels(count, sizes, seed=2):
+    """Points in pixel units in and around an image, none on a pixel."""
+    share = torch.rand(count, len(sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return share * (torch.tensor(list(reversed(sizes))) + 2) - 1.5
+
+
+def hat(distance):
+    return max(0.0, 1.0 - abs(distance))
+
+
+def as_row(pixels, sizes):
+    """Points as a grid of one row, or of one row in one slice."""
+    return normalised(pixels, sizes).reshape(1, *[1] * (len(sizes) - 1), len(pixels), len(sizes))
+
+
+# Exactness
+
+
+@both_modes
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("make", [Affine, Attention], ids=["affine", "attention"])
+def test_identity_returns_the_input_bit_for_bit(make, size, mode):
+    x = random(2, 3, *size)
+    assert torch.equal(sample(x, identity_grid(make(), size, 2), mode), x)
+
+
+@both_modes
+@pytest.mark.parametrize("size", VOLUMES, ids=str)
+def test_identity_returns_a_volume_bit_for_bit(size, mode):
+    x = random(2, 2, *size)
+    assert torch.equal(sample(x, identity_grid(Affine3d(), size, 2), mode), x)
+
+
+@both_modes
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "make", [Projective, ThinPlateSpline, lambda: ThinPlateSpline((3, 5))], ids=["projective", "tps", "tps_3x5"]
+)
+def test_identity_of_the_other_families_returns_the_input_to_1e_6(make, size, mode):
+    x = random(2, 3, *size)
+    torch.testing.assert_close(sample(x, identity_grid(make(), size, 2), mode), x, rtol=0, atol=1e-6)
+
+
+@both_modes
+def test_identity_returns_the_input_bit_for_bit_at_every_length_to_256(mode):
+    transform = Affine()
+    for length in range(1, 257):
+        x = random(1, 1, 1, length)
+        assert torch.equal(sample(x, identity_grid(transform, (1, length)), mode), x), length
+
+
+@both_modes
+@pytest.mark.parametrize("size", [(28, 28), (42, 42), (33, 17)], ids=str)
+def test_identity_is_bit_for_bit_in_float64(size, mode):
+    x, transform = random(1, 2, *size, dtype=torch.float64), Affine()
+    assert torch.equal(sample(x, transform.grid(transform.identity().double()[None], size), mode), x)
+
+
+@both_modes
+def test_identity_returns_the_input_bit_for_bit_while_it_is_trained_through(mode):
+    x = random(2, 3, 28, 28)
+    grid = identity_grid(Affine(), (28, 28), 2).requires_grad_()
+    assert torch.equal(sample(x.requires_grad_(), grid, mode), x)
+
+
+@both_modes
+@pytest.mark.parametrize("fill", [0.5, -0.1307 / 0.3081], ids=["half", "normalised"])
+def test_identity_with_a_fill_returns_the_input_to_a_rounding(fill, mode):
+    x = random(2, 1, 28, 28)
+    torch.testing.assert_close(sample(x, identity_grid(Affine(), (28, 28), 2), mode, fill=fill), x, rtol=0, atol=1e-6)
+
+
+def shifted(x, right, down):
+    """``x`` moved by whole pixels, 0 where it came from outside."""
+    height, width = x.shape[-2:]
+    out = torch.zeros_like(x)
+    to = [slice(max(0, by), max(0, n + min(0, by))) for by, n in ((down, height), (right, width))]
+    come = [slice(max(0, -by), max(0, n - max(0, by))) for by, n in ((down, height), (right, width))]
+    out[..., to[0], to[1]] = x[..., come[0], come[1]]
+    return out
+
+
+@both_modes
+@pytest.mark.parametrize("size", [(28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (224, 224)], ids=str)
+@pytest.mark.parametrize(("right", "down"), [(1, 0), (0, -1), (-3, 5), (10, 16), (100, 0)])
+def test_a_shift_by_whole_pixels_is_a_copy_with_zeros_from_outside(size, right, down, mode):
+    x = random(1, 2, *size)
+    theta = torch.tensor([[1.0, 0, -2 * right / size[1], 0, 1, -2 * down / size[0]]])
+    assert torch.equal(sample(x, Affine().grid(theta, size), mode), shifted(x, right, down))
+
+
+@both_modes
+def test_a_shift_of_a_volume_by_whole_slices_is_a_copy(mode):
+    x = random(1, 2, 6, 5, 7)
+    theta = torch.tensor([[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2 * 2 / 6]])
+    expected = torch.cat([x[:, :, 2:], torch.zeros_like(x[:, :, :2])], dim=2)
+    assert torch.equal(sample(x, Affine3d().grid(theta, (6, 5, 7)), mode), expected)
+
+
+@both_modes
+@pytest.mark.parametrize("size", [28, 36, 60, 64, 224])
+def test_a_window_of_half_the_size_is_an_exact_crop_of_the_centre(size, mode):
+    x, quarter = random(1, 2, size, size), size // 4
+    window = identity_grid(Attention(scale=0.5), (size // 2, size // 2))
+    assert torch.equal(sample(x, window, mode), x[..., quarter:-quarter, quarter:-quarter])
+
+
+@both_modes
+def test_quarter_turns_and_flips_are_exact(mode):
+    x = random(1, 2, 42, 42)
+    turn = Affine().grid(torch.tensor([[0.0, -1, 0, 1, 0, 0]]), (42, 42))
+    flip = Affine().grid(torch.tensor([[-1.0, 0, 0, 0, 1, 0]]), (42, 42))
+    assert torch.equal(sample(x, turn, mode), x.rot90(dims=(-2, -1)))
+    assert torch.equal(sample(x, flip, mode), x.flip(-1))
+
+
+@pytest.mark.parametrize("size", [28, 60, 33])
+def test_an_output_of_twice_the_size_repeats_each_pixel_in_nearest_mode(size):
+    x = random(1, 2, size, size)
+    larger = sample(x, identity_grid(Affine(), (2 * size, 2 * size)), "nearest")
+    assert torch.equal(larger, x.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+@pytest.mark.parametrize("size", [28, 60, 64])
+def test_an_output_of_half_the_size_is_the_mean_of_2x2_pixels_in_bilinear_mode(size):
+    x = random(1, 2, size, size)
+    smaller = sample(x, identity_grid(Affine(), (size // 2, size // 2)))
+    torch.testing.assert_close(smaller, torch.nn.functional.avg_pool2d(x, 2))
+
+
+# Outside
+
+
+@both_modes
+@every_family
+@pytest.mark.parametrize("spread", [0.3, 3.0, 1e4])
+def test_a_constant_image_stays_constant_under_any_warp(make, spread, mode):
+    transform = make()
+    size = (5, 13, 11)[-transform.dims :]
+    x = torch.full((4, 1, *size), 0.3)
+    grid = transform.grid(thetas(transform, batch=4, spread=spread), size)
+    assert torch.equal(sample(x, grid, mode, fill=0.3), x)
+
+
+@both_modes
+def test_each_channel_stays_constant_with_its_own_fill(mode):
+    fill = [0.3, -1.7, 0.0]
+    x = torch.tensor(fill).view(1, 3, 1, 1).expand(4, 3, 28, 28)
+    grid = Affine().grid(thetas(Affine(), batch=4, spread=1.0), (28, 28))
+    assert torch.equal(sample(x, grid, mode, fill=fill), x)
+
+
+@both_modes
+def test_far_outside_is_zero_or_the_fill_of_the_channel(mode):
+    x = random(1, 2, 5, 6)
+    grid = torch.tensor([-3.0, 2.5, 1e4, -1e9, 1e30]).view(1, 1, -1, 1).expand(1, 1, -1, 2)
+    assert torch.equal(sample(x, grid, mode), torch.zeros(1, 2, 1, 5))
+    assert torch.equal(sample(x, grid, mode, fill=[0.25, -2]), torch.tensor([0.25, -2]).view(1, 2, 1, 1).expand(1, 2, 1, 5))
+
+
+@both_modes
+def test_one_fill_in_a_list_is_that_of_all_channels(mode):
+    x, grid = random(2, 3, 7, 6), Affine().grid(thetas(Affine()), (7, 6))
+    assert torch.equal(sample(x, grid, mode, fill=[0.4]), sample(x, grid, mode, fill=0.4))
+
+
+@both_modes
+def test_a_fill_is_what_an_input_with_a_wide_border_of_it_would_give(mode):
+    x = random(2, 1, 6, 7)
+    grid = Affine().grid(thetas(Affine()), (6, 7))
+    wide = torch.nn.functional.pad(x, [7, 7, 6, 6], value=0.4)
+    torch.testing.assert_close(sample(x, grid, mode, fill=0.4), sample(wide, grid / 3, mode), rtol=0, atol=1e-4)
+
+
+# The paper's equations, literally
+
+
+def equation_5(image, x, y):
+    """Sum over all n and m of U_nm max(0, 1 - |x - m|) max(0, 1 - |y - n|)."""
+    height, width = image.shape
+    return sum(image[n, m] * hat(x - m) * hat(y - n) for n in range(height) for m in range(width))
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (8, 8)], ids=str)
+def test_bilinear_is_equation_5(size):
+    x = random(1, 2, *size, dtype=torch.float64)
+    pixels = random_pixels(40, size)
+    expected = [[equation_5(channel, *point) for point in pixels.tolist()] for channel in x[0].numpy()]
+    torch.testing.assert_close(sample(x, as_row(pixels, size))[0, :, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_trilinear_is_equation_5_with_a_third_factor():
+    size = depth, height, width = 3, 4, 5
+    x = random(1, 1, *size, dtype=torch.float64)
+    pixels, volume = random_pixels(40, size), x[0, 0].numpy()
+    expected = [
+        sum(
+            volume[k, n, m] * hat(px - m) * hat(py - n) * hat(pz - k)
+            for k in range(depth)
+            for n in range(height)
+            for m in range(width)
+        )
+        for px, py, pz in pixels.tolist()
+    ]
+    torch.testing.assert_close(sample(x, as_row(pixels, size)).flatten(), torch.tensor(expected, dtype=torch.float64))
+
+
+def equation_4(image, *point):
+    """The pixel at floor(x + 0.5), floor(y + 0.5)(, floor(z + 0.5)) where there is one, else 0."""
+    index = tuple(math.floor(coordinate + 0.5) for coordinate in reversed(point))
+    inside = all(0 <= i < n for i, n in zip(index, image.shape, strict=True))
+    return image[index].item() if inside else 0.0
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (8, 8), (3, 4, 5)], ids=str)
+def test_nearest_is_equation_4(size):
+    x = random(1, 1, *size, dtype=torch.float64)
+    pixels = random_pixels(60, size)
+    expected = [equation_4(x[0, 0], *point) for point in pixels.tolist()]
+    assert sample(x, as_row(pixels, size), "nearest").flatten().tolist() == expected
+
+
+def half_pixels(size):
+    """All points whose coordinates are whole or half pixels, in and around an image."""
+    axes = [torch.arange(-1.5, n + 0.6, 0.5, dtype=torch.float64) for n in reversed(size)]
+    return torch.cartesian_prod(*axes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (4, 16), (6, 7), (3, 28), (3, 4, 5)], ids=str)
+def test_nearest_rounds_half_way_points_up_as_equation_4_does(size, dtype):
+    x = random(1, 1, *size, dtype=dtype)
+    pixels = half_pixels(size)
+    expected = [equation_4(x[0, 0], *point) for point in pixels.tolist()]
+    assert sample(x, as_row(pixels, size).to(dtype), "nearest").flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("size", [28, 42, 60, 64, 224])
+def test_an_output_of_half_the_size_takes_the_pixel_after_each_half_way_point_in_nearest_mode(size):
+    x = random(1, 2, size, size)
+    smaller = sample(x, identity_grid(Affine(), (size // 2, size // 2)), "nearest")
+    assert torch.equal(smaller, x[..., 1::2, 1::2])
+
+
+# Gradients
+
+
+def gradients(x, grid, upstream, mode="bilinear"):
+    x, grid = x.clone().requires_grad_(), grid.clone().requires_grad_()
+    return torch.autograd.grad((sample(x, grid, mode) * upstream).sum(), (x, grid))
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (8, 8)], ids=str)
+def test_gradient_of_the_input_is_equation_6(size):
+    x, pixels = random(1, 1, *size, dtype=torch.float64), random_pixels(20, size)
+    upstream = random(1, 1, 1, 20, dtype=torch.float64, seed=3)
+    expected = torch.zeros_like(x)
+    for (px, py), weight in zip(pixels.tolist(), upstream.flatten().tolist(), strict=True):
+        for n in range(size[0]):
+            for m in range(size[1]):
+                expected[0, 0, n, m] += weight * hat(px - m) * hat(py - n)
+    torch.testing.assert_close(gradients(x, as_row(pixels, size), upstream)[0], expected)
+
+
+def slope(coordinate, index):
+    """The last factor of equation (7)."""
+    if abs(index - coordinate) >= 1:
+        return 0.0
+    return 1.0 if index >= coordinate else -1.0
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3), (8, 8)], ids=str)
+def test_gradient_of_the_points_is_equation_7(size):
+    x, pixels = random(1, 2, *size, dtype=torch.float64), random_pixels(20, size)
+    upstream = random(1, 2, 1, 20, dtype=torch.float64, seed=3)
+    expected = torch.zeros_like(pixels)
+    for i, (px, py) in enumerate(pixels.tolist()):
+        for channel in range(2):
+            for n in range(size[0]):
+                for m in range(size[1]):
+                    pixel = (upstream[0, channel, 0, i] * x[0, channel, n, m]).item()
+                    expected[i, 0] += pixel * hat(py - n) * slope(px, m)
+                    expected[i, 1] += pixel * hat(px - m) * slope(py, n)
+    expected *= torch.tensor([size[1] / 2, size[0] / 2], dtype=torch.float64)  # pixels to normalised coordinates
+    torch.testing.assert_close(gradients(x, as_row(pixels, size), upstream)[1].reshape(-1, 2), expected)
+
+
+def test_float32_gradients_are_those_of_float64():
+    x, grid = random(2, 3, 9, 10), Projective().grid(thetas(Projective()), (7, 6))
+    upstream = random(2, 3, 7, 6, seed=3)
+    for single, double in zip(gradients(x, grid, upstream), gradients(x.double(), grid.double(), upstream.double())):
+        torch.testing.assert_close(single, double.float(), rtol=1e-3, atol=1e-4)
+
+
+def warp_of(transform, mode):
+    size = (2, 3, 4)[-transform.dims :]
+    return lambda x, theta: sample(x, transform.grid(theta, size), mode)
+
+
+def small_image(transform):
+    return random(2, 2, *(3, 4, 5)[-transform.dims :], dtype=torch.float64)
+
+
+@every_family
+def test_bilinear_gradients_are_the_numerical_ones_through_theta_and_input(make):
+    transform = make()
+    x, theta = small_image(transform).requires_grad_(), thetas(transform, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(warp_of(transform, "bilinear"), (x, theta))
+
+
+@every_family
+def test_nearest_gradient_of_the_input_is_the_numerical_one(make):
+    transform = make()
+    x, theta = small_image(transform).requires_grad_(), thetas(transform, dtype=torch.float64)
+    assert torch.autograd.gradcheck(warp_of(transform, "nearest"), (x, theta))
+
+
+@every_family
+def test_nearest_has_no_gradient_through_theta(make):
+    transform = make()
+    theta = thetas(transform, dtype=torch.float64).requires_grad_()
+    warp_of(transform, "nearest")(small_image(transform).requires_grad_(), theta).square().sum().backward()
+    assert torch.equal(theta.grad, torch.zeros_like(theta))
+
+
+@pytest.mark.parametrize("size", [(4, 16), (6, 7), (3, 4, 5)], ids=str)
+def test_nearest_gradient_goes_to_the_pixel_that_was_read_also_half_way(size):
+    x, grid = random(1, 1, *size), as_row(half_pixels(size), size).float()
+    out = sample(x, grid, "nearest")
+    upstream = random(*out.shape, seed=3)
+    read = torch.autograd.grad((sample(x.requires_grad_(), grid, "nearest") * upstream).sum(), x)[0]
+    # nearest is linear in x: the sum of input times gradient is the sum of output times upstream
+    torch.testing.assert_close((read * x).sum(), (out * upstream).sum())
+
+
+def test_a_gradient_may_be_asked_of_the_points_alone():
+    grid = Affine().grid(thetas(Affine()), (5, 6)).requires_grad_()
+    sample(random(2, 1, 5, 6), grid).sum().backward()
+    assert grid.grad.abs().sum() > 0
+
+
+@both_modes
+def test_a_gradient_may_be_asked_of_the_input_alone(mode):
+    x = random(2, 1, 5, 6).requires_grad_()
+    sample(x, Affine().grid(thetas(Affine()), (5, 6)), mode).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_fill_does_not_change_the_gradient_of_the_input():
+    x, grid = random(2, 1, 5, 6).requires_grad_(), Affine().grid(thetas(Affine()), (5, 6))
+    with_fill = torch.autograd.grad(sample(x, grid, fill=0.5).sum(), x)[0]
+    torch.testing.assert_close(with_fill, torch.autograd.grad(sample(x, grid).sum(), x)[0])
+
+
+def test_gradient_through_a_fill_is_the_numerical_one():
+    transform = Affine()
+    x, theta = small_image(transform).requires_grad_(), thetas(transform, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u, t: sample(u, transform.grid(t, (3, 4)), fill=[0.5, -1]), (x, theta))
+
+
+@both_modes
+def test_the_warp_is_the_same_with_and_without_gradients(mode):
+    x, grid = random(2, 1, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
+    assert torch.equal(sample(x.clone().requires_grad_(), grid.clone().requires_grad_(), mode), sample(x, grid, mode))
+
+
+# Against scipy
+
+
+@pytest.mark.parametrize("out_size", [(9, 12), (14, 5)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_affine_warp_is_that_of_scipy(out_size, seed):
+    size = (9, 12)
+    x, theta = random(1, 1, *size, dtype=torch.float64), thetas(Affine(), 1, 0.4, torch.float64, seed)
+    matrix = np.vstack([theta.reshape(2, 3).numpy(), [0, 0, 1]])
+
+    def pixels_to_points(height, width):
+        return np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
+
+    in_pixels = np.linalg.inv(pixels_to_points(*size)) @ matrix @ pixels_to_points(*out_size)
+    rows_first = in_pixels[[1, 0, 2]][:, [1, 0, 2]]
+    expected = ndimage.affine_transform(
+        x[0, 0].numpy(), rows_first, output_shape=out_size, order=1, mode="grid-constant", cval=0
+    )
+    warped = sample(x, Affine().grid(theta, out_size))[0, 0]
+    torch.testing.assert_close(warped, torch.from_numpy(expected), rtol=0, atol=1e-10)
+
+
+def test_rotating_a_volume_about_the_depth_axis_rotates_each_slice():
+    x, c, s = random(1, 2, 3, 9, 12), math.cos(0.4), math.sin(0.4)
+    volume = sample(x, Affine3d().grid(torch.tensor([[c, -s, 0, 0, s, c, 0, 0, 0, 0, 1, 0]]), (3, 9, 12)))
+    plane = Affine().grid(torch.tensor([[c, -s, 0, s, c, 0]]), (9, 12))
+    for depth in range(3):
+        torch.testing.assert_close(volume[:, :, depth], sample(x[:, :, depth], plane))
+
+
+# Shapes, memory and precision
+
+
+@both_modes
+def test_the_same_warp_is_applied_to_every_channel(mode):
+    x, grid = random(2, 3, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
+    alone = torch.cat([sample(x[:, [channel]], grid, mode) for channel in range(3)], dim=1)
+    assert torch.equal(sample(x, grid, mode), alone)
+
+
+@both_modes
+def test_each_sample_is_read_with_its_own_grid(mode):
+    x, grid = random(3, 2, 9, 10), Affine().grid(thetas(Affine(), 3), (7, 6))
+    alone = torch.cat([sample(x[[i]], grid[[i]], mode) for i in range(3)])
+    assert torch.equal(sample(x, grid, mode), alone)
+
+
+@both_modes
+def test_the_layout_in_memory_does_not_matter(mode):
+    x, grid = random(2, 3, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
+    expected = sample(x, grid, mode)
+    torch.testing.assert_close(sample(x.to(memory_format=torch.channels_last), grid, mode), expected)
+    torch.testing.assert_close(sample(x.mT.contiguous().mT, grid.contiguous(), mode), expected)
+
+
+@pytest.mark.parametrize("given", ["x", "grid"])
+def test_sampling_leaves_its_arguments_as_they_are(given):
+    arguments = {"x": random(2, 3, 8, 8), "grid": Affine().grid(thetas(Affine()), (8, 8))}
+    before = arguments[given].clone()
+    sample(**arguments, mode="nearest", fill=0.5)
+    assert torch.equal(arguments[given], before)
+
+
+def test_an_empty_batch_gives_an_empty_batch():
+    assert sample(torch.empty(0, 3, 9, 10), torch.empty(0, 7, 6, 2)).shape == (0, 3, 7, 6)
+
+
+@both_modes
+@half_precision
+def test_half_precision_is_sampled_in_float32_and_rounded_once(dtype, mode):
+    x, grid = random(2, 3, 28, 28).to(dtype), Affine().grid(thetas(Affine()), (28, 28))
+    out = sample(x, grid, mode)
+    assert out.dtype == dtype
+    assert torch.equal(out, sample(x.float(), grid, mode).to(dtype))
+
+
+@both_modes
+@half_precision
+def test_identity_returns_a_half_precision_input_bit_for_bit(dtype, mode):
+    x = random(2, 3, 60, 60).to(dtype)
+    assert torch.equal(sample(x, identity_grid(Affine(), (60, 60), 2), mode), x)
+
+
+@half_precision
+def test_the_gradient_of_a_half_precision_input_is_in_its_dtype_and_that_of_the_grid_in_float32(dtype):
+    x, grid = random(2, 3, 9, 10).to(dtype), Affine().grid(thetas(Affine()), (7, 6))
+    of_x, of_grid = gradients(x, grid, 1.0)
+    assert (of_x.dtype, of_grid.dtype) == (dtype, torch.float32)
+
+
+@both_modes
+def test_autocast_leaves_the_warp_as_it_is(mode):
+    x, grid = random(2, 3, 28, 28), Affine().grid(thetas(Affine()), (28, 28))
+    expected = sample(x, grid, mode, fill=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = sample(x, grid, mode, fill=0.3)
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(under_autocast, expected)
+
+
+@pytest.mark.parametrize(
+    ("x_dtype", "grid_dtype", "out_dtype"),
+    [
+        (torch.float64, torch.float64, torch.float64),
+        (torch.float64, torch.float32, torch.float64),
+        (torch.float32, torch.float64, torch.float32),
+    ],
+)
+def test_the_output_has_the_dtype_of_the_input(x_dtype, grid_dtype, out_dtype):
+    assert sample(random(1, 1, 4, 4, dtype=x_dtype), pixel_centres((1, 4)).T[None, None].to(grid_dtype)).dtype == out_dtype
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5), (1, 1, 2, 3, 4, 5)], ids=str)
+def test_an_input_that_is_no_batch_of_images_or_volumes_is_refused(shape):
+    with pytest.raises(ValueError, match=r"x must be \(B, C, H, W\) or \(B, C, D, H, W\), got \("):
+        sample(torch.zeros(shape), torch.zeros(1, 4, 5, 2))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 3), (1, 4, 5, 2), (2, 5, 2), (2, 3, 4, 5, 3)], ids=str)
+def test_a_grid_that_does_not_fit_the_images_is_refused(shape):
+    with pytest.raises(ValueError, match=r"a grid for x of shape \(2, 1, 4, 5\) is \(2, H, W, 2\), got \("):
+        sample(torch.zeros(2, 1, 4, 5), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 2), (1, 3, 4, 5, 3), (2, 4, 5, 2)], ids=str)
+def test_a_grid_that_does_not_fit_the_volumes_is_refused(shape):
+    with pytest.raises(ValueError, match=r"a grid for x of shape \(2, 1, 3, 4, 5\) is \(2, D, H, W, 3\), got \("):
+        sample(torch.zeros(2, 1, 3, 4, 5), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "", "Bilinear"])
+def test_an_unknown_mode_is_refused(mode):
+    with pytest.raises(ValueError, match=f"mode must be one of bilinear, nearest, got '{mode}'"):
+        sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2), mode)
+
+
+@pytest.mark.parametrize("fill", [[], [0.1, 0.2], [0.1] * 4])
+def test_as_many_fills_as_neither_one_nor_the_channels_are_refused(fill):
+    with pytest.raises(ValueError, match=f"fill must be one number or one for each of the 3 channels, got {len(fill)}"):
+        sample(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, 2), fill=fill)

@@ -1,0 +1,440 @@
+"""Grids: every family against its formula, an independent solver or scipy; precision, caching and refusals."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import RBFInterpolator
+
+from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, pixel_centres
+
+SIZES = [(1, 1), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (5, 224), (224, 224)]
+FAMILIES = {
+    "affine": Affine,
+    "attention": Attention,
+    "attention_fixed": lambda: Attention(scale=0.5),
+    "projective": Projective,
+    "tps": ThinPlateSpline,
+    "tps_3x5": lambda: ThinPlateSpline((3, 5)),
+    "affine3d": Affine3d,
+}
+every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def small_size(transform):
+    return (3, 4, 5)[-transform.dims :]
+
+
+def thetas(transform, batch=3, spread=0.2, dtype=torch.float64, seed=0):
+    """Random thetas around the identity."""
+    noise = torch.randn(batch, transform.n_params, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return transform.identity().to(dtype) + spread * noise
+
+
+def target_points(size):
+    return pixel_centres(size).T
+
+
+# Coordinates
+
+
+def test_pixel_centres_are_half_pixel_x_first_and_in_memory_order():
+    expected = [[-0.5, -2 / 3], [0.5, -2 / 3], [-0.5, 0], [0.5, 0], [-0.5, 2 / 3], [0.5, 2 / 3]]
+    torch.testing.assert_close(pixel_centres((3, 2)).T, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_pixel_centres_of_a_volume_are_x_y_z_with_x_fastest():
+    x, y, z = pixel_centres((2, 3, 4)).unflatten(1, (2, 3, 4))
+    torch.testing.assert_close(x[1, 2], torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64))
+    torch.testing.assert_close(y[1, :, 3], torch.tensor([-2 / 3, 0, 2 / 3], dtype=torch.float64))
+    torch.testing.assert_close(z[:, 2, 3], torch.tensor([-0.5, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 4, 5)])
+def test_pixel_centres_are_those_of_torch(size):
+    theta = torch.eye(len(size), len(size) + 1, dtype=torch.float64)[None]
+    grid = torch.nn.functional.affine_grid(theta, [1, 1, *size], align_corners=False)
+    torch.testing.assert_close(pixel_centres(size).T, grid.flatten(0, -2))
+
+
+# What holds for every family
+
+
+@pytest.mark.parametrize(
+    ("make", "n_params"),
+    [
+        (Affine, 6),
+        (Attention, 3),
+        (lambda: Attention(scale=0.5), 2),
+        (Projective, 8),
+        (ThinPlateSpline, 32),
+        (lambda: ThinPlateSpline((3, 5)), 30),
+        (Affine3d, 12),
+    ],
+)
+def test_theta_has_the_length_of_the_family(make, n_params):
+    transform = make()
+    assert transform.n_params == n_params
+    assert transform.identity().shape == (n_params,)
+    assert transform.identity().dtype == torch.float32
+
+
+@every_family
+def test_grid_has_one_point_for_each_output_pixel(make):
+    transform = make()
+    size = small_size(transform)
+    assert transform.grid(thetas(transform), size).shape == (3, *size, transform.dims)
+
+
+@every_family
+def test_grid_is_the_transformation_of_the_pixel_centres(make):
+    transform = make()
+    theta, size = thetas(transform), small_size(transform)
+    torch.testing.assert_close(transform.grid(theta, size).flatten(1, -2), transform(theta, target_points(size)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("make", [Affine, Attention], ids=["affine", "attention"])
+def test_identity_grid_is_the_pixel_centres_bit_for_bit(make, size):
+    transform = make()
+    grid = transform.grid(transform.identity()[None], size)
+    assert torch.equal(grid.flatten(0, -2), target_points(size).float())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "make", [Projective, ThinPlateSpline, lambda: ThinPlateSpline((3, 5))], ids=["projective", "tps", "tps_3x5"]
+)
+def test_identity_grid_is_the_pixel_centres_to_1e_6(make, size):
+    transform = make()
+    grid = transform.grid(transform.identity()[None], size)
+    torch.testing.assert_close(grid.flatten(0, -2), target_points(size).float(), rtol=0, atol=1e-6)
+
+
+@every_family
+def test_each_sample_has_its_own_transformation(make):
+    transform = make()
+    theta, size = thetas(transform), small_size(transform)
+    alone = torch.cat([transform.grid(one[None], size) for one in theta])
+    torch.testing.assert_close(transform.grid(theta, size), alone)
+
+
+@every_family
+def test_grid_of_an_empty_batch_is_empty(make):
+    transform = make()
+    size = small_size(transform)
+    assert transform.grid(torch.empty(0, transform.n_params), size).shape == (0, *size, transform.dims)
+
+
+@every_family
+def test_gradient_of_the_grid_is_its_numerical_one(make):
+    transform = make()
+    theta = thetas(transform, batch=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: transform.grid(t, small_size(transform)), theta)
+
+
+# Affine and attention
+
+
+def test_affine_theta_is_the_rows_of_a_2x3_matrix():
+    a, b, c, d, e, f = theta = torch.tensor([0.9, 0.2, -0.1, 0.3, 1.1, 0.4], dtype=torch.float64)
+    x, y = points = pixel_centres((3, 4))
+    expected = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=1)
+    torch.testing.assert_close(Affine()(theta[None], points.T)[0], expected)
+
+
+def test_attention_is_one_scale_and_a_translation():
+    s, t_x, t_y = theta = torch.tensor([0.7, 0.2, -0.1], dtype=torch.float64)
+    as_affine = torch.stack([s, s * 0, t_x, s * 0, s, t_y])
+    torch.testing.assert_close(Attention().grid(theta[None], (4, 5)), Affine().grid(as_affine[None], (4, 5)))
+
+
+def test_attention_of_fixed_scale_takes_the_translation_alone():
+    theta = torch.tensor([[0.2, -0.1]], dtype=torch.float64)
+    with_scale = torch.tensor([[0.5, 0.2, -0.1]], dtype=torch.float64)
+    torch.testing.assert_close(Attention(scale=0.5).grid(theta, (4, 5)), Attention().grid(with_scale, (4, 5)))
+
+
+def test_identity_of_a_fixed_scale_is_the_central_window():
+    transform = Attention(scale=0.5)
+    grid = transform.grid(transform.identity()[None], (4, 5))
+    assert torch.equal(grid.flatten(0, -2), 0.5 * target_points((4, 5)).float())
+
+
+def test_affine3d_theta_is_the_rows_of_a_3x4_matrix():
+    transform = Affine3d()
+    theta, points = thetas(transform, batch=1), pixel_centres((3, 4, 5))
+    expected = theta.reshape(3, 4) @ torch.cat([points, torch.ones_like(points[:1])])
+    torch.testing.assert_close(transform(theta, points.T)[0], expected.T)
+
+
+def test_affine3d_rotation_about_the_depth_axis_is_the_plane_rotation_of_each_slice():
+    angle = torch.tensor(0.4, dtype=torch.float64)
+    c, s, o, i = angle.cos(), angle.sin(), torch.tensor(0.0).double(), torch.tensor(1.0).double()
+    volume = Affine3d().grid(torch.stack([c, -s, o, o, s, c, o, o, o, o, i, o])[None], (3, 4, 5))
+    plane = Affine().grid(torch.stack([c, -s, o, s, c, o])[None], (4, 5))
+    for depth in range(3):
+        torch.testing.assert_close(volume[:, depth, ..., :2], plane)
+        torch.testing.assert_close(volume[:, depth, ..., 2], torch.full((1, 4, 5), 2 * (depth - 1) / 3, dtype=torch.float64))
+
+
+# Projective
+
+
+def four_point_theta(target, source):
+    """The eight parameters that take four target points to four source points, from their 8x8 system."""
+    rows, right = [], []
+    for (x, y), (u, v) in zip(target, source, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        right += [u, v]
+    return torch.from_numpy(np.linalg.solve(np.array(rows), np.array(right)))[None]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_projective_maps_four_points_as_their_8x8_system_says(seed):
+    target = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    source = target + np.random.default_rng(seed).uniform(-0.3, 0.3, (4, 2))
+    mapped = Projective()(four_point_theta(target, source), torch.from_numpy(target))
+    torch.testing.assert_close(mapped[0], torch.from_numpy(source), rtol=0, atol=1e-10)
+
+
+def test_projective_is_the_quotient_by_w_wherever_w_is_above_min_w():
+    theta = torch.tensor([[1.1, 0.1, 0.2, -0.1, 0.9, 0.3, 0.5, -0.3]], dtype=torch.float64)
+    x, y = points = pixel_centres((6, 7))
+    w = 0.5 * x - 0.3 * y + 1
+    assert w.min() > 0.1
+    expected = torch.stack([(1.1 * x + 0.1 * y + 0.2) / w, (-0.1 * x + 0.9 * y + 0.3) / w], dim=1)
+    torch.testing.assert_close(Projective()(theta, points.T)[0], expected)
+
+
+@pytest.mark.parametrize("slope", [-0.95, -1.0, -3.0, -100.0, -1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_projective_is_finite_with_a_gradient_at_every_pixel_when_w_is_near_or_below_zero(slope, dtype):
+    points = target_points((8, 8)).to(dtype)
+    theta = torch.tensor([1, 0, 0.1, 0, 1, 0.2, slope, slope / 2], dtype=dtype).repeat(len(points), 1).requires_grad_()
+    assert (1 + points @ theta[0, 6:]).min() < 0.1
+    mapped = Projective()(theta, points).diagonal().T  # point i by theta i, so that each pixel has a gradient of its own
+    gradient = torch.autograd.grad(mapped.sum(), theta)[0]
+    assert mapped.isfinite().all()
+    assert gradient.isfinite().all()
+    assert (gradient[:, :6].abs().sum(1) > 0).all()
+    assert (gradient[:, 6:].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("w", [0.0, -1.0])
+def test_projective_is_finite_exactly_at_the_horizon_and_behind_it(w):
+    theta = torch.tensor([[1.0, 0, 0, 0, 1, 0, w - 1, 0]])
+    assert Projective()(theta, torch.tensor([[1.0, 1.0]])).isfinite().all()
+
+
+def test_projective_goes_on_without_a_step_or_a_kink_at_min_w():
+    transform = Projective(min_w=0.2)
+    point = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    values, slopes = [], []
+    for w in (0.2 - 1e-9, 0.2 + 1e-9):
+        theta = torch.tensor([[1, 0, 0, 0, 1, 0, w - 1, 0]], dtype=torch.float64, requires_grad=True)
+        value = transform(theta, point)
+        values.append(value.detach())
+        slopes.append(torch.autograd.grad(value.sum(), theta)[0])
+    torch.testing.assert_close(values[0], values[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-6, atol=1e-12)
+
+
+def test_projective_gradient_is_the_numerical_one_below_min_w_too():
+    theta = torch.tensor([[1, 0, 0.1, 0, 1, 0.2, -2.1, -0.7]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: Projective().grid(t, (4, 5)), theta)
+
+
+# Thin plate spline
+
+control_grids = pytest.mark.parametrize("points", [(4, 4), (3, 5), (2, 2)], ids=str)
+
+
+def control_grid(rows, columns):
+    """Control points, (rows x columns, 2): from left to right and top to bottom."""
+    return np.array([[x, y] for y in np.linspace(-1, 1, rows) for x in np.linspace(-1, 1, columns)])
+
+
+@control_grids
+def test_tps_identity_is_all_x_then_all_y_of_the_control_grid(points):
+    expected = torch.from_numpy(control_grid(*points).T.flatten()).float()
+    torch.testing.assert_close(ThinPlateSpline(points).identity(), expected)
+
+
+@control_grids
+def test_tps_maps_its_control_points_to_theta(points):
+    transform = ThinPlateSpline(points)
+    theta = thetas(transform)
+    mapped = transform(theta, torch.from_numpy(control_grid(*points)))
+    torch.testing.assert_close(mapped, torch.stack(theta.chunk(2, dim=1), dim=2))
+
+
+@control_grids
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)], ids=str)
+def test_tps_is_the_thin_plate_spline_of_scipy(points, dtype, tolerance):
+    transform = ThinPlateSpline(points)
+    theta = thetas(transform, batch=1)
+    source = theta[0].unflatten(0, (2, -1)).T.numpy()
+    spline = RBFInterpolator(control_grid(*points), source, kernel="thin_plate_spline", degree=1)
+    expected = torch.from_numpy(spline(target_points((28, 20)).numpy())).to(dtype)
+    grid = transform.grid(theta.to(dtype), (28, 20))
+    torch.testing.assert_close(grid.flatten(0, -2), expected, rtol=0, atol=tolerance)
+
+
+def test_tps_of_an_affine_image_of_the_control_grid_is_that_affine_map():
+    affine = thetas(Affine(), batch=1)
+    transform = ThinPlateSpline()
+    theta = Affine()(affine, torch.from_numpy(control_grid(4, 4)))[0].T.reshape(1, -1)
+    torch.testing.assert_close(transform.grid(theta, (9, 7)), Affine().grid(affine, (9, 7)))
+
+
+# Precision
+
+
+@every_family
+def test_grid_is_float64_for_a_float64_theta_and_float32_otherwise(make):
+    transform = make()
+    size = small_size(transform)
+    for given, made in {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}.items():
+        assert transform.grid(thetas(transform).to(given), size).dtype == made
+
+
+@every_family
+def test_autocast_leaves_the_grid_as_it_is(make):
+    transform = make()
+    theta, size = thetas(transform, dtype=torch.float32), small_size(transform)
+    expected = transform.grid(theta, size), transform(theta, target_points(size))
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = transform.grid(theta, size), transform(theta, target_points(size))
+    assert torch.equal(under_autocast[0], expected[0])
+    assert torch.equal(under_autocast[1], expected[1])
+
+
+@every_family
+@half_precision
+def test_a_module_moved_to_half_precision_makes_the_same_grid(make, dtype):
+    transform = make()
+    theta, size = thetas(transform, dtype=torch.float32), small_size(transform)
+    first = transform.grid(theta, size)
+    transform.to(dtype)
+    assert torch.equal(transform.grid(theta, size), first)
+    assert torch.equal(make().to(dtype).grid(theta, size), first)
+
+
+@pytest.mark.parametrize("make", [ThinPlateSpline, Projective])
+def test_float32_grid_is_the_float64_one_to_1e_6_at_224_px(make):
+    transform = make()
+    theta = thetas(transform, batch=1, spread=0.05, dtype=torch.float32)
+    torch.testing.assert_close(
+        transform.grid(theta, (224, 224)).double(), transform.grid(theta.double(), (224, 224)), rtol=1e-6, atol=1e-6
+    )
+
+
+# State
+
+
+@every_family
+def test_state_dict_is_empty_also_after_use(make):
+    transform = make()
+    transform.grid(thetas(transform), small_size(transform))
+    assert not transform.state_dict()
+    assert not list(transform.parameters())
+
+
+@every_family
+def test_a_deep_copy_makes_the_same_grid(make):
+    transform = make()
+    theta, size = thetas(transform), small_size(transform)
+    assert torch.equal(copy.deepcopy(transform).grid(theta, size), transform.grid(theta, size))
+    assert torch.equal(copy.deepcopy(transform).grid(theta, size), transform.grid(theta, size))
+
+
+@every_family
+def test_one_transform_serves_many_sizes_and_dtypes_in_any_order(make):
+    transform = make()
+    size = small_size(transform)
+    other = tuple(reversed(size))
+    for asked in (size, other, size):
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            theta = thetas(transform, dtype=dtype)
+            assert torch.equal(transform.grid(theta, asked), make().grid(theta, asked))
+
+
+@every_family
+def test_a_grid_first_made_in_inference_mode_can_be_trained_through(make):
+    transform = make()
+    theta, size = thetas(transform), small_size(transform)
+    with torch.inference_mode():
+        first = transform.grid(theta, size)
+    trained = transform.grid(theta.requires_grad_(), size)
+    trained.square().sum().backward()
+    assert torch.equal(trained, first)
+    assert theta.grad.abs().sum() > 0
+
+
+def test_a_size_may_be_a_list():
+    assert Affine().grid(Affine().identity()[None], [3, 4]).shape == (1, 3, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("transform", "shown"),
+    [
+        (Affine(), "Affine(n_params=6)"),
+        (Attention(scale=0.5), "Attention(n_params=2, scale=0.5)"),
+        (ThinPlateSpline((3, 5)), "ThinPlateSpline(points=(3, 5))"),
+    ],
+    ids=["affine", "attention", "tps"],
+)
+def test_a_transform_shows_its_settings(transform, shown):
+    assert repr(transform) == shown
+
+
+# Refusals
+
+
+@every_family
+@pytest.mark.parametrize("wrong", [(1,), (2, 3, 4, 5), (0, 3), (3, 0, 3), (-1, 4)], ids=str)
+def test_a_size_that_is_no_image_is_refused(make, wrong):
+    transform = make()
+    with pytest.raises(ValueError, match=rf"makes grids of {transform.dims} positive sizes, height before width; got"):
+        transform.grid(thetas(transform), wrong)
+
+
+@every_family
+@pytest.mark.parametrize("change", [lambda theta: theta[:, 1:], lambda theta: theta[0], lambda theta: theta[None]])
+def test_a_theta_of_another_shape_is_refused(make, change):
+    transform = make()
+    theta, size = change(thetas(transform)), small_size(transform)
+    message = rf"{type(transform).__name__} takes theta of shape \(B, {transform.n_params}\), got \("
+    with pytest.raises(ValueError, match=message):
+        transform.grid(theta, size)
+    with pytest.raises(ValueError, match=message):
+        transform(theta, target_points(size))
+
+
+@every_family
+def test_points_of_another_dimension_are_refused(make):
+    transform = make()
+    for shape in [(4, 5 - transform.dims), (4,), (1, 4, transform.dims)]:
+        with pytest.raises(ValueError, match=rf"points must be \(N, {transform.dims}\), got \("):
+            transform(thetas(transform), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, -0.5, float("nan")])
+def test_a_fixed_scale_that_is_not_positive_is_refused(scale):
+    with pytest.raises(ValueError, match="a fixed scale must be positive, got"):
+        Attention(scale=scale)
+
+
+@pytest.mark.parametrize("min_w", [0.0, -0.1, 1.0, 2.0, float("nan")])
+def test_min_w_outside_0_to_1_is_refused(min_w):
+    with pytest.raises(ValueError, match="min_w must be between 0 and 1"):
+        Projective(min_w=min_w)
+
+
+@pytest.mark.parametrize("points", [(1, 4), (4, 1), (4,), (4, 4, 4)], ids=str)
+def test_a_control_grid_without_two_rows_and_columns_is_refused(points):
+    with pytest.raises(ValueError, match="the control grid needs at least 2 rows and 2 columns, got"):
+        ThinPlateSpline(points)
