@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 
 from spatial_transformer.files import replacing
-from spatial_transformer.results import add_record, mnist_tables, read_records, with_tables
+from spatial_transformer.results import add_record, benchmark_table, mnist_tables, read_records, with_tables
 
 ROOT = Path(__file__).parent.parent
 
 
 def tables(results: Path = ROOT / "results") -> dict[str, str]:
     """Every table of the documents by its name."""
-    return {"mnist": mnist_tables(read_records(results / "mnist"))}
+    return {"mnist": mnist_tables(read_records(results / "mnist")), "benchmark": benchmark_table(results / "benchmarks")}
 
 
 def main() -> None:

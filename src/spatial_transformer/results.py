@@ -102,6 +102,42 @@ def mnist_tables(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def benchmark_table(folder: Path) -> str:
+    """Speed as Markdown, from the records in ``folder``; "not run" without them."""
+    warps, networks, program = (_benchmark(folder / f"{name}.json") for name in ("warps", "networks", "program"))
+    if warps is None or networks is None or program is None:
+        return NOT_RUN
+    machine = warps["machine"]
+    lines = [
+        f"On {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}. Grid and sampling, "
+        "forward and backward, on one thread, as a fraction of the other's time (below 1 is faster):",
+        "",
+        "| transform | size | input's gradient | ours / torch | ours / kornia |",
+        "|---|---|---|---|---|",
+    ]
+    for row in warps["rows"]:
+        if row["threads"] == 1:
+            size = "×".join(map(str, row["size"]))
+            ratios = " | ".join(f"{row[key]:.3f}" if key in row else "–" for key in ("ours/torch", "ours/kornia"))
+            lines.append(f"| {row['transform']} | {size} | {'yes' if row['input gradient'] else 'no'} | {ratios} |")
+    lines += ["", "Training steps per second at batch 256 (forward, backward, AdamW):", ""]
+    sizes = sorted({row["size"] for row in networks["rows"]})
+    lines += ["| network | " + " | ".join(f"{size}×{size}" for size in sizes) + " |", "|---|" + "---|" * len(sizes)]
+    for name in NETWORKS:
+        speeds = {row["size"]: row["steps/s"] for row in networks["rows"] if row["network"] == name}
+        lines.append(f"| {name} | " + " | ".join(f"{speeds[size]}" for size in sizes) + " |")
+    shares = [
+        f"{100 * row['share outside forward, backward, step']:.0f} % for {row['model']} ({row['steps/s']} steps/s)"
+        for row in program["rows"]
+    ]
+    lines += ["", f"Share of a whole run on RTS outside forward, backward and step: {', '.join(shares)}."]
+    return "\n".join(lines)
+
+
+def _benchmark(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def with_tables(text: str, tables: dict[str, str]) -> str:
     """``text`` with what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` replaced by each table.
 
@@ -109,10 +145,10 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
         UsageError: a mark is missing.
     """
     for name, table in tables.items():
-        start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        start, end = f"<!-- table {name} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(start)
         _, end_mark, after = rest.partition(end)
         if not mark or not end_mark:
             raise UsageError(f"the text has no place for table {name}: {start.strip()} ... {end.strip()}")
-        text = before + start + table + end + after
+        text = before + start + table + "\n" + end + after
     return text

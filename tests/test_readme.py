@@ -1,0 +1,37 @@
+"""What the README says can be done can be done."""
+
+import re
+
+import pytest
+from conftest import REPOSITORY
+from test_runner import SHORT
+
+from spatial_transformer.runner import run
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+COMMANDS = [line.split(" #")[0].split() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+TRAINING = [words[2:] for words in COMMANDS if words[:2] == ["python", "train.py"] and "--help" not in words]
+
+
+@pytest.mark.parametrize("overrides", TRAINING, ids=" ".join)
+def test_a_training_command_runs(composed, mnist_root, overrides):
+    first_of_each = [word.split(",")[0] for word in overrides if word != "-m"]
+    config = composed(*first_of_each, *SHORT, f"data.root={mnist_root}", "logger=csv")
+    assert run(config)["steps"] == 2
+
+
+@pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "python"])
+def test_a_piece_of_python_runs(block):
+    exec(block, {})
+
+
+def test_every_make_target_exists():
+    targets = {words[1] for words in COMMANDS if words and words[0] == "make"}
+    assert targets
+    assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+
+
+def test_links_and_pictures_are_there():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (REPOSITORY / target).is_file(), target
