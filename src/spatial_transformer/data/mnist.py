@@ -128,9 +128,7 @@ class MnistData(pl.LightningDataModule):
         return self.samples(batch.split, batch.samples, batch.epoch)
 
     def train_dataloader(self) -> DataLoader:
-        return _loader(
-            _TrainingDraws(len(self._labels["train"]), self.batch_size, self.seed, self._batches_done, *self._rank())
-        )
+        return _loader(_TrainingDraws(len(self._labels["train"]), self.batch_size, self.seed, self._progress, *self._rank()))
 
     def val_dataloader(self) -> DataLoader:
         return _loader(_FixedDraws("val", len(self._labels["val"]), self.eval_batch_size, *self._rank()))
@@ -138,8 +136,9 @@ class MnistData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return _loader(_FixedDraws("test", len(self._labels["test"]), self.eval_batch_size, *self._rank()))
 
-    def _batches_done(self) -> int:
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer is not None else 0
+    def _progress(self) -> tuple[int, int]:
+        """Optimiser steps done, and batches to a step."""
+        return (self.trainer.global_step, self.trainer.accumulate_grad_batches) if self.trainer is not None else (0, 1)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -148,21 +147,26 @@ class MnistData(pl.LightningDataModule):
 class _TrainingDraws(Sampler):
     """Training batches: an order of its own for each epoch, whole batches only, this rank's share of each.
 
-    Where to go on is read off the number of batches that training has done, so that a resumed run sees what it would have
+    Where to go on is read off the number of steps that training has done, so that a resumed run sees what it would have
     seen undisturbed.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, batches_done: Callable[[], int], rank: int, world_size: int) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: int, progress: Callable[[], tuple[int, int]], rank: int, world_size: int
+    ) -> None:
         if batch_size < world_size:
             raise UsageError(f"data.batch_size={batch_size} is less than one sample for each of {world_size} devices.")
-        self.n, self.batch_size, self.seed, self.batches_done = n, batch_size, seed, batches_done
+        self.n, self.batch_size, self.seed, self.progress = n, batch_size, seed, progress
         self.share = slice(rank, None, world_size)
 
     def __len__(self) -> int:
         return self.n // self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
-        epoch, done = divmod(self.batches_done(), len(self))
+        steps, batches_to_a_step = self.progress()
+        # The last step of an epoch is taken with the batches that are left.
+        epoch, step = divmod(steps, -(-len(self) // batches_to_a_step))
+        done = step * batches_to_a_step
         order = sample_keys(self.seed ^ _ORDER, epoch, torch.arange(self.n)).argsort()
         for index in order.split(self.batch_size)[done : len(self)]:
             yield Draw("train", epoch, index[self.share])

