@@ -201,7 +201,8 @@ def test_bad_settings_are_refused_before_training(short, tmp_path, override, mes
 def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(short, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setattr("spatial_transformer.runner._has_wandb_key", lambda: False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     run(short("logger=wandb"))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     media = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")}

@@ -128,6 +128,7 @@ def _quiet() -> None:
         ".*your dataloader is not resumable.*",  # it reads its place off the step
         ".*The dirpath has changed.*",  # a resumed run writes to its own folder
         ".*LeafSpec.*deprecated.*",
+        ".*__array__ implementation.*",  # matplotlib, of a tensor
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -184,6 +185,8 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
         more: dict[str, Any] = {}
         if name == "wandb":
             more["offline"] = node.offline if node.offline is not None else not _has_wandb_key()
+            if more["offline"]:
+                more["mode"] = "offline"  # Lightning only sets the environment, which W&B may have read by now
             os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(_build(node, f"logger.{name}", **more))
     try:
@@ -202,7 +205,7 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
 def _has_wandb_key() -> bool:
     import wandb
 
-    return bool(wandb.setup().settings.api_key or wandb.api.api_key)
+    return wandb.login(prompt=False)
 
 
 def _log_settings(loggers: list[Logger], config: DictConfig) -> None:

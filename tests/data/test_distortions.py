@@ -93,6 +93,12 @@ def test_uniform_numbers_fill_the_open_unit_interval_evenly():
     assert stats.chisquare(torch.histc(numbers, 200, 0, 1).numpy()).pvalue > 1e-3
 
 
+def test_the_least_number_is_above_zero_and_its_normal_finite():
+    key = torch.tensor([0x61C8864680B583EB])  # cancels the first counter, so that all bits of the number are 0
+    assert 0 < uniform(key, 1).item() < 1e-6
+    assert normal(key, 1).isfinite()
+
+
 def test_normal_numbers_have_the_moments_and_the_shape_of_a_standard_normal():
     numbers = normal(keys_of(MANY), 4).flatten().double()
     assert numbers.isfinite().all()

@@ -42,7 +42,14 @@ def mnist(distortion="r", trainer=None, **settings):
     data.setup()
     if trainer is not None:
         data.trainer = SimpleNamespace(
-            **{"global_step": 0, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1} | trainer
+            **{
+                "global_step": 0,
+                "accumulate_grad_batches": 1,
+                "num_training_batches": float("inf"),
+                "global_rank": 0,
+                "world_size": 1,
+            }
+            | trainer
         )
     return data
 
@@ -279,6 +286,14 @@ def test_an_epoch_that_ends_within_accumulated_batches_does_not_shorten_the_next
     # 55 batches, 4 to a step: 14 steps, the last of 3 batches, since the trainer steps at the end of an epoch.
     loader = mnist(batch_size=1000, trainer={"global_step": 14, "accumulate_grad_batches": 4}).train_dataloader()
     assert [draw.epoch for draw in loader] == [1] * 55
+
+
+def test_a_limit_on_the_batches_of_an_epoch_counts_where_training_is():
+    # 10 of 55 batches, 4 to a step: 3 steps to an epoch.
+    limited = {"global_step": 4, "accumulate_grad_batches": 4, "num_training_batches": 10}
+    draws = list(mnist(batch_size=1000, trainer=limited).train_dataloader())
+    assert {draw.epoch for draw in draws} == {1}
+    assert len(draws) == 51  # from the 5th batch on; the trainer stops at its limit
 
 
 # The loaders of the fixed sets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,10 @@ class MnistData(pl.LightningDataModule):
                 raise UsageError(f"data.{name}={size} is not a batch size. Way out: 1 or more; the paper has 256.")
         training_size = 60_000 - VALIDATION_SIZE
         if batch_size > training_size:
-            raise UsageError(f"data.batch_size={batch_size} is larger than the training set of {training_size:,} digits.")
+            raise UsageError(
+                f"data.batch_size={batch_size} is larger than the training set of {training_size:,} digits. Way out: the paper "
+                "has 256."
+            )
         self.root = root
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -136,9 +140,12 @@ class MnistData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return _loader(_FixedDraws("test", len(self._labels["test"]), self.eval_batch_size, *self._rank()))
 
-    def _progress(self) -> tuple[int, int]:
-        """Optimiser steps done, and batches to a step."""
-        return (self.trainer.global_step, self.trainer.accumulate_grad_batches) if self.trainer is not None else (0, 1)
+    def _progress(self) -> tuple[int, int, float]:
+        """Optimiser steps done, batches to a step, and the most batches that the trainer takes of an epoch."""
+        trainer = self.trainer
+        if trainer is None:
+            return 0, 1, math.inf
+        return trainer.global_step, trainer.accumulate_grad_batches, trainer.num_training_batches
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -152,10 +159,13 @@ class _TrainingDraws(Sampler):
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, progress: Callable[[], tuple[int, int]], rank: int, world_size: int
+        self, n: int, batch_size: int, seed: int, progress: Callable[[], tuple[int, int, float]], rank: int, world_size: int
     ) -> None:
         if batch_size < world_size:
-            raise UsageError(f"data.batch_size={batch_size} is less than one sample for each of {world_size} devices.")
+            raise UsageError(
+                f"data.batch_size={batch_size} is less than one sample for each of {world_size} devices. Way out: fewer "
+                "devices (trainer.devices=...), or a larger batch."
+            )
         self.n, self.batch_size, self.seed, self.progress = n, batch_size, seed, progress
         self.share = slice(rank, None, world_size)
 
@@ -163,9 +173,9 @@ class _TrainingDraws(Sampler):
         return self.n // self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
-        steps, batches_to_a_step = self.progress()
+        steps, batches_to_a_step, limit = self.progress()
         # The last step of an epoch is taken with the batches that are left.
-        epoch, step = divmod(steps, -(-len(self) // batches_to_a_step))
+        epoch, step = divmod(steps, math.ceil(min(len(self), limit) / batches_to_a_step))
         done = step * batches_to_a_step
         order = sample_keys(self.seed ^ _ORDER, epoch, torch.arange(self.n)).argsort()
         for index in order.split(self.batch_size)[done : len(self)]:

