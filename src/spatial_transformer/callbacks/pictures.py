@@ -99,7 +99,7 @@ class CropPictures(pl.Callback):
 
 @torch.inference_mode()
 def picture_of(pl_module: Any, images: Tensor, labels: Tensor, title: str, zoom: int, per_row: int = 12) -> Image.Image:
-    """A strip of samples: each with the region that is read, the transformer's output, and "label: prediction"."""
+    """A strip of samples: each with the region that is read, the transformer's output, and what it is taken for."""
     was_training = pl_module.training
     pl_module.eval()
     predictions = pl_module(images).argmax(dim=1)
@@ -114,7 +114,7 @@ def picture_of(pl_module: Any, images: Tensor, labels: Tensor, title: str, zoom:
         ]
     pl_module.train(was_training)
     captions = [
-        f"{label}: {prediction}" + ("" if label == prediction else " wrong")
+        f"{prediction}" + ("" if label == prediction else f" (is {label})")
         for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True)
     ]
     return strip(columns, captions, title, per_row)
