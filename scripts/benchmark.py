@@ -115,7 +115,7 @@ def benchmark_warps(quick: bool) -> list[dict[str, object]]:
                     if large_kornia_tps:
                         del warps["kornia"]  # it wants over 20 GB
                     steps = {who: warp_step(warp, x, theta, grad) for who, warp in warps.items()}
-                    times = median_times(steps, repeats=5 if quick else 40, budget=3 if quick else 12)
+                    times = median_times(steps, repeats=5 if quick else 40, budget=3 if quick else 8)
                     row: dict[str, object] = {
                         "transform": name,
                         "size": size,

@@ -184,10 +184,12 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
     for name, node in config.logger.items():
         more: dict[str, Any] = {}
         if name == "wandb":
-            more["offline"] = node.offline if node.offline is not None else not _has_wandb_key()
+            import wandb
+
+            more["offline"] = node.offline if node.offline is not None else not wandb.login(prompt=False)
             if more["offline"]:
-                more["mode"] = "offline"  # Lightning only sets the environment, which W&B may have read by now
-            os.environ.setdefault("WANDB_SILENT", "true")
+                # The mode too: Lightning only sets the environment, which W&B may have read by now.
+                more |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
         loggers.append(_build(node, f"logger.{name}", **more))
     try:
         yield loggers
@@ -200,12 +202,6 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-
-
-def _has_wandb_key() -> bool:
-    import wandb
-
-    return wandb.login(prompt=False)
 
 
 def _log_settings(loggers: list[Logger], config: DictConfig) -> None:
