@@ -22,6 +22,7 @@ from torch import Tensor
 
 from spatial_transformer import Affine, Projective, ThinPlateSpline, sample
 from spatial_transformer.files import replacing
+from spatial_transformer.memory import keep_freed_memory
 from spatial_transformer.networks import mnist
 from spatial_transformer.paper import NETWORKS
 from spatial_transformer.transformer import Transform
@@ -32,9 +33,10 @@ TRANSFORMS: dict[str, type[Transform]] = {"affine": Affine, "projective": Projec
 
 
 def median_times(functions: Mapping[str, Callable[[], object]], repeats: int, budget: float = 20.0) -> dict[str, float]:
-    """Median time of each function in milliseconds; they take turns, so that all see the same machine.
+    """Median time of each function in milliseconds.
 
-    With one thread it is the processor's time, which other programs on the machine disturb less; with several, the clock's.
+    They take turns of a few calls, so that all see the same machine and none the caches that another has left. With one
+    thread it is the processor's time, which other programs on the machine disturb less; with several, the clock's.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -43,9 +45,11 @@ def median_times(functions: Mapping[str, Callable[[], object]], repeats: int, bu
     start = time.perf_counter()
     for turn in range(repeats):
         for name, function in functions.items():
-            begin = clock()
             function()
-            times[name].append(clock() - begin)
+            for _ in range(3):
+                begin = clock()
+                function()
+                times[name].append(clock() - begin)
         if turn >= 2 and time.perf_counter() - start > budget:
             break
     return {name: sorted(values)[len(values) // 2] * 1e3 for name, values in times.items()}
@@ -203,6 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few repetitions, nothing written")
     parser.add_argument("--only", choices=["warps", "networks", "program"], help="one part")
     options = parser.parse_args()
+    keep_freed_memory()  # as train.py does; all that is compared gains by it
     parts: dict[str, Callable[[], list[dict]]] = {
         "warps": lambda: benchmark_warps(options.quick),
         "networks": lambda: benchmark_networks(options.quick),

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from spatial_transformer.errors import UsageError
+from spatial_transformer.memory import keep_freed_memory
 from spatial_transformer.paper import NETWORKS
 from spatial_transformer.runner import evaluate, run
 
@@ -222,6 +223,11 @@ def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(short
     media = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")}
     assert media >= {"crops", "mean_images", "confusion", "mistakes"}
     assert "WANDB_MODE" not in os.environ
+
+
+def test_freed_memory_is_kept_without_harm():
+    keep_freed_memory()
+    assert torch.ones(10_000_000).sum() == 10_000_000
 
 
 def test_a_run_without_any_logger_works(short):

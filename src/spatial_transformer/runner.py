@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from .config import check
 from .errors import UsageError
 from .files import replacing
+from .memory import keep_freed_memory
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
 
@@ -37,6 +38,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         UsageError: whatever the user can put right, before training where it can be known then.
     """
     check(config)
+    keep_freed_memory()
     start = time.monotonic()
     folder = Path(config.run_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)

@@ -176,7 +176,8 @@ def test_transformers_in_parallel_are_as_many_alone_side_by_side_as_channels(mak
     size = (3, 5, 6)[-transform.dims :]
     together = SpatialTransformer(Given(theta), transform, size, mode, 0.3, parallel=3)(x)
     alone = [SpatialTransformer(Given(one), transform, size, mode, 0.3)(x) for one in theta.chunk(3, dim=1)]
-    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=0, atol=1e-6)
+    # Products of other shapes may round a point to the next place of the sampler's lattice, 2^-20 away.
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=0, atol=3e-5)
 
 
 @both_modes

@@ -6,9 +6,9 @@ Convention
     edges of the first and the last pixel, and pixel ``i`` of ``n`` has its centre at ``(2 i + 1) / n - 1``.
     T_theta maps **output to input**: for a point of the output it gives the point of the input to read there.
 
-Every family is linear in a constant basis of the output points, ``T_theta(G) = M_theta B`` (section 3.2), so that a
-grid is one matrix product with the basis. The product is planar, (dims, points), which is several times
-faster than the interleaved layout of ``torch.nn.functional.affine_grid``; what callers see is a permuted view of it.
+Every family is linear in a constant basis of the output points, ``T_theta(G) = M_theta B`` (section 3.2), so that the grids
+of a batch are one matrix product. The basis is laid out such that the product's rows are grids as the sampler takes them,
+the coordinates of a point side by side: no copy is made, neither forward nor backward.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Transform(nn.Module, ABC):
     def _basis(self, points: Tensor) -> Tensor:
         """Basis B at target points: ``(dims, N)`` float64 -> ``(K, N)``."""
 
-    @abstractmethod
     def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        """``M_theta B``: ``(B, n_params)`` and ``(K, N)`` -> ``(B, dims, N)``."""
+        """``M_theta B``: ``(B, dims * K)``, row by row, and the basis laid out side by side -> ``(B, N, dims)``."""
+        return (theta @ basis).unflatten(1, (-1, self.dims))
 
     def grid(self, theta: Tensor, size: Sequence[int]) -> Tensor:
         """Source points for every pixel of an output of ``size``.
@@ -78,8 +78,7 @@ class Transform(nn.Module, ABC):
                 f"{type(self).__name__} makes grids of {self.dims} positive sizes, height before width; got {size}"
             )
         theta = self._checked(theta)
-        planar = self._planar(theta, self._grid_basis(size, theta))
-        return planar.unflatten(2, size).movedim(1, -1)
+        return self._points(theta, self._grid_basis(size, theta)).unflatten(1, size)
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
         """T_theta at any target points: ``(B, n_params)`` and ``(N, dims)`` -> ``(B, N, dims)``.
@@ -90,15 +89,15 @@ class Transform(nn.Module, ABC):
         if points.ndim != 2 or points.shape[1] != self.dims:
             raise ValueError(f"points must be (N, {self.dims}), got {tuple(points.shape)}")
         theta = self._checked(theta)
-        basis = self._basis(points.T.double()).to(theta)
-        return self._planar(theta, basis).mT
+        basis = _side_by_side(self._basis(points.T.double()), self.dims).to(theta)
+        return self._points(theta, basis)
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
             raise ValueError(f"{type(self).__name__} takes theta of shape (B, {self.n_params}), got {tuple(theta.shape)}")
         return theta if theta.dtype == torch.float64 else theta.float()
 
-    def _planar(self, theta: Tensor, basis: Tensor) -> Tensor:
+    def _points(self, theta: Tensor, basis: Tensor) -> Tensor:
         with torch.autocast(theta.device.type, enabled=False):
             if theta.is_cuda and theta.dtype == torch.float32:
                 # TF32 products, a setting that many programs switch on, would move points by a tenth of a pixel at 224 px.
@@ -111,13 +110,21 @@ class Transform(nn.Module, ABC):
         if basis is None:
             # Validation often comes first, in inference mode, and a tensor made there cannot take part in training.
             with torch.inference_mode(False), torch.no_grad():
-                basis = self._basis(pixel_centres(size)).to(like.device, like.dtype)
+                basis = _side_by_side(self._basis(pixel_centres(size)), self.dims).to(like.device, like.dtype)
             if type(basis) is Tensor and not torch.compiler.is_compiling():  # no tracer's stand-in is ever kept
                 self._bases[key] = basis
         return basis
 
     def extra_repr(self) -> str:
         return f"n_params={self.n_params}"
+
+
+def _side_by_side(basis: Tensor, dims: int) -> Tensor:
+    """Lays a basis ``(K, N)`` out for ``dims`` coordinates: ``(dims * K, N * dims)``, zero where coordinates do not mix."""
+    blocks = basis.new_zeros(dims, basis.shape[0], basis.shape[1], dims)
+    for axis in range(dims):
+        blocks[axis, :, :, axis] = basis
+    return blocks.flatten(2).flatten(0, 1)
 
 
 def _homogeneous(points: Tensor) -> Tensor:
@@ -134,9 +141,6 @@ class Affine(Transform):
 
     def _basis(self, points: Tensor) -> Tensor:
         return _homogeneous(points)
-
-    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        return (theta.reshape(-1, self.dims + 1) @ basis).unflatten(0, (-1, self.dims))
 
 
 class Affine3d(Affine):
@@ -208,10 +212,10 @@ class Projective(Transform):
         return _homogeneous(points)
 
     def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        matrix = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1)
-        xy, w = (matrix.reshape(-1, 3) @ basis).unflatten(0, (-1, 3)).split([2, 1], dim=1)
+        xy = super()._map(theta[:, :6], basis)
+        w = torch.addmm(basis.new_ones(()), theta[:, 6:], basis[:2, ::2])
         low = self.min_w
-        return xy / torch.where(w < low, low * low / (2 * low - w.clamp(max=low)), w)
+        return xy / torch.where(w < low, low * low / (2 * low - w.clamp(max=low)), w).unsqueeze(2)
 
 
 class ThinPlateSpline(Transform):
@@ -260,9 +264,6 @@ class ThinPlateSpline(Transform):
         )
         at_points = torch.cat([_radial(control, points), _homogeneous(points)])
         return torch.linalg.solve(system, at_points)[:n]  # the system is symmetric
-
-    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        return (theta.reshape(-1, self.n_params // 2) @ basis).unflatten(0, (-1, 2))
 
     def extra_repr(self) -> str:
         return f"points={self.points}"
