@@ -217,6 +217,7 @@ def _record(config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, 
     commit, dirty = _git()
     device = trainer.strategy.root_device
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings["data"].pop("root", None)  # where the data lay says nothing of the result
     return {
         "label": config.label,
         **settings["choices"],

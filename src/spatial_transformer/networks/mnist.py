@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..transformer import ConvLocalisation, FcLocalisation, SpatialTransformer, Transform
+from .convolution import OneChannelConv2d
 
 BUDGET = 400_000
 
@@ -144,7 +145,7 @@ def _cnn_layers(size: int, filters: int, classes: int) -> nn.Sequential:
     if second < 1:
         raise ValueError(f"the CNN of A.4 (convolutions 9x9 and 7x7) needs images of at least 21 x 21 px, got {size}")
     return nn.Sequential(
-        nn.Conv2d(1, filters, 9),
+        OneChannelConv2d(filters, 9),
         nn.ReLU(),
         nn.MaxPool2d(2, ceil_mode=first % 2 == 1),
         nn.Conv2d(filters, filters, 7),
