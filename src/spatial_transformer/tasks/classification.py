@@ -127,15 +127,31 @@ class Classification(pl.LightningModule):
         return groups
 
 
-def one_cycle(optimizer: Optimizer, total_steps: int, **settings: Any) -> OneCycleLR:
+def one_cycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> OneCycleLR:
     """torch's one-cycle schedule, peaking at the rate that each parameter group has.
 
     Args:
         optimizer: its groups' rates are the peaks.
         total_steps: length of the cycle.
-        settings: the other settings of :class:`torch.optim.lr_scheduler.OneCycleLR`.
+        pct_start: share of the steps in which the rate rises.
+        div_factor: the peak over the first rate.
+        final_div_factor: the first rate over the last.
+
+    Raises:
+        ValueError: a share outside 0 to 1.
     """
-    return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps, **settings)
+    if round(pct_start * total_steps, 9) == 1:
+        pct_start /= 2  # torch divides by zero where the rise takes exactly one step
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(
+        optimizer, peaks, total_steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor
+    )
 
 
 def localisation_networks(network: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,62 @@
+"""Pictures: what is drawn is where the transformer reads."""
+
+import pytest
+import torch
+
+from spatial_transformer import Affine, Attention, Projective, ThinPlateSpline
+from spatial_transformer.callbacks.drawing import REGION, TOP, region_lines, strip, to_image, with_lines
+from spatial_transformer.callbacks.pictures import ClassMeans
+
+
+def test_the_outline_of_a_window_is_its_four_edges_the_top_one_first():
+    top, bottom, left, right = region_lines(Attention(), torch.tensor([0.5, 0.25, -0.25]))
+    assert torch.allclose(top[[0, -1]], torch.tensor([[-0.25, -0.75], [0.75, -0.75]]))
+    assert torch.allclose(bottom[[0, -1]], torch.tensor([[-0.25, 0.25], [0.75, 0.25]]))
+    assert torch.allclose(left[[0, -1]], torch.tensor([[-0.25, -0.75], [-0.25, 0.25]]))
+    assert torch.allclose(right[[0, -1]], torch.tensor([[0.75, -0.75], [0.75, 0.25]]))
+
+
+@pytest.mark.parametrize("transform", [Projective(), ThinPlateSpline()], ids=["projective", "tps"])
+def test_a_warp_that_bends_is_drawn_as_a_lattice_of_curves(transform):
+    lines = region_lines(transform, transform.identity())
+    assert len(lines) == 10
+    assert all(line.shape == (25, 2) for line in lines)
+
+
+def test_lines_are_drawn_where_they_are():
+    black = to_image(torch.zeros(1, 20, 20), zoom=4)
+    drawn = with_lines(black, region_lines(Affine(), torch.tensor([0.5, 0, 0, 0, 0.5, 0])))
+    assert drawn.getpixel((40, 19)) == TOP  # a quarter from the top
+    assert drawn.getpixel((40, 59)) == REGION
+    assert drawn.getpixel((19, 40)) == REGION
+    assert drawn.getpixel((40, 40)) == (0, 0, 0)
+    assert black.getpixel((40, 19)) == (0, 0, 0), "the picture itself is left as it was"
+
+
+def test_points_at_infinity_do_not_stop_the_drawing():
+    with_lines(to_image(torch.zeros(1, 8, 8), 2), [torch.tensor([[0.0, 0.0], [1e30, -1e30], [float("inf"), 0]])])
+
+
+def test_an_image_keeps_its_values_and_colours():
+    image = to_image(torch.tensor([[[0.0, 1.0], [0.5, 2.0]]]), zoom=3)
+    assert image.size == (6, 6)
+    assert [image.getpixel(at) for at in ((0, 0), (3, 0), (0, 3), (3, 3))] == [(0,) * 3, (255,) * 3, (127,) * 3, (255,) * 3]
+    colour = to_image(torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1), zoom=1)
+    assert colour.getpixel((0, 0)) == (255, 0, 127)
+
+
+def test_a_strip_wraps_into_rows():
+    columns = [[to_image(torch.ones(1, 4, 4), 2)]] * 5
+    one, two = strip(columns, list("abcde"), per_row=5), strip(columns, list("abcde"), per_row=3)
+    assert two.height > one.height
+    assert two.width < one.width
+
+
+def test_class_means_are_those_of_each_class():
+    means = ClassMeans(3)
+    images, labels = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 0, 2, 2, 2])
+    means.update(images[:4], labels[:4])
+    means.update(images[4:], labels[4:])
+    assert torch.allclose(
+        means.sums / means.counts.view(-1, 1, 1, 1), torch.stack([images[labels == c].mean(0) for c in range(3)])
+    )
