@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from families import every_family
 from torch import nn
 
 from spatial_transformer.transformer import (
@@ -12,20 +13,10 @@ from spatial_transformer.transformer import (
     Attention,
     ConvLocalisation,
     FcLocalisation,
-    Projective,
     Regression,
     ThinPlateSpline,
 )
 
-FAMILIES = {
-    "affine": Affine,
-    "attention": Attention,
-    "attention_fixed": lambda: Attention(scale=0.5),
-    "projective": Projective,
-    "tps": ThinPlateSpline,
-    "affine3d": Affine3d,
-}
-every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
 both_networks = pytest.mark.parametrize("network", [FcLocalisation, ConvLocalisation])
 TILES = torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
 

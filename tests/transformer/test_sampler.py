@@ -5,22 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from families import both_modes, every_family
 from scipy import ndimage
 
 from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, pixel_centres, sample
 
 SIZES = [(1, 1), (2, 3), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (17, 100), (224, 224)]
 VOLUMES = [(1, 1, 1), (4, 4, 4), (5, 7, 9), (6, 28, 28), (3, 33, 17)]
-FAMILIES = {
-    "affine": Affine,
-    "attention": Attention,
-    "attention_fixed": lambda: Attention(scale=0.5),
-    "projective": Projective,
-    "tps": ThinPlateSpline,
-    "affine3d": Affine3d,
-}
-every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
-both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 

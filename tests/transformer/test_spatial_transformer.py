@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from families import both_modes, every_family
 from torch import nn
 
 from spatial_transformer.transformer import (
@@ -19,16 +20,6 @@ from spatial_transformer.transformer import (
 )
 
 SIZES = [(28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (224, 224)]
-FAMILIES = {
-    "affine": Affine,
-    "attention": Attention,
-    "attention_fixed": lambda: Attention(scale=0.5),
-    "projective": Projective,
-    "tps": ThinPlateSpline,
-    "affine3d": Affine3d,
-}
-every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
-both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 
 
 class Given(nn.Module):

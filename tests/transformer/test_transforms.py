@@ -5,21 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from families import every_family
 from scipy.interpolate import RBFInterpolator
 
 from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, pixel_centres
 
 SIZES = [(1, 1), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (5, 224), (224, 224)]
-FAMILIES = {
-    "affine": Affine,
-    "attention": Attention,
-    "attention_fixed": lambda: Attention(scale=0.5),
-    "projective": Projective,
-    "tps": ThinPlateSpline,
-    "tps_3x5": lambda: ThinPlateSpline((3, 5)),
-    "affine3d": Affine3d,
-}
-every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
 half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 

@@ -17,6 +17,9 @@ from ..transformer import ConvLocalisation, FcLocalisation, SpatialTransformer, 
 from .convolution import OneChannelConv2d
 
 BUDGET = 400_000
+"""Parameters of every network of Table 1, about."""
+DIGIT = 28
+"""Height and width of an undistorted digit in pixels."""
 
 
 class MnistNetwork(nn.Module):
@@ -86,13 +89,7 @@ def st_fcn(
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    pool = _checked_pool(size, pool)
-
-    def build(units: int) -> MnistNetwork:
-        transformer = SpatialTransformer(FcLocalisation((1, size, size), transform), transform, (size, size))
-        return MnistNetwork(_fcn_layers(size // pool, units, classes), transformer, pool)
-
-    return _at_width(width, budget, build)
+    return _behind_transformer(FcLocalisation, _fcn_layers, size, transform, width, pool, classes, budget)
 
 
 def st_cnn(
@@ -107,22 +104,29 @@ def st_cnn(
 
     Args: as for :func:`st_fcn`; ``width`` is the number of filters of both convolutions of the CNN.
     """
-    pool = _checked_pool(size, pool)
-
-    def build(filters: int) -> MnistNetwork:
-        transformer = SpatialTransformer(ConvLocalisation((1, size, size), transform), transform, (size, size))
-        return MnistNetwork(_cnn_layers(size // pool, filters, classes), transformer, pool)
-
-    return _at_width(width, budget, build)
+    return _behind_transformer(ConvLocalisation, _cnn_layers, size, transform, width, pool, classes, budget)
 
 
-def _checked_pool(size: int, pool: int | None) -> int:
-    """``pool``, or the paper's."""
+def _behind_transformer(
+    localisation: Callable[[tuple[int, int, int], Transform], nn.Module],
+    layers: Callable[[int, int, int], nn.Module],
+    size: int,
+    transform: Transform,
+    width: int | None,
+    pool: int | None,
+    classes: int,
+    budget: int,
+) -> MnistNetwork:
     if pool is None:
-        return 2 if size > 28 else 1
+        pool = 2 if size > DIGIT else 1
     if not 1 <= pool <= size:
         raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
-    return pool
+
+    def build(width: int) -> MnistNetwork:
+        transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
+        return MnistNetwork(layers(size // pool, width, classes), transformer, pool)
+
+    return _at_width(width, budget, build)
 
 
 def _fcn_layers(size: int, units: int, classes: int) -> nn.Sequential:

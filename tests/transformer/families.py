@@ -1,0 +1,17 @@
+"""What every test of the transformer goes through."""
+
+import pytest
+
+from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline
+
+FAMILIES = {
+    "affine": Affine,
+    "attention": Attention,
+    "attention_fixed": lambda: Attention(scale=0.5),
+    "projective": Projective,
+    "tps": ThinPlateSpline,
+    "tps_3x5": lambda: ThinPlateSpline((3, 5)),
+    "affine3d": Affine3d,
+}
+every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])
