@@ -429,3 +429,16 @@ def test_min_w_outside_0_to_1_is_refused(min_w):
 def test_a_control_grid_without_two_rows_and_columns_is_refused(points):
     with pytest.raises(ValueError, match="the control grid needs at least 2 rows and 2 columns, got"):
         ThinPlateSpline(points)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where products may be in TF32")
+@every_family
+def test_a_program_that_allows_coarse_products_gets_the_same_grid(make):
+    transform = make()
+    theta, size = thetas(transform, dtype=torch.float32), (40,) * transform.dims
+    torch.set_float32_matmul_precision("high")
+    try:
+        grid = transform.grid(theta.cuda(), size).cpu()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(grid, transform.grid(theta, size), rtol=0, atol=1e-5)

@@ -155,13 +155,13 @@ def elastic(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
     scale = _between(uniform(keys, 1)[:, 0], 0.75, 1.0)
     shifts = 1.5 * normal(keys, 32, stream=1).view(-1, 2, 16)
     points = _canvas_points(canvas, images.device)
-    moved = points + shifts @ _spline_basis(canvas).to(images.device)
+    moved = points + shifts @ _spline_basis(canvas, images.device)
     return _read(images, moved / scale[:, None, None], canvas)
 
 
-def _spline_basis(canvas: int) -> Tensor:
+def _spline_basis(canvas: int, device: torch.device) -> Tensor:
     """Weight of each of 4 x 4 control points at each pixel of the canvas: (16, canvas * canvas) float32."""
-    if canvas not in _SPLINE_BASES:
+    if (canvas, device) not in _SPLINE_BASES:
         axis = torch.linspace(-canvas / 2, canvas / 2, 4, dtype=torch.float64)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         control = torch.stack([x.flatten(), y.flatten(), torch.ones(16, dtype=torch.float64)])
@@ -173,11 +173,11 @@ def _spline_basis(canvas: int) -> Tensor:
             return torch.cat([torch.xlogy(squared, squared), targets])
 
         system = torch.cat([kernel(control), torch.cat([control.T, torch.zeros(3, 3, dtype=torch.float64)])], dim=1)
-        _SPLINE_BASES[canvas] = torch.linalg.solve(system, kernel(points))[:16].float()
-    return _SPLINE_BASES[canvas]
+        _SPLINE_BASES[canvas, device] = torch.linalg.solve(system, kernel(points))[:16].float().to(device)
+    return _SPLINE_BASES[canvas, device]
 
 
-_SPLINE_BASES: dict[int, Tensor] = {}
+_SPLINE_BASES: dict[tuple[int, torch.device], Tensor] = {}
 
 
 def translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:

@@ -89,8 +89,7 @@ class Transform(nn.Module, ABC):
         if points.ndim != 2 or points.shape[1] != self.dims:
             raise ValueError(f"points must be (N, {self.dims}), got {tuple(points.shape)}")
         theta = self._checked(theta)
-        basis = _side_by_side(self._basis(points.T.double()), self.dims).to(theta)
-        return self._points(theta, basis)
+        return self._points(theta, _side_by_side(self._basis(points.T.double()), self.dims).to(theta.device))
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
@@ -99,18 +98,17 @@ class Transform(nn.Module, ABC):
 
     def _points(self, theta: Tensor, basis: Tensor) -> Tensor:
         with torch.autocast(theta.device.type, enabled=False):
-            if theta.is_cuda and theta.dtype == torch.float32:
-                # TF32 products, a setting that many programs switch on, would move points by a tenth of a pixel at 224 px.
-                return self._map(theta.double(), basis.double()).float()
-            return self._map(theta, basis)
+            return self._map(theta.to(basis.dtype), basis).to(theta.dtype)
 
-    def _grid_basis(self, size: tuple[int, ...], like: Tensor) -> Tensor:
-        key = (size, like.dtype, like.device)
+    def _grid_basis(self, size: tuple[int, ...], theta: Tensor) -> Tensor:
+        # Products in TF32, a setting that many programs switch on, would move points by a tenth of a pixel at 224 px.
+        dtype = torch.float64 if theta.is_cuda else theta.dtype
+        key = (size, dtype, theta.device)
         basis = self._bases.get(key)
         if basis is None:
             # Validation often comes first, in inference mode, and a tensor made there cannot take part in training.
             with torch.inference_mode(False), torch.no_grad():
-                basis = _side_by_side(self._basis(pixel_centres(size)), self.dims).to(like.device, like.dtype)
+                basis = _side_by_side(self._basis(pixel_centres(size)), self.dims).to(theta.device, dtype)
             if type(basis) is Tensor and not torch.compiler.is_compiling():  # no tracer's stand-in is ever kept
                 self._bases[key] = basis
         return basis
