@@ -1,5 +1,6 @@
 """Composition: everything composes, and nothing misspelt does."""
 
+import signal
 import subprocess
 import sys
 
@@ -129,3 +130,17 @@ def test_evaluate_refuses_what_is_no_run_folder(tmp_path):
     assert result.returncode == 1
     assert "is not a run folder" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(mnist_root, tmp_path):
+    command = [sys.executable, "train.py", f"data.root={mnist_root}", "logger=none", f"hydra.run.dir={tmp_path}"]
+    command += ["model.width=8", "recipe.validate_every=1", "++trainer.limit_val_batches=1"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step 2 of"))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped by hand at step" in errors
+    assert f"ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}" in errors
+    assert "Traceback" not in errors

@@ -55,11 +55,12 @@ def run(config: DictConfig) -> dict[str, Any]:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
         trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
         _log_settings(loggers, config)
-        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        if trainer.interrupted:
-            raise UsageError(
-                f"stopped at step {trainer.global_step} by hand. Way out: go on with ckpt_path={folder}/checkpoints/last.ckpt"
-            )
+        try:
+            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # so Lightning leaves when it is interrupted
+            last = folder / "checkpoints" / "last.ckpt"
+            way_out = f"go on with ckpt_path={last}" if last.is_file() else "start again; there was no checkpoint yet"
+            raise UsageError(f"stopped by hand at step {trainer.global_step:,}. Way out: {way_out}.") from None
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
         tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
