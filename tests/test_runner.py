@@ -222,6 +222,10 @@ def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(short
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     media = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")}
     assert media >= {"crops", "mean_images", "confusion", "mistakes"}
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    logged = file.read_bytes()
+    for name in ("train/loss", "val/error", "test/error", "theta/outside", "localisation/gradient_norm", "mistakes"):
+        assert name.encode() in logged, name
     assert "WANDB_MODE" not in os.environ
 
 
