@@ -6,6 +6,7 @@ Writes results/benchmarks/*.json and prints them as tables: python scripts/bench
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatial_transformer import Affine, Projective, ThinPlateSpline, sample
 from spatial_transformer.files import replacing
@@ -134,26 +135,63 @@ def benchmark_warps(quick: bool) -> list[dict[str, object]]:
     return rows
 
 
+class PlainTransformer(nn.Module):
+    """An affine spatial transformer as one would write it with PyTorch's own functions."""
+
+    def __init__(self, localisation: nn.Module) -> None:
+        super().__init__()
+        self.localisation = localisation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape."""
+        return torch_affine(x, self.localisation(x))
+
+
+def plainly(network: mnist.MnistNetwork) -> nn.Module:
+    """A copy of a network with an affine transformer, of PyTorch's own layers."""
+    network = copy.deepcopy(network)
+    assert network.transformer is not None
+    layers = list(network.classifier.children())
+    if isinstance(layers[0], nn.Conv2d):
+        layers[0] = nn.Conv2d(1, layers[0].out_channels, 9)
+    pool: list[nn.Module] = [nn.AvgPool2d(network.pool)] if network.pool > 1 else []
+    return nn.Sequential(PlainTransformer(network.transformer.localisation), *pool, *layers)
+
+
 def benchmark_networks(quick: bool) -> list[dict]:
-    """Training steps per second of the eight networks at batch 256: forward, backward and AdamW, no data."""
+    """Training steps per second of the eight networks at batch 256: forward, backward and AdamW, no data.
+
+    With an affine transformer also of the same network written plainly in PyTorch.
+    """
     rows = []
     for size in (28, 42):
         for name, (model, transform) in NETWORKS.items():
             arguments: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
             network = getattr(mnist, model)(size, **arguments)
-            optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
-            x, y = torch.rand(256, 1, size, size), torch.randint(10, (256,))
-
-            def step(network=network, optimizer=optimizer, x=x, y=y) -> None:
-                optimizer.zero_grad()
-                F.cross_entropy(network(x), y).backward()
-                optimizer.step()
-
-            milliseconds = median_times({"step": step}, repeats=3 if quick else 30, budget=2 if quick else 6)["step"]
-            row = {"network": name, "size": size, "threads": torch.get_num_threads(), "ms": round(milliseconds, 2)}
-            rows.append(row | {"steps/s": round(1e3 / milliseconds, 1)})
-            print(rows[-1], flush=True)
+            steps = {"ms": training_step(network, size)}
+            if transform == "affine":
+                steps["plain ms"] = training_step(plainly(network), size)
+            times = median_times(steps, repeats=1 if quick else 20, budget=2 if quick else 6)
+            row: dict[str, object] = {"network": name, "size": size, "threads": torch.get_num_threads()}
+            row |= {key: round(value, 2) for key, value in times.items()} | {"steps/s": round(1e3 / times["ms"], 1)}
+            if "plain ms" in times:
+                row["times faster"] = round(times["plain ms"] / times["ms"], 2)
+            rows.append(row)
+            print(row, flush=True)
     return rows
+
+
+def training_step(network: nn.Module, size: int) -> Callable[[], None]:
+    """Forward, backward and optimiser step on a batch of 256."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    x, y = torch.rand(256, 1, size, size), torch.randint(10, (256,))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), y).backward()
+        optimizer.step()
+
+    return step
 
 
 def benchmark_program(steps: int) -> list[dict]:
