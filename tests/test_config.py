@@ -144,3 +144,11 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(mnist_root, tmp_path):
     assert "stopped by hand at step" in errors
     assert f"ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}" in errors
     assert "Traceback" not in errors
+
+
+def test_the_runs_of_a_sweep_have_folders_of_their_own(mnist_root, tmp_path):
+    sweep = ["-m", "model=fcn", "model.width=4,8", "debug=short", f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}"]
+    result = command("train.py", *sweep)
+    assert result.returncode == 0, result.stderr
+    folders = sorted(path.parent.name for path in tmp_path.glob("*/metrics.json"))
+    assert folders == ["0-fcn-none-rts-fast-seed1", "1-fcn-none-rts-fast-seed1"]
