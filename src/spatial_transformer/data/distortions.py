@@ -68,6 +68,11 @@ def _canvas_points(canvas: int, device: torch.device) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()])
 
 
+def _homogeneous(points: Tensor) -> Tensor:
+    """``(2, N)`` points with a third row of ones."""
+    return torch.cat([points, torch.ones_like(points[:1])])
+
+
 def _read(images: Tensor, points: Tensor, canvas: int) -> Tensor:
     """Reads images at ``(B, 2, canvas * canvas)`` points, in pixels from the image's centre; 0 outside."""
     grid = (points * (2 / images.shape[-1])).unflatten(2, (canvas, canvas)).movedim(1, -1)
@@ -78,9 +83,10 @@ def _similarity(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, can
     """Turns by ``angle`` (degrees), scales, then shifts by ``shift`` (pixels, (B, 2)) on the canvas."""
     angle = angle * (math.pi / 180)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    back = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
-    points = back @ (_canvas_points(canvas, images.device) - shift[:, :, None])
-    return _read(images, points, canvas)
+    x, y = shift.unbind(1)
+    back = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1)
+    points = back.view(-1, 3) @ _homogeneous(_canvas_points(canvas, images.device))
+    return _read(images, points.unflatten(0, (-1, 2)), canvas)
 
 
 def rotate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
@@ -113,7 +119,7 @@ def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
     displaced = _displaced_corners(corners, keys)
     matrix = _homography(displaced.double(), corners.double().expand_as(displaced)).float()
     canvas_points = _canvas_points(canvas, images.device)
-    x, y, w = (matrix @ torch.cat([canvas_points, torch.ones_like(canvas_points[:1])])).unbind(1)
+    x, y, w = (matrix.view(-1, 3) @ _homogeneous(canvas_points)).unflatten(0, (-1, 3)).unbind(1)
     w = torch.where(w.abs() < 1e-6, 1e-6, w)  # the horizon, far outside the image
     return _read(images, torch.stack([x, y], dim=1) / w[:, None], canvas)
 
@@ -165,8 +171,7 @@ def _spline_basis(canvas: int, device: torch.device) -> Tensor:
         axis = torch.linspace(-canvas / 2, canvas / 2, 4, dtype=torch.float64)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         control = torch.stack([x.flatten(), y.flatten(), torch.ones(16, dtype=torch.float64)])
-        points = _canvas_points(canvas, torch.device("cpu")).double()
-        points = torch.cat([points, torch.ones_like(points[:1])])
+        points = _homogeneous(_canvas_points(canvas, torch.device("cpu")).double())
 
         def kernel(targets: Tensor) -> Tensor:
             squared = (control[:2, :, None] - targets[:2, None]).square().sum(0)
