@@ -12,7 +12,7 @@ Convention
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,7 +188,7 @@ _SPLINE_BASES: dict[tuple[int, torch.device], Tensor] = {}
 def translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
     """T: the image, unchanged, at a uniform random whole-pixel location of a black canvas."""
     corner = integers(keys, 2, canvas - DIGIT + 1)
-    return _paste(images.new_zeros(len(images), canvas, canvas), images[:, 0], corner)[:, None]
+    return _paste(images.new_zeros(len(images), canvas, canvas), images, corner[:, None])[:, None]
 
 
 def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, patches: int = 6) -> Tensor:
@@ -200,25 +200,24 @@ def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
         pool: ``(N, 28, 28)`` uint8 digits to cut patches from (training digits, for every split).
     """
     assert pool is not None, "clutter needs a pool of digits"
-    out = translate(images, keys, canvas)[:, 0]
     side = 6
     digit = integers(keys, patches, len(pool), stream=1)
     cut = integers(keys, 2 * patches, DIGIT - side + 1, stream=2).unflatten(1, (patches, 2))
     place = integers(keys, 2 * patches, canvas - side + 1, stream=3).unflatten(1, (patches, 2))
-    offsets = torch.arange(side, device=keys.device)
-    for k in range(patches):
-        rows, columns = (cut[:, k, axis, None] + offsets for axis in (0, 1))
-        patch = pool[digit[:, k, None, None], rows[:, :, None], columns[:, None, :]].to(out.dtype) / 255
-        out = _paste(out, patch, place[:, k])
-    return out[:, None]
+    pieces = pool.flatten(1)[digit[:, :, None, None], _pixels(cut, (side, side), DIGIT)].to(images.dtype) / 255
+    return _paste(translate(images, keys, canvas)[:, 0], pieces, place)[:, None]
 
 
-def _paste(canvases: Tensor, patches: Tensor, corner: Tensor) -> Tensor:
-    """Puts ``(B, h, w)`` patches on ``(B, H, W)`` canvases, top left corners ``(B, 2)`` = (row, column), by the maximum."""
-    rows = corner[:, 0, None] + torch.arange(patches.shape[1], device=corner.device)
-    columns = corner[:, 1, None] + torch.arange(patches.shape[2], device=corner.device)
-    flat = (rows[:, :, None] * canvases.shape[2] + columns[:, None, :]).flatten(1)
-    return canvases.flatten(1).scatter_reduce(1, flat, patches.flatten(1), "amax").view_as(canvases)
+def _paste(canvases: Tensor, patches: Tensor, corners: Tensor) -> Tensor:
+    """Puts ``(B, n, h, w)`` patches on ``(B, H, W)`` canvases by the maximum; top left ``corners`` ``(B, n, 2)``: row, column."""
+    pixels = _pixels(corners, patches.shape[2:], canvases.shape[2])
+    return canvases.flatten(1).scatter_reduce(1, pixels.flatten(1), patches.flatten(1), "amax").view_as(canvases)
+
+
+def _pixels(corners: Tensor, size: Sequence[int], width: int) -> Tensor:
+    """Places of the pixels of patches in a flat image of ``width``: corners ``(B, n, 2)`` -> ``(B, n, h, w)``."""
+    rows, columns = (torch.arange(n, device=corners.device) for n in size)
+    return (corners[..., 0, None, None] + rows[:, None]) * width + corners[..., 1, None, None] + columns
 
 
 @dataclass(frozen=True)
