@@ -209,7 +209,7 @@ def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
 
 
 def _paste(canvases: Tensor, patches: Tensor, corners: Tensor) -> Tensor:
-    """Puts ``(B, n, h, w)`` patches on ``(B, H, W)`` canvases by the maximum; top left ``corners`` ``(B, n, 2)``: row, column."""
+    """Puts ``(B, n, h, w)`` patches on ``(B, H, W)`` canvases by the maximum; ``(B, n, 2)`` top left corners (row, column)."""
     pixels = _pixels(corners, patches.shape[2:], canvases.shape[2])
     return canvases.flatten(1).scatter_reduce(1, pixels.flatten(1), patches.flatten(1), "amax").view_as(canvases)
 
