@@ -1,5 +1,6 @@
 """Composition: everything composes, and nothing misspelt does."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -152,3 +153,16 @@ def test_the_runs_of_a_sweep_have_folders_of_their_own(mnist_root, tmp_path):
     assert result.returncode == 0, result.stderr
     folders = sorted(path.parent.name for path in tmp_path.glob("*/metrics.json"))
     assert folders == ["0-fcn-none-rts-fast-seed1", "1-fcn-none-rts-fast-seed1"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "runs"),
+    [(["model=fcn,cnn"], 2), (["model=st_fcn,st_cnn", "transform=affine,projective,tps"], 6)],
+    ids=["without", "with a transformer"],
+)
+def test_every_network_of_table_1_trains_from_the_command_line(mnist_root, tmp_path, networks, runs):
+    small = ["data.batch_size=32", "data.eval_batch_size=50", f"data.root={mnist_root}"]
+    result = command("train.py", "-m", *networks, "debug=short", *small, f"hydra.sweep.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    steps = [json.loads(path.read_text())["steps"] for path in tmp_path.glob("*/metrics.json")]
+    assert steps == [2] * runs
