@@ -32,6 +32,8 @@ def test_every_make_target_exists():
     assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
 
 
-def test_links_and_pictures_are_there():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (REPOSITORY / target).is_file(), target
+@pytest.mark.parametrize("document", ["README.md", "docs/distorted-mnist.md"])
+def test_links_and_pictures_are_there(document):
+    file = REPOSITORY / document
+    for target in re.findall(r"\]\(([^)]+)\)", file.read_text()):
+        assert target.startswith("https://") or (file.parent / target).is_file(), target
