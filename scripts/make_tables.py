@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent.parent
 
 def tables(results: Path = ROOT / "results") -> dict[str, str]:
     """Every table of the documents by its name."""
-    return {"mnist": mnist_tables(read_records(results / "mnist")), "benchmark": benchmark_table(results / "benchmarks")}
+    return {
+        "mnist": mnist_tables(read_records(results / "mnist"), ROOT / "conf"),
+        "benchmark": benchmark_table(results / "benchmarks"),
+    }
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def test_every_make_target_exists():
     assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/distorted-mnist.md"])
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{file.name}" for file in (REPOSITORY / "docs").glob("*.md"))])
 def test_links_and_pictures_are_there(document):
     file = REPOSITORY / document
     for target in re.findall(r"\]\(([^)]+)\)", file.read_text()):

@@ -1,10 +1,12 @@
 """Records and tables."""
 
 import json
+import re
 import sys
 
 import pytest
 from conftest import REPOSITORY
+from omegaconf import OmegaConf
 from scipy import stats
 
 from spatial_transformer import paper
@@ -14,19 +16,26 @@ from spatial_transformer.results import add_record, cell, interval, mnist_tables
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 
-def record(error, seed=1, model="st_fcn", transform="affine", distortion="rts", steps=100, **config):
-    data = {"distortion": distortion, "canvas": None, "fresh": True}
-    return {
-        "label": f"{model}-{transform}-{distortion}-fast-seed{seed}",
-        "experiment": "mnist",
-        "model": model,
-        "transform": transform,
-        "recipe": "fast",
-        "seed": seed,
-        "steps": steps,
-        "metrics": {"test/error": error},
-        "config": {"data": data, "model": {"width": None}} | config,
-    }
+CONF = REPOSITORY / "conf"
+
+
+@pytest.fixture
+def record(composed):
+    """Makes the record of a run with given overrides, as the runner does, but for the run."""
+
+    def record_(error, *overrides):
+        config = composed("experiment=mnist", *overrides)
+        settings = OmegaConf.to_container(config, resolve=True)
+        return {
+            "label": config.label,
+            **settings["choices"],
+            "seed": config.seed,
+            "steps": config.trainer.max_steps,
+            "metrics": {"test/error": error},
+            "config": {name: settings[name] for name in ("data", "transform", "model", "recipe")},
+        }
+
+    return record_
 
 
 def test_the_interval_is_student_t():
@@ -43,8 +52,8 @@ def test_cells():
     assert cell([1.0, 1.2]) == "1.10 ± 1.27 (2)"
 
 
-def test_a_table_has_every_network_the_papers_numbers_and_not_run():
-    table = mnist_tables([record(1.0), record(1.2, seed=2)])
+def test_a_table_has_every_network_the_papers_numbers_and_not_run(record):
+    table = mnist_tables([record(1.0), record(1.2, "seed=2")], CONF)
     for name in paper.NETWORKS:
         assert f"| **{name}** |" in table
     assert "*0.8*" in table
@@ -52,13 +61,34 @@ def test_a_table_has_every_network_the_papers_numbers_and_not_run():
     assert "| | ours | not run | not run | not run | not run | not run |" in table
 
 
-def test_runs_with_a_canvas_or_width_of_their_own_stay_out_of_the_table():
-    odd = record(9.99, model="fcn", transform="none")
-    odd["config"]["data"]["canvas"] = 50
-    assert "9.99" not in mnist_tables([odd])
+def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):
+    table = mnist_tables([record(1.0), record(3.0, "trainer.max_steps=500", "data.root=elsewhere")], CONF)
+    assert "| | fast, 500 | not run | 3.00 (1) |" in table
 
 
-def test_records_are_added_and_read_back(tmp_path):
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.canvas=50",
+        "data.fresh=false",
+        "data.batch_size=64",
+        "model.width=20",
+        "model.pool=1",
+        "recipe.optimizer.lr=0.1",
+        "recipe.scheduler=null",
+        "recipe.localisation_lr_factor=0.1",
+    ],
+)
+def test_a_run_with_settings_of_its_own_stays_out_of_the_table(record, override):
+    assert "9.99" not in mnist_tables([record(9.99, override)], CONF)
+
+
+def test_a_spline_with_another_grid_is_not_the_papers(record):
+    assert "9.99" in mnist_tables([record(9.99, "transform=tps")], CONF)
+    assert "9.99" not in mnist_tables([record(9.99, "transform=tps", "transform.points=[5,5]")], CONF)
+
+
+def test_records_are_added_and_read_back(record, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(record(1.0)))
     added = add_record(tmp_path / "run", tmp_path / "results")
@@ -87,6 +117,11 @@ def test_the_readme_says_what_the_records_say():
 
     readme = (REPOSITORY / "README.md").read_text()
     assert with_tables(readme, tables()) == readme, "run `make tables`"
+
+
+def test_no_record_speaks_of_the_machine_that_it_was_made_on():
+    for path in (REPOSITORY / "results").rglob("*.json"):
+        assert not re.search(r'"(~|/|[A-Z]:)[^"]*"', path.read_text()), f"{path.name} holds a path"
 
 
 def test_every_record_was_made_by_a_clean_commit():

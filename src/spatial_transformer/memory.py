@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """Lets the C library keep freed memory instead of handing it back to the system (Linux with glibc; elsewhere nothing).
 
     A training step frees and asks for the same large buffers again and again. By default each comes as fresh pages that
-    the system must clear first: up to a third of the time of a step on a CPU.
+    the system must clear first, a good part of the time of a step on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from .errors import UsageError
 from .files import replacing
 from .paper import CLUTTERED, NETWORKS, TABLE_1
@@ -71,18 +73,45 @@ def cell(values: list[float]) -> str:
     return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
 
 
-def mnist_tables(records: Iterable[dict[str, Any]]) -> str:
-    """Table 1 and the cluttered row as Markdown: the paper's errors and ours, one block for each recipe and length."""
+def is_standard(record: dict[str, Any], conf: Path) -> bool:
+    """Whether a run had the settings that its options have in the folder ``conf``, but for distortion, seed and length.
+
+    Ablations, and runs of a recipe that has changed since, are not what a table calls by the option's name.
+    """
+    options = {group: record[group] for group in ("model", "transform", "recipe")} | {"data": record["experiment"]}
+    files = {group: OmegaConf.load(conf / group / f"{option}.yaml") for group, option in options.items()}
+    whole = OmegaConf.create({"seed": record["seed"], "trainer": {"max_steps": record["steps"]}, **files})
+    expected: Any = OmegaConf.to_container(whole, resolve=True)
+    return all(_settings_agree(expected[group], record["config"][group]) for group in options)
+
+
+def _settings_agree(expected: Any, recorded: Any) -> bool:
+    """Whether recorded settings are those of a file, as far as the record has them."""
+    if not isinstance(expected, dict) or not isinstance(recorded, dict):
+        return bool(expected == recorded)
+    return all(
+        _settings_agree(value, recorded[name])
+        for name, value in expected.items()
+        if name in recorded and name not in ("_target_", "distortion", "max_steps", "root")
+    )
+
+
+def mnist_tables(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """Table 1 and the cluttered row as Markdown: the paper's errors and ours, a row for each recipe and length.
+
+    Args:
+        records: of all runs; those that are not :func:`is_standard` stay out.
+        conf: the folder of the configuration.
+    """
     errors: dict[tuple, list[float]] = defaultdict(list)
     recipes = set()
     for record in records:
-        data = record["config"]["data"]
-        standard = data["canvas"] is None and data["fresh"] and record["config"]["model"]["width"] is None
-        if record["experiment"] != "mnist" or not standard:
+        if record["experiment"] != "mnist" or not is_standard(record, conf):
             continue
         recipe = (record["recipe"], record["steps"])
         recipes.add(recipe)
-        errors[(record["model"], record["transform"], data["distortion"], recipe)].append(record["metrics"]["test/error"])
+        distortion = record["config"]["data"]["distortion"]
+        errors[record["model"], record["transform"], distortion, recipe].append(record["metrics"]["test/error"])
     columns = ["r", "rts", "p", "e", "tc"]
     lines = [
         "| network | recipe, steps | " + " | ".join(name.upper() for name in columns) + " |",

@@ -54,7 +54,9 @@ def run(config: DictConfig) -> dict[str, Any]:
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
         trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
-        _log_settings(loggers, config)
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        for logger in loggers:
+            logger.log_hyperparams(settings)
         try:
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # so Lightning leaves when it is interrupted
@@ -182,35 +184,26 @@ def _validate_to_the_end(config: DictConfig) -> None:
 @contextmanager
 def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
     """The configured loggers; W&B online if there is a key, else offline. Closed whatever happens."""
-    environment = {name: os.environ.get(name) for name in ("WANDB_MODE", "WANDB_DIR")}
-    loggers = []
-    for name, node in config.logger.items():
-        more: dict[str, Any] = {}
-        if name == "wandb":
-            import wandb
+    if "wandb" not in config.logger:
+        yield [_build(node, f"logger.{name}") for name, node in config.logger.items()]
+        return
+    import wandb
 
-            more["offline"] = node.offline if node.offline is not None else not wandb.login(prompt=False)
-            if more["offline"]:
-                # The mode too: Lightning only sets the environment, which W&B may have read by now.
-                more |= {"mode": "offline", "settings": wandb.Settings(silent=True)}
-        loggers.append(_build(node, f"logger.{name}", **more))
+    mode = os.environ.get("WANDB_MODE")
+    offline = config.logger.wandb.offline
+    offline = not wandb.login(prompt=False) if offline is None else offline
+    # The mode too: Lightning only sets the environment, and leaves it so, and W&B may have read it by now.
+    more = {"mode": "offline", "settings": wandb.Settings(silent=True)} if offline else {}
     try:
-        yield loggers
+        yield [
+            _build(node, f"logger.{name}", **({"offline": offline} | more if name == "wandb" else {}))
+            for name, node in config.logger.items()
+        ]
     finally:
-        if any(isinstance(logger, WandbLogger) for logger in loggers):
-            import wandb
-
-            wandb.finish()
-            for name, value in environment.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
-
-
-def _log_settings(loggers: list[Logger], config: DictConfig) -> None:
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    for logger in loggers:
-        logger.log_hyperparams(settings)
+        wandb.finish()
+        os.environ.pop("WANDB_MODE", None)
+        if mode is not None:
+            os.environ["WANDB_MODE"] = mode
 
 
 def _record(config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from scipy.ndimage import map_coordinates
 from spatial_transformer.data.distortions import (
     DIGIT,
     DISTORTIONS,
+    _displaced_corners,
     clutter,
     integers,
     is_convex,
@@ -362,6 +363,12 @@ def test_p_draws_again_where_the_corners_are_not_convex(digits):
     again = torch.tensor([p_corners(key)[1] > 0 for key in keys])
     assert 3 <= again.sum() <= 20
     assert_as_slow("p", digits[: again.sum()], keys[again], digits, 28)
+
+
+def test_p_draws_again_as_often_as_the_documents_say():
+    once = _displaced_corners(torch.tensor(SQUARE), keys_of(MANY), draws=1)
+    assert (~is_convex(once)).float().mean().item() == pytest.approx(0.014, abs=0.001)
+    assert is_convex(_displaced_corners(torch.tensor(SQUARE), keys_of(MANY))).all()
 
 
 # Ranges of the paper, read off distorted pictures

@@ -8,7 +8,8 @@ from torch import nn
 from spatial_transformer import Affine
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.mnist import fcn, st_fcn
-from spatial_transformer.tasks.classification import Classification, ErrorRate, one_cycle
+from spatial_transformer.tasks.classification import Classification, ErrorRate
+from spatial_transformer.tasks.schedules import one_cycle
 
 
 def test_the_error_is_the_share_of_wrong_predictions_in_percent():

@@ -83,7 +83,8 @@ class CropPictures(pl.Callback):
         return picture_of(pl_module, images, labels, title, self.zoom)
 
     def on_fit_end(self, trainer, pl_module) -> None:
-        frames = [Image.open(path) for path in sorted(self.folder.glob("crops_*.png"))]
+        # 32 colours do for grey digits and two colours of line, and halve the file.
+        frames = [Image.open(path).quantize(32) for path in sorted(self.folder.glob("crops_*.png"))]
         if len(frames) < 2 or not trainer.is_global_zero:
             return
         path = self.folder / "training.gif"

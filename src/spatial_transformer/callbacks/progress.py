@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from ..tasks.classification import localisation_networks
+from ..transformer import localisation_networks
 
 
 class RunProgress(ProgressBar):
@@ -37,7 +37,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        if self._enabled and trainer.is_global_zero:
+        if self._enabled:
             self._console.print(_parameter_table(pl_module.network))
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -64,7 +64,7 @@ class RunProgress(ProgressBar):
             self._bar.update(self._task, completed=step, rate=f"{self._rate(step):.1f} steps/s", figures=self._figures(trainer))
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if self._bar is None and self._enabled and trainer.is_global_zero and not trainer.sanity_checking:
+        if self._bar is None and self._enabled and not trainer.sanity_checking:
             step, rate = trainer.global_step, self._rate(trainer.global_step)
             left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
             self._console.print(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..tasks.classification import localisation_networks
+from ..transformer import localisation_networks
 
 
 class ThetaStatistics(pl.Callback):

@@ -16,11 +16,9 @@ from ..errors import UsageError
 from . import mnist_files
 from .distortions import DISTORTIONS, sample_keys
 
-CLASSES = 10
 VALIDATION_SIZE = 5_000
 _FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 """Seeds of the fixed sets: the same for every network, every seed and every run."""
-
 
 _ORDER = 0x4F52444552  # keeps the order of the samples and their distortions independent
 
@@ -49,11 +47,15 @@ class MnistData(pl.LightningDataModule):
         fresh: draw new training distortions each epoch; False keeps those of the first.
         seed: seed of training distortions and order.
 
+    Attributes
+        input_size: height and width of what a network gets, in pixels.
+        classes: number of classes.
+
     Raises:
         UsageError: a setting out of range.
     """
 
-    classes = CLASSES
+    classes = 10
 
     def __init__(
         self,
@@ -69,8 +71,8 @@ class MnistData(pl.LightningDataModule):
         if distortion not in DISTORTIONS:
             raise UsageError(f"data.distortion={distortion} does not exist. Way out: one of {', '.join(DISTORTIONS)}.")
         self.distortion = DISTORTIONS[distortion]
-        self.canvas = self.distortion.canvas if canvas is None else canvas
-        if self.canvas < self.distortion.smallest:
+        self.input_size = self.distortion.canvas if canvas is None else canvas
+        if self.input_size < self.distortion.smallest:
             raise UsageError(
                 f"data.canvas={canvas} is too small: distortion {distortion} needs at least {self.distortion.smallest} px to "
                 f"hold a digit. Way out: data.canvas={self.distortion.canvas} is the paper's."
@@ -89,23 +91,21 @@ class MnistData(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.fresh = fresh
         self.seed = seed
+        self._folder: Path | None = None
         self._images: dict[str, Tensor] = {}
         self._labels: dict[str, Tensor] = {}
 
-    @property
-    def input_size(self) -> int:
-        """Height and width of what a network gets, in pixels."""
-        return self.canvas
-
     def prepare_data(self) -> None:
-        mnist_files.prepare(self.root)
+        if self._folder is None:  # the files are proved once, however often Lightning asks
+            self._folder = mnist_files.prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         if self._images:
             return
-        folder = mnist_files.prepare(self.root)
-        images, labels = mnist_files.read(folder, train=True)
-        test_images, test_labels = mnist_files.read(folder, train=False)
+        self.prepare_data()
+        assert self._folder is not None
+        images, labels = mnist_files.read(self._folder, train=True)
+        test_images, test_labels = mnist_files.read(self._folder, train=False)
         self._images = {"train": images[:-VALIDATION_SIZE], "val": images[-VALIDATION_SIZE:], "test": test_images}
         self._labels = {"train": labels[:-VALIDATION_SIZE], "val": labels[-VALIDATION_SIZE:], "test": test_labels}
 
@@ -125,7 +125,7 @@ class MnistData(pl.LightningDataModule):
         else:
             keys = sample_keys(_FIXED_SEEDS[split], 0, index)
         digits = self._images[split][index].unsqueeze(1).float() / 255
-        images = self.distortion.apply(digits, keys, self.canvas, self._images["train"])
+        images = self.distortion.apply(digits, keys, self.input_size, self._images["train"])
         return images, self._labels[split][index]
 
     def on_after_batch_transfer(self, batch: Draw, dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -200,15 +200,9 @@ class _FixedDraws(Sampler):
 class _Handover(Dataset):
     """The data set of a loader whose sampler already says all: it hands each draw over as it is."""
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
     def __getitem__(self, draw: Draw) -> Draw:
         return draw
 
 
 def _loader(sampler: _TrainingDraws | _FixedDraws) -> DataLoader:
-    return DataLoader(_Handover(len(sampler)), batch_size=None, sampler=sampler)
+    return DataLoader(_Handover(), batch_size=None, sampler=sampler)

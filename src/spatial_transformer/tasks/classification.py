@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..errors import UsageError
-from ..transformer import SpatialTransformer
+from ..transformer import localisation_networks
 
 
 class ErrorRate(MulticlassAccuracy):
@@ -125,35 +125,3 @@ class Classification(pl.LightningModule):
                 {"name": "localisation", "params": list(localisation.values()), "lr_factor": self.localisation_lr_factor}
             )
         return groups
-
-
-def one_cycle(
-    optimizer: Optimizer,
-    total_steps: int,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-) -> OneCycleLR:
-    """torch's one-cycle schedule, peaking at the rate that each parameter group has.
-
-    Args:
-        optimizer: its groups' rates are the peaks.
-        total_steps: length of the cycle.
-        pct_start: share of the steps in which the rate rises.
-        div_factor: the peak over the first rate.
-        final_div_factor: the first rate over the last.
-
-    Raises:
-        ValueError: a share outside 0 to 1.
-    """
-    if round(pct_start * total_steps, 9) == 1:
-        pct_start /= 2  # torch divides by zero where the rise takes exactly one step
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(
-        optimizer, peaks, total_steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor
-    )
-
-
-def localisation_networks(network: nn.Module) -> list[nn.Module]:
-    """The localisation networks of all spatial transformers in ``network``."""
-    return [module.localisation for module in network.modules() if isinstance(module, SpatialTransformer)]

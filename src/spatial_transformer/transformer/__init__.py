@@ -5,7 +5,7 @@ Nothing here knows the rest of the project; the folder can be lifted out and use
 
 from .localisation import ConvLocalisation, FcLocalisation, Regression
 from .sampler import sample
-from .spatial_transformer import SpatialTransformer
+from .spatial_transformer import SpatialTransformer, localisation_networks
 from .transforms import Affine, Affine3d, Attention, Projective, ThinPlateSpline, Transform, pixel_centres
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SpatialTransformer",
     "ThinPlateSpline",
     "Transform",
+    "localisation_networks",
     "pixel_centres",
     "sample",
 ]

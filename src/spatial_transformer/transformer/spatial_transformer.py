@@ -89,3 +89,8 @@ class SpatialTransformer(nn.Module):
         parts += [f"fill={self.fill}"] if self.fill else []
         parts += [f"parallel={self.parallel}"] if self.parallel > 1 else []
         return ", ".join(parts)
+
+
+def localisation_networks(network: nn.Module) -> list[nn.Module]:
+    """The localisation networks of all spatial transformers in ``network``."""
+    return [module.localisation for module in network.modules() if isinstance(module, SpatialTransformer)]
