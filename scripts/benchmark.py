@@ -1,6 +1,7 @@
-"""Speed of the transformer and of training on this machine, against other implementations, side by side in one run.
+"""Speed of the transformer, the data and training on this machine, against other implementations, side by side in one run.
 
-Writes results/benchmarks/*.json and prints them as tables: python scripts/benchmark.py [--quick]
+Writes results/benchmarks/*.json: python scripts/benchmark.py [--quick] [--only PART]; `make benchmark` then makes tables and
+chart of them. On a GPU the warps and the networks are measured there too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,25 +24,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spatial_transformer import Affine, Projective, ThinPlateSpline, sample
+from spatial_transformer import Affine, Affine3d, Attention, Projective, SpatialTransformer, ThinPlateSpline, sample
+from spatial_transformer.data.distortions import DISTORTIONS, Distortion, sample_keys
 from spatial_transformer.files import replacing
 from spatial_transformer.memory import keep_freed_memory
 from spatial_transformer.networks import mnist
 from spatial_transformer.paper import NETWORKS
-from spatial_transformer.transformer import Transform
+from spatial_transformer.transformer import FcLocalisation, Transform
+from spatial_transformer.transformer.transforms import pixel_centres
 
 ROOT = Path(__file__).parent.parent
-SIZES = ((256, 1, 28, 28), (32, 3, 224, 224))
-TRANSFORMS: dict[str, type[Transform]] = {"affine": Affine, "projective": Projective, "tps": ThinPlateSpline}
+TRANSFORMS: dict[str, type[Transform]] = {
+    "affine": Affine,
+    "attention": Attention,
+    "projective": Projective,
+    "tps": ThinPlateSpline,
+    "affine3d": Affine3d,
+}
+DIGITS, PHOTOS = (256, 1, 28, 28), (32, 3, 224, 224)
+MAPS = ((128, 48, 32, 32), (128, 128, 16, 16))
+"""Feature maps that SVHN's second and fourth transformer warp, at 64 px (appendix A.5)."""
+VOLUMES = (4, 1, 60, 60, 60)
+Warp = Callable[[Tensor, Tensor], Tensor]
 
 
-def median_times(functions: Mapping[str, Callable[[], object]], repeats: int, budget: float = 20.0) -> dict[str, float]:
+def median_times(
+    functions: Mapping[str, Callable[[], object]], repeats: int, budget: float, device: str = "cpu"
+) -> dict[str, float]:
     """Median time of each function in milliseconds.
 
     They take turns of a few calls, so that all see the same machine and none the caches that another has left. With one
-    thread it is the processor's time, which other programs on the machine disturb less; with several, the clock's.
+    thread it is the processor's time, which other programs on the machine disturb less; with several, the clock's; on a
+    GPU it is the time between two events.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -47,16 +64,27 @@ def median_times(functions: Mapping[str, Callable[[], object]], repeats: int, bu
     for turn in range(repeats):
         for name, function in functions.items():
             function()
-            for _ in range(3):
-                begin = clock()
-                function()
-                times[name].append(clock() - begin)
+            times[name] += [_milliseconds(function, device) for _ in range(3)]
         if turn >= 2 and time.perf_counter() - start > budget:
             break
-    return {name: sorted(values)[len(values) // 2] * 1e3 for name, values in times.items()}
+    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
-def warp_step(warp: Callable[[Tensor, Tensor], Tensor], x: Tensor, theta: Tensor, grad: Tensor) -> Callable[[], None]:
+def _milliseconds(function: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    function()
+    return 1e3 * (clock() - start)
+
+
+def warp_step(warp: Warp, x: Tensor, theta: Tensor, grad: Tensor) -> Callable[[], None]:
     """Forward and backward of a warp."""
 
     def step() -> None:
@@ -66,73 +94,194 @@ def warp_step(warp: Callable[[Tensor, Tensor], Tensor], x: Tensor, theta: Tensor
     return step
 
 
-def ours(transform) -> Callable[[Tensor, Tensor], Tensor]:
+def ours(transform: Transform) -> Warp:
     """Grid and sampling of this project."""
     return lambda x, theta: sample(x, transform.grid(theta, x.shape[2:]))
 
 
 def torch_affine(x: Tensor, theta: Tensor) -> Tensor:
-    """PyTorch's own pair of functions."""
-    return F.grid_sample(x, F.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False), align_corners=False)
+    """PyTorch's own pair of functions, in two and three dimensions."""
+    matrix = theta.view(-1, x.ndim - 2, x.ndim - 1)
+    return F.grid_sample(x, F.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False)
 
 
-def kornia_warps() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """kornia's nearest equivalents, made to read at the same kind of points."""
+def torch_attention(x: Tensor, theta: Tensor) -> Tensor:
+    """PyTorch's own pair of functions, on a matrix of scale and translation."""
+    scale, shift_x, shift_y = theta.unbind(1)
+    zero = torch.zeros_like(scale)
+    return torch_affine(x, torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1))
+
+
+def other_warps(size: tuple[int, ...], device: str) -> dict[str, dict[str, Warp]]:
+    """What others offer for each transform: library -> warp. All but kornia's spline give what ours gives."""
     import kornia.geometry.transform as kornia
+    from monai.networks.layers import AffineTransform
+    from torch_tps import ThinPlateSpline as TorchTps
 
-    def affine(x: Tensor, theta: Tensor) -> Tensor:
-        return kornia.warp_affine(x, theta.view(-1, 2, 3), (x.shape[2], x.shape[3]), align_corners=False)
-
-    def projective(x: Tensor, theta: Tensor) -> Tensor:
+    def kornia_homography(x: Tensor, theta: Tensor) -> Tensor:
         matrix = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1).view(-1, 3, 3)
         return kornia.homography_warp(x, matrix, (x.shape[2], x.shape[3]), align_corners=False)
 
-    control = ThinPlateSpline().identity().view(2, 16).T
+    control = ThinPlateSpline().identity().view(2, 16).T.to(device)
 
-    def tps(x: Tensor, theta: Tensor) -> Tensor:
+    def kornia_tps(x: Tensor, theta: Tensor) -> Tensor:
+        # Its spline has its centres at the source points, and its grid runs from pixel centre to pixel centre.
         source = theta.view(-1, 2, 16).mT
-        centres = control.expand_as(source)
-        kernel, affine_part = kornia.get_tps_transform(centres, source)
-        return kornia.warp_image_tps(x, centres, kernel, affine_part, align_corners=False)
+        kernel, affine = kornia.get_tps_transform(control.expand_as(source), source)
+        return kornia.warp_image_tps(x, source, kernel, affine, align_corners=False)
 
-    return {"affine": affine, "projective": projective, "tps": tps}
+    points = pixel_centres(size, torch.float32).T.to(device)
+
+    def torch_tps(x: Tensor, theta: Tensor) -> Tensor:
+        # One fit for the whole batch, as the control points are the same: a loop over samples would take far longer.
+        spline = TorchTps(device=device).fit(control, theta.view(-1, 16).T)
+        grid = spline.transform(points).view(*x.shape[2:], len(theta), 2).permute(2, 0, 1, 3)
+        return F.grid_sample(x, grid, align_corners=False)
+
+    monai_layer = AffineTransform(normalized=True, reverse_indexing=False, align_corners=False, padding_mode="zeros")
+
+    def monai_affine(x: Tensor, theta: Tensor) -> Tensor:
+        return monai_layer(x, theta.view(-1, x.ndim - 2, x.ndim - 1))
+
+    warps: dict[str, dict[str, Warp]] = {
+        "affine": {"torch": torch_affine, "monai": monai_affine},
+        "attention": {"torch": torch_attention},
+        "projective": {"kornia": kornia_homography},
+        "tps": {"torch-tps": torch_tps, "kornia": kornia_tps},
+        "affine3d": {"torch": torch_affine, "monai": monai_affine},
+    }
+    if size == PHOTOS[2:]:
+        del warps["tps"]["kornia"]  # it wants over 20 GB
+    return warps
 
 
-def benchmark_warps(quick: bool) -> list[dict[str, object]]:
-    """Forward and backward of grid and sampling, for one thread and for all; the input's gradient wanted or not."""
-    others = kornia_warps()
-    rows: list[dict[str, object]] = []
-    all_threads = torch.get_num_threads()
-    for threads in sorted({1, all_threads}):
-        torch.set_num_threads(threads)
-        for size in SIZES:
-            for input_gradient in (False, True):
-                for name, family in TRANSFORMS.items():
-                    transform = family()
-                    torch.manual_seed(1)
-                    x = torch.randn(size, requires_grad=input_gradient)
-                    theta = (transform.identity() + 0.05 * torch.randn(size[0], transform.n_params)).requires_grad_()
-                    grad = torch.randn(size)
-                    warps = {"ours": ours(transform), "kornia": others[name]}
-                    if name == "affine":
-                        warps["torch"] = torch_affine
-                    large_kornia_tps = name == "tps" and size[-1] > 100
-                    if large_kornia_tps:
-                        del warps["kornia"]  # it wants over 20 GB
-                    steps = {who: warp_step(warp, x, theta, grad) for who, warp in warps.items()}
-                    times = median_times(steps, repeats=5 if quick else 40, budget=3 if quick else 8)
-                    row: dict[str, object] = {
-                        "transform": name,
-                        "size": size,
-                        "input gradient": input_gradient,
-                        "threads": threads,
-                    }
-                    row |= {f"{who} ms": round(value, 3) for who, value in times.items()}
-                    row |= {f"ours/{who}": round(times["ours"] / times[who], 4) for who in times if who != "ours"}
-                    rows.append(row)
-                    print(row, flush=True)
-    torch.set_num_threads(all_threads)
+def benchmark_warps(quick: bool) -> list[dict]:
+    """Forward and backward of grid and sampling: on one thread and on all, and on a GPU if there is one.
+
+    On feature maps the input wants its gradient, as it does in a network; on images both cases are measured.
+    """
+    flat = ("affine", "attention", "projective", "tps")
+    cases: list[tuple[str, tuple[int, ...], bool]] = [(name, size, False) for size in (DIGITS, PHOTOS) for name in flat]
+    cases += [(name, size, True) for size in (DIGITS, PHOTOS, *MAPS) for name in flat]
+    cases += [("affine3d", VOLUMES, False)]
+    places = [("cpu", threads) for threads in sorted({1, torch.get_num_threads()})]
+    rows: list[dict] = []
+    for device, threads in places + ([("cuda", 1)] if torch.cuda.is_available() else []):
+        with _threads(threads):
+            for case in cases:
+                rows.append(_warp_row(*case, device, quick) | {"device": device, "threads": threads})
+                print(rows[-1], flush=True)
     return rows
+
+
+def _warp_row(name: str, size: tuple[int, ...], input_gradient: bool, device: str, quick: bool) -> dict:
+    transform = TRANSFORMS[name]().to(device)
+    torch.manual_seed(1)
+    x = torch.randn(size, device=device, requires_grad=input_gradient)
+    theta = transform.identity().to(device) + 0.05 * torch.randn(size[0], transform.n_params, device=device)
+    theta.requires_grad_()
+    grad = torch.randn(size, device=device)
+    warps = {"ours": ours(transform)} | other_warps(size[2:], device)[name]
+    with torch.no_grad():
+        expected = warps["ours"](x, theta)
+        for who, warp in warps.items():
+            if (name, who) != ("tps", "kornia") and not torch.allclose(warp(x, theta), expected, atol=2e-2):
+                raise AssertionError(f"{who} does not give the same {name} warp: its time says nothing")
+    steps = {who: warp_step(warp, x, theta, grad) for who, warp in warps.items()}
+    times = median_times(steps, 1 if quick else 40, 0 if quick else 3, device)
+    row: dict = {"transform": name, "size": list(size), "input gradient": input_gradient}
+    row |= {f"{who} ms": round(value, 3) for who, value in times.items()}
+    return row | {f"ours/{who}": round(times["ours"] / times[who], 4) for who in times if who != "ours"}
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
+def benchmark_scaling(quick: bool) -> list[dict]:
+    """How the time of grid and sampling, forward and backward, grows: on one thread, for an image without gradient."""
+    torch.manual_seed(1)
+    rows: list[dict] = []
+
+    def measure(over: str, value: int, size: tuple[int, ...], transform: Transform, others: dict[str, Warp]) -> None:
+        x, grad = torch.randn(size), torch.randn(size)
+        theta = (transform.identity() + 0.05 * torch.randn(size[0], transform.n_params)).requires_grad_()
+        steps = {who: warp_step(warp, x, theta, grad) for who, warp in ({"ours": ours(transform)} | others).items()}
+        times = median_times(steps, repeats=1 if quick else 40, budget=0 if quick else 1)
+        rows.append({"over": over, "value": value} | {f"{who} ms": round(time, 3) for who, time in times.items()})
+        print(rows[-1], flush=True)
+
+    with _threads(1):
+        for batch in (1, 4, 16, 64, 256, 1024):
+            measure("batch size, 28 × 28 px", batch, (batch, 1, 28, 28), Affine(), {"torch": torch_affine})
+        for side in (28, 42, 60, 112, 224):
+            measure("side in px, batch 64", side, (64, 1, side, side), Affine(), {"torch": torch_affine})
+        for side in (2, 4, 6, 8, 10):
+            measure("control points, 256 × 28 × 28", side * side, DIGITS, ThinPlateSpline((side, side)), {})
+        for n in (1, 2, 4, 8):
+            transform = Affine()
+            localisation = FcLocalisation((1, 42, 42), transform, start=transform.identity().repeat(n, 1))
+            st = SpatialTransformer(localisation, transform, parallel=n)
+            x = torch.randn(64, 1, 42, 42)
+            times = median_times({"ours": partial(_transform, st, x)}, 1 if quick else 40, 0 if quick else 1)
+            rows.append({"over": "parallel transformers, 64 × 42 × 42", "value": n, "ours ms": round(times["ours"], 3)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _transform(st: SpatialTransformer, x: Tensor) -> None:
+    st(x).sum().backward()
+
+
+def benchmark_data(quick: bool) -> list[dict]:
+    """Distorted images per second, on one thread: batches of 256 as here, and torchvision's transforms sample by sample.
+
+    torchvision's nearest equivalents, on tensors and on PIL images (which then become tensors).
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    bilinear = InterpolationMode.BILINEAR
+    shrink = v2.RandomAffine(0, scale=(0.75, 1.0), interpolation=bilinear)
+    nearest_of: dict[str, list[nn.Module]] = {
+        "r": [v2.RandomRotation(90, bilinear)],
+        "rts": [v2.Pad(7), v2.RandomAffine(45, translate=(0.17, 0.17), scale=(0.7, 1.2), interpolation=bilinear)],
+        "p": [shrink, v2.RandomPerspective(0.5, 1.0, bilinear)],
+        "e": [shrink, v2.ElasticTransform(50.0, 5.0, bilinear)],
+        "t": [v2.Pad(32), v2.RandomCrop(60)],
+    }
+    torch.manual_seed(1)
+    digits = torch.randint(0, 256, (256, 1, 28, 28), dtype=torch.uint8)
+    pictures = [v2.functional.to_pil_image(digit) for digit in digits]
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    rows = []
+    with _threads(1):
+        for name, transforms in nearest_of.items():
+            tensors = v2.Compose([*transforms, to_float])
+            images = v2.Compose([*transforms, v2.PILToTensor(), to_float])
+            functions: dict[str, Callable[[], object]] = {
+                "ours": partial(_distorted, DISTORTIONS[name], digits),
+                "torchvision, tensors": partial(_one_by_one, tensors, digits),
+                "torchvision, PIL": partial(_one_by_one, images, pictures),
+            }
+            times = median_times(functions, repeats=1 if quick else 40, budget=0 if quick else 3)
+            row: dict = {"distortion": name} | {f"{who} images/s": round(256e3 / ms) for who, ms in times.items()}
+            row |= {f"ours/{who}": round(times[who] / times["ours"], 1) for who in times if who != "ours"}
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def _distorted(distortion: Distortion, digits: Tensor) -> Tensor:
+    keys = sample_keys(1, 0, torch.arange(len(digits)))
+    return distortion.apply(digits.float() / 255, keys, distortion.canvas, digits[:, 0])
+
+
+def _one_by_one(transform: nn.Module, images: Iterable) -> Tensor:
+    return torch.stack([transform(image) for image in images])
 
 
 class PlainTransformer(nn.Module):
@@ -153,7 +302,7 @@ def plainly(network: mnist.MnistNetwork) -> nn.Module:
     assert network.transformer is not None
     layers = list(network.classifier.children())
     if isinstance(layers[0], nn.Conv2d):
-        layers[0] = nn.Conv2d(1, layers[0].out_channels, 9)
+        layers[0] = nn.Conv2d(1, layers[0].out_channels, 9, device=layers[0].weight.device)
     pool: list[nn.Module] = [nn.AvgPool2d(network.pool)] if network.pool > 1 else []
     return nn.Sequential(PlainTransformer(network.transformer.localisation), *pool, *layers)
 
@@ -164,15 +313,16 @@ def benchmark_networks(quick: bool) -> list[dict]:
     With an affine transformer also of the same network written plainly in PyTorch.
     """
     rows = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for size in (28, 42):
         for name, (model, transform) in NETWORKS.items():
             arguments: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
-            network = getattr(mnist, model)(size, **arguments)
+            network = getattr(mnist, model)(size, **arguments).to(device)
             steps = {"ms": training_step(network, size)}
             if transform == "affine":
                 steps["plain ms"] = training_step(plainly(network), size)
-            times = median_times(steps, repeats=1 if quick else 20, budget=2 if quick else 6)
-            row: dict[str, object] = {"network": name, "size": size, "threads": torch.get_num_threads()}
+            times = median_times(steps, 1 if quick else 20, 0 if quick else 6, device)
+            row: dict = {"network": name, "size": size, "device": device, "threads": torch.get_num_threads()}
             row |= {key: round(value, 2) for key, value in times.items()} | {"steps/s": round(1e3 / times["ms"], 1)}
             if "plain ms" in times:
                 row["times faster"] = round(times["plain ms"] / times["ms"], 2)
@@ -184,7 +334,8 @@ def benchmark_networks(quick: bool) -> list[dict]:
 def training_step(network: nn.Module, size: int) -> Callable[[], None]:
     """Forward, backward and optimiser step on a batch of 256."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
-    x, y = torch.rand(256, 1, size, size), torch.randint(10, (256,))
+    device = next(network.parameters()).device
+    x, y = torch.rand(256, 1, size, size, device=device), torch.randint(10, (256,), device=device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -194,30 +345,45 @@ def training_step(network: nn.Module, size: int) -> Callable[[], None]:
     return step
 
 
-def benchmark_program(steps: int) -> list[dict]:
-    """Share of a training run that is not forward, backward or optimiser step: data, Lightning, logging, validation, pictures.
+def benchmark_program(quick: bool) -> list[dict]:
+    """Runs of the real program on real data: how long until it trains, and what share of it is not training.
 
-    From Lightning's profiler in runs of the real program on real data, with one validation.
+    The share is what is not forward, backward or optimiser step: data, Lightning, logging, validation, pictures; from
+    Lightning's profiler, with one validation. The start is from the command to the first validated step.
     """
-    rows = []
+    steps = 50 if quick else 500
+    rows: list[dict] = [
+        {"command": "train.py --help", "seconds": round(min(_seconds_until("", "--help") for _ in range(3)), 2)},
+    ]
+    first_step = ("logger=csv", "trainer.max_steps=1", "recipe.validate_every=1", "++trainer.limit_val_batches=1")
     for model in ("st_fcn", "st_cnn"):
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "train.py",
-                "experiment=mnist",
-                "debug=profile",
-                f"model={model}",
-                f"hydra.run.dir={folder}",
-            ]
-            command += [f"trainer.max_steps={steps}"]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            seconds = _profile_totals(Path(folder) / "fit-profile.txt")
+            start = _seconds_until("step 1 of", *first_step, f"model={model}", f"hydra.run.dir={folder}/start")
+            command = ("debug=profile", f"model={model}", f"hydra.run.dir={folder}/run", f"trainer.max_steps={steps}")
+            _seconds_until("", *command)
+            seconds = _profile_totals(Path(folder) / "run" / "fit-profile.txt")
         share = 1 - seconds["run_training_batch"] / seconds["run_training_epoch"]
-        row = {"model": model, "distortion": "rts", "steps": steps, "steps/s": round(steps / seconds["run_training_epoch"], 1)}
+        row = {"model": model, "distortion": "rts", "steps": steps, "seconds to the first step": round(start, 2)}
+        row["steps/s"] = round(steps / seconds["run_training_epoch"], 1)
         rows.append(row | {"share outside forward, backward, step": round(share, 3)})
-        print(rows[-1], flush=True)
+    for row in rows:
+        print(row, flush=True)
     return rows
+
+
+def _seconds_until(line: str, *overrides: str) -> float:
+    """Seconds from calling train.py until it prints a line that starts so, or, without one, until it ends."""
+    start, seconds = time.perf_counter(), 0.0
+    command = [sys.executable, "train.py", *overrides]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for printed in process.stdout:
+            if line and not seconds and printed.startswith(line):
+                seconds = time.perf_counter() - start
+        if process.wait():
+            assert process.stderr is not None
+            raise RuntimeError(f"{' '.join(command)} failed:\n{process.stderr.read()}")
+    return seconds or time.perf_counter() - start
 
 
 def _profile_totals(path: Path) -> dict[str, float]:
@@ -230,8 +396,9 @@ def machine() -> dict:
     """What the figures were taken on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    packages = {name: version(name) for name in ("torch", "kornia", "pytorch-lightning")}
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "commit": commit, "packages": packages}
+    packages = {name: version(name) for name in ("torch", "torchvision", "kornia", "monai", "torch-tps", "pytorch-lightning")}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "gpu": gpu, "threads": torch.get_num_threads(), "commit": commit, "packages": packages}
 
 
 def _cpuinfo() -> list[str]:
@@ -239,21 +406,25 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
+PARTS: dict[str, Callable[[bool], list[dict]]] = {
+    "warps": benchmark_warps,
+    "scaling": benchmark_scaling,
+    "data": benchmark_data,
+    "networks": benchmark_networks,
+    "program": benchmark_program,
+}
+
+
 def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few repetitions, nothing written")
-    parser.add_argument("--only", choices=["warps", "networks", "program"], help="one part")
+    parser.add_argument("--only", choices=PARTS, help="one part")
     options = parser.parse_args()
     keep_freed_memory()  # as train.py does; all that is compared gains by it
-    parts: dict[str, Callable[[], list[dict]]] = {
-        "warps": lambda: benchmark_warps(options.quick),
-        "networks": lambda: benchmark_networks(options.quick),
-        "program": lambda: benchmark_program(50 if options.quick else 500),
-    }
-    for name, part in parts.items():
+    for name, part in PARTS.items():
         if options.only in (None, name):
-            rows = part()
+            rows = part(options.quick)
             if not options.quick:
                 with replacing(ROOT / "results" / "benchmarks" / f"{name}.json") as path:
                     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")

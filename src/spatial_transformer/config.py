@@ -51,6 +51,7 @@ class Recipe:
     batch_size: int = MISSING
     validate_every: int = MISSING
     localisation_lr_factor: float = 1.0
+    dropout: float = 0.0
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] | None = None
 

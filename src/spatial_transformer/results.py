@@ -86,13 +86,13 @@ def is_standard(record: dict[str, Any], conf: Path) -> bool:
 
 
 def _settings_agree(expected: Any, recorded: Any) -> bool:
-    """Whether recorded settings are those of a file, as far as the record has them."""
+    """Whether recorded settings are those of a file."""
     if not isinstance(expected, dict) or not isinstance(recorded, dict):
         return bool(expected == recorded)
     return all(
-        _settings_agree(value, recorded[name])
+        name in recorded and _settings_agree(value, recorded[name])
         for name, value in expected.items()
-        if name in recorded and name not in ("_target_", "distortion", "max_steps", "root")
+        if name not in ("_target_", "distortion", "max_steps", "root", "defaults")
     )
 
 

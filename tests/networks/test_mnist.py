@@ -131,13 +131,27 @@ def test_the_output_of_the_transformer_has_the_size_of_the_image(build, size):
 
 
 def test_the_pooled_cnn_of_42_px_ends_in_one_pixel():
-    features = st_cnn(42, Affine(), width=4).classifier[:-2](images(21))
+    features = st_cnn(42, Affine(), width=4).classifier[:-3](images(21))
     assert features.shape == (4, 4, 1, 1)
 
 
 @pytest.mark.parametrize("size", range(21, 31))
 def test_the_cnn_takes_every_size_from_21_px_on(size):
     assert cnn(size, width=4)(images(size)).shape == (4, 10)
+
+
+@pytest.mark.parametrize(("network", "places"), [(fcn(28, width=8, dropout=0.5), 2), (cnn(28, width=4, dropout=0.5), 1)])
+def test_dropout_is_behind_the_first_layer_and_in_training_only(network, places):
+    assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [0.5] * places
+    x = images(28)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_localisation_networks_drop_nothing():
+    network = st_cnn(28, Affine(), width=4, dropout=0.5)
+    assert not any(isinstance(module, torch.nn.Dropout) for module in network.transformer.modules())
 
 
 # Start and gradients

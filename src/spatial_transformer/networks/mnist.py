@@ -46,28 +46,30 @@ class MnistNetwork(nn.Module):
         return self.classifier(x)
 
 
-def fcn(size: int, width: int | None = None, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
+def fcn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
     """FCN: two fully connected layers and the classifier.
 
     Args:
         size: height and width of the image in pixels.
         width: units of both hidden layers; None solves it from the budget.
+        dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _at_width(width, budget, lambda units: MnistNetwork(_fcn_layers(size, units, classes)))
+    return _at_width(width, budget, lambda units: MnistNetwork(_fcn_layers(size, units, dropout, classes)))
 
 
-def cnn(size: int, width: int | None = None, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
+def cnn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
     """CNN: convolution 9x9, max pooling, convolution 7x7, max pooling, classifier.
 
     Args:
         size: height and width of the image in pixels, 21 at least.
         width: filters of both convolutions; None solves it from the budget.
+        dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _at_width(width, budget, lambda filters: MnistNetwork(_cnn_layers(size, filters, classes)))
+    return _at_width(width, budget, lambda filters: MnistNetwork(_cnn_layers(size, filters, dropout, classes)))
 
 
 def st_fcn(
@@ -75,6 +77,7 @@ def st_fcn(
     transform: Transform,
     width: int | None = None,
     pool: int | None = None,
+    dropout: float = 0.0,
     classes: int = 10,
     budget: int = BUDGET,
 ) -> MnistNetwork:
@@ -86,10 +89,11 @@ def st_fcn(
         width: units of both hidden layers of the FCN; None solves it from the budget.
         pool: average pooling after the transformer; None is the paper's, by 2 where the canvas is larger than a
             digit (RTS and TC), else none.
+        dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _behind_transformer(FcLocalisation, _fcn_layers, size, transform, width, pool, classes, budget)
+    return _behind_transformer(FcLocalisation, _fcn_layers, size, transform, width, pool, dropout, classes, budget)
 
 
 def st_cnn(
@@ -97,6 +101,7 @@ def st_cnn(
     transform: Transform,
     width: int | None = None,
     pool: int | None = None,
+    dropout: float = 0.0,
     classes: int = 10,
     budget: int = BUDGET,
 ) -> MnistNetwork:
@@ -104,16 +109,17 @@ def st_cnn(
 
     Args: as for :func:`st_fcn`; ``width`` is the number of filters of both convolutions of the CNN.
     """
-    return _behind_transformer(ConvLocalisation, _cnn_layers, size, transform, width, pool, classes, budget)
+    return _behind_transformer(ConvLocalisation, _cnn_layers, size, transform, width, pool, dropout, classes, budget)
 
 
 def _behind_transformer(
     localisation: Callable[[tuple[int, int, int], Transform], nn.Module],
-    layers: Callable[[int, int, int], nn.Module],
+    layers: Callable[[int, int, float, int], nn.Module],
     size: int,
     transform: Transform,
     width: int | None,
     pool: int | None,
+    dropout: float,
     classes: int,
     budget: int,
 ) -> MnistNetwork:
@@ -124,23 +130,25 @@ def _behind_transformer(
 
     def build(width: int) -> MnistNetwork:
         transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
-        return MnistNetwork(layers(size // pool, width, classes), transformer, pool)
+        return MnistNetwork(layers(size // pool, width, dropout, classes), transformer, pool)
 
     return _at_width(width, budget, build)
 
 
-def _fcn_layers(size: int, units: int, classes: int) -> nn.Sequential:
+def _fcn_layers(size: int, units: int, dropout: float, classes: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(size * size, units),
         nn.ReLU(),
+        nn.Dropout(dropout),
         nn.Linear(units, units),
         nn.ReLU(),
+        nn.Dropout(dropout),
         nn.Linear(units, classes),
     )
 
 
-def _cnn_layers(size: int, filters: int, classes: int) -> nn.Sequential:
+def _cnn_layers(size: int, filters: int, dropout: float, classes: int) -> nn.Sequential:
     # Pooling rounds up where rounding down would drop a column of the first map, or all of the second: RTS behind a
     # transformer, pooled to 21 px, leaves maps of 13 and 1.
     first = size - 8
@@ -156,6 +164,7 @@ def _cnn_layers(size: int, filters: int, classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.MaxPool2d(2, ceil_mode=second == 1),
         nn.Flatten(),
+        nn.Dropout(dropout),
         nn.Linear(filters * out * out, classes),
     )
 

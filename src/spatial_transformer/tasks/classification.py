@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -66,6 +67,13 @@ class Classification(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
+
+    def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # What dropout draws depends on the step alone, so a resumed run draws what an undisturbed one does.
+        torch.manual_seed(hash((self._seed, self.global_step, batch_idx, self.global_rank)))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 
 def one_cycle(
@@ -31,3 +31,17 @@ def one_cycle(
     return OneCycleLR(
         optimizer, peaks, total_steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor
     )
+
+
+def falling_steps(optimizer: Optimizer, total_steps: int, parts: int = 3, factor: float = 0.1) -> StepLR:
+    """The rate times ``factor`` after each of ``parts`` equal parts of the training.
+
+    As the paper's, every 50k of 150k steps, for any length.
+
+    Args:
+        optimizer: its groups' rates are those of the first part.
+        total_steps: length of the training.
+        parts: number of parts.
+        factor: of the rate from part to part.
+    """
+    return StepLR(optimizer, step_size=-(-total_steps // parts), gamma=factor)

@@ -212,9 +212,18 @@ class Projective(Transform):
 
     def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
         xy = super()._map(theta[:, :6], basis)
-        w = torch.addmm(basis.new_ones(()), theta[:, 6:], basis[:2, ::2])
-        low = self.min_w
-        return xy / torch.where(w < low, low * low / (2 * low - w.clamp(max=low)), w).unsqueeze(2)
+        # w twice, beside x and beside y: a product makes that sooner than a division broadcasts.
+        w = torch.addmm(basis.new_ones(()), theta[:, 6:], basis[:2] + basis[3:5]).view_as(xy)
+        if _may_fall_below(w, self.min_w):
+            low = self.min_w
+            w = torch.where(w < low, low * low / (2 * low - w.clamp(max=low)), w)
+        return xy / w
+
+
+def _may_fall_below(w: Tensor, low: float) -> bool:
+    """Whether some w is below ``low``; where a look would stop a GPU or a tracer, that it may be."""
+    can_look = type(w) is Tensor and w.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not can_look or bool((w < low).any())
 
 
 class ThinPlateSpline(Transform):
