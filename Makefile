@@ -41,11 +41,12 @@ types: $(VENV)/dev.done
 
 check: lint types test ## lint, types and tests
 
-tables: $(VENV)/run.done ## the tables of README from the records in results/
+tables: $(VENV)/run.done ## the tables and charts of the documents from the records in results/
 	$(BIN)/python scripts/make_tables.py
 
 benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark.py $(ARGS)
+	$(BIN)/python scripts/make_tables.py
 
 clean: ## remove the environment
 	rm -rf $(VENV)

@@ -1,33 +1,67 @@
-"""Makes the tables in README.md from the records in results/: python scripts/make_tables.py [--add RUN_FOLDER ...]"""
+"""Makes the tables and charts of the documents from the records in results/.
+
+python scripts/make_tables.py [--add RUN_FOLDER ...] [--into FOLDER]
+"""
 
 import argparse
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from spatial_transformer.benchmarks import benchmark_chart, benchmark_tables
 from spatial_transformer.files import replacing
-from spatial_transformer.results import add_record, benchmark_table, mnist_tables, read_records, with_tables
+from spatial_transformer.results import add_record, mnist_tables, read_records, recipe_table, steps_chart, with_tables
 
 ROOT = Path(__file__).parent.parent
+CONF, RESULTS = ROOT / "conf", ROOT / "results"
+BENCHMARKS, MNIST, RECIPES = RESULTS / "benchmarks", RESULTS / "mnist", RESULTS / "recipes"
 
 
-def tables(results: Path = ROOT / "results") -> dict[str, str]:
-    """Every table of the documents by its name."""
+def documents() -> dict[Path, str]:
+    """What each document with tables must say."""
+    speed = benchmark_tables(BENCHMARKS)
+    tables = {
+        "README.md": {"mnist": mnist_tables(read_records(MNIST), CONF), "networks": speed["networks"]},
+        "docs/benchmarks.md": speed,
+        "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
+    }
+    return {ROOT / name: with_tables((ROOT / name).read_text(), parts) for name, parts in tables.items()}
+
+
+def charts() -> dict[Path, tuple[Figure | None, str]]:
+    """Each chart with a digest of the records that it is made of."""
     return {
-        "mnist": mnist_tables(read_records(results / "mnist"), ROOT / "conf"),
-        "benchmark": benchmark_table(results / "benchmarks"),
+        ROOT / "docs" / "benchmarks.png": (benchmark_chart(BENCHMARKS), _digest(BENCHMARKS.glob("*.json"))),
+        ROOT / "docs" / "steps.png": (
+            steps_chart(read_records(MNIST) + read_records(RECIPES), CONF),
+            _digest([*MNIST.glob("*.json"), *RECIPES.glob("*.json")]),
+        ),
     }
 
 
+def _digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+
+
 def main() -> None:
-    """Adds records, then makes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Adds records, then makes tables and charts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--add", nargs="+", type=Path, default=[], metavar="RUN_FOLDER", help="finished runs to take into results/"
     )
-    for run in parser.parse_args().add:
-        print(f"added {add_record(run, ROOT / 'results')}")
-    readme = ROOT / "README.md"
-    with replacing(readme) as path:
-        path.write_text(with_tables(readme.read_text(), tables()))
+    parser.add_argument("--into", metavar="FOLDER", help="folder of results/ for them; left out, the experiment's")
+    options = parser.parse_args()
+    for run in options.add:
+        print(f"added {add_record(run, RESULTS, options.into)}")
+    for document, text in documents().items():
+        with replacing(document) as path:
+            path.write_text(text)
+    for chart, (figure, digest) in charts().items():
+        if figure is not None:
+            with replacing(chart) as path:
+                figure.savefig(path, format="png", dpi=110, metadata={"Records": digest})
 
 
 if __name__ == "__main__":

@@ -7,14 +7,24 @@ import sys
 import pytest
 from conftest import REPOSITORY
 from omegaconf import OmegaConf
+from PIL import Image
 from scipy import stats
 
 from spatial_transformer import paper
 from spatial_transformer.errors import UsageError
-from spatial_transformer.results import add_record, cell, interval, mnist_tables, read_records, with_tables
+from spatial_transformer.results import (
+    add_record,
+    cell,
+    interval,
+    mnist_tables,
+    read_records,
+    recipe_table,
+    steps_chart,
+    with_tables,
+)
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
-
+import make_tables
 
 CONF = REPOSITORY / "conf"
 
@@ -31,7 +41,7 @@ def record(composed):
             **settings["choices"],
             "seed": config.seed,
             "steps": config.trainer.max_steps,
-            "metrics": {"test/error": error},
+            "metrics": {"test/error": error, "val/best_error": 1.0},
             "config": {name: settings[name] for name in ("data", "transform", "model", "recipe")},
         }
 
@@ -97,6 +107,33 @@ def test_records_are_added_and_read_back(record, tmp_path):
     assert read_records(tmp_path / "results") == []
 
 
+def test_a_record_does_not_take_the_place_of_a_run_with_other_settings(record, tmp_path):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "metrics.json"
+    file.write_text(json.dumps(record(1.0)))
+    added = add_record(tmp_path / "run", tmp_path / "results")
+    file.write_text(json.dumps(record(2.0, "recipe.dropout=0.5")))
+    with pytest.raises(UsageError, match="run with other settings"):
+        add_record(tmp_path / "run", tmp_path / "results")
+    assert json.loads(added.read_text())["metrics"]["test/error"] == 1.0
+    assert add_record(tmp_path / "run", tmp_path / "results", "recipes").parent.name == "recipes"
+
+
+def test_the_recipe_table_says_what_was_different(record):
+    table = recipe_table([record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0"), record(1.25, "seed=2")], CONF)
+    assert "| ST-FCN affine | RTS | fast | dropout 0.0, optimizer.lr 0.1 | 15,000 | 1.00 | 1.50 |" in table
+    assert "| ST-FCN affine | RTS | fast | – | 15,000 | 1.00 | 1.25 |" in table
+
+
+def test_the_chart_of_lengths_has_a_line_for_each_recipe(record):
+    runs = [record(1.0, "model=fcn"), record(8.0, "recipe.dropout=0.5")]
+    for recipe in ("fast", "paper"):
+        runs += [record(steps / 1000, f"recipe={recipe}", f"trainer.max_steps={steps}") for steps in (9, 99)]
+    *lines, _ = steps_chart(runs, CONF).axes[0].lines
+    assert [line.get_label() for line in lines] == [f"ST-FCN affine on RTS, {recipe} recipe" for recipe in ("fast", "paper")]
+    assert lines[0].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
+
+
 def test_what_is_no_record_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"no metrics.json"):
         add_record(tmp_path, tmp_path / "results")
@@ -112,11 +149,14 @@ def test_tables_are_put_in_their_places():
         with_tables(text, {"y": "new"})
 
 
-def test_the_readme_says_what_the_records_say():
-    from make_tables import tables
+def test_the_documents_say_what_the_records_say():
+    for document, text in make_tables.documents().items():
+        assert document.read_text() == text, f"{document.name}: run `make tables`"
 
-    readme = (REPOSITORY / "README.md").read_text()
-    assert with_tables(readme, tables()) == readme, "run `make tables`"
+
+def test_the_charts_are_made_of_the_records():
+    for chart, (_, digest) in make_tables.charts().items():
+        assert Image.open(chart).info["Records"] == digest, f"{chart.name}: run `make tables`"
 
 
 def test_no_record_speaks_of_the_machine_that_it_was_made_on():

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from .errors import UsageError
@@ -40,17 +41,27 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def add_record(run: Path, folder: Path) -> Path:
-    """Copies the record of a finished run to its place below ``folder``; returns that.
+def add_record(run: Path, results: Path, into: str | None = None) -> Path:
+    """Copies the record of a finished run to its place below ``results``; returns that.
+
+    Args:
+        run: the run's folder.
+        results: the folder of all records.
+        into: the record's folder in it; None is its experiment's.
 
     Raises:
-        UsageError: the run has no record.
+        UsageError: the run has no record, or its place is taken by a run with other settings.
     """
     source = run / "metrics.json"
     if not source.is_file():
         raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
     record = json.loads(source.read_text())
-    target = folder / record["experiment"] / f"{record['label']}-{record['steps']}.json"
+    target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
+    if target.is_file() and json.loads(target.read_text())["config"] != record["config"]:
+        raise UsageError(
+            f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
+            "run's own, or remove that record first."
+        )
     with replacing(target) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
     return target
@@ -73,27 +84,25 @@ def cell(values: list[float]) -> str:
     return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
 
 
+_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "max_steps", "total_steps", "root")
+
+
 def is_standard(record: dict[str, Any], conf: Path) -> bool:
     """Whether a run had the settings that its options have in the folder ``conf``, but for distortion, seed and length.
 
     Ablations, and runs of a recipe that has changed since, are not what a table calls by the option's name.
     """
+    expected = _standard(record, conf)
+    return _flat(expected) == _flat({group: record["config"][group] or {} for group in expected})
+
+
+def _standard(record: dict[str, Any], conf: Path) -> dict[str, Any]:
+    """The settings of a record's options as the files in ``conf`` have them."""
     options = {group: record[group] for group in ("model", "transform", "recipe")} | {"data": record["experiment"]}
     files = {group: OmegaConf.load(conf / group / f"{option}.yaml") for group, option in options.items()}
     whole = OmegaConf.create({"seed": record["seed"], "trainer": {"max_steps": record["steps"]}, **files})
-    expected: Any = OmegaConf.to_container(whole, resolve=True)
-    return all(_settings_agree(expected[group], record["config"][group]) for group in options)
-
-
-def _settings_agree(expected: Any, recorded: Any) -> bool:
-    """Whether recorded settings are those of a file."""
-    if not isinstance(expected, dict) or not isinstance(recorded, dict):
-        return bool(expected == recorded)
-    return all(
-        name in recorded and _settings_agree(value, recorded[name])
-        for name, value in expected.items()
-        if name not in ("_target_", "distortion", "max_steps", "root", "defaults")
-    )
+    settings: Any = OmegaConf.to_container(whole, resolve=True)
+    return {group: settings[group] for group in options}
 
 
 def mnist_tables(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -131,49 +140,63 @@ def mnist_tables(records: Iterable[dict[str, Any]], conf: Path) -> str:
     return "\n".join(lines)
 
 
-def benchmark_table(folder: Path) -> str:
-    """Speed as Markdown, from the records in ``folder``; "not run" without them."""
-    warps, networks, program = (_benchmark(folder / f"{name}.json") for name in ("warps", "networks", "program"))
-    if warps is None or networks is None or program is None:
-        return NOT_RUN
-    machine = warps["machine"]
-    lines = [
-        f"On {machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}. Grid and sampling, "
-        "forward and backward, on one thread, as a fraction of the other's time (below 1 is faster):",
-        "",
-        "| transform | size | input's gradient | ours / torch | ours / kornia |",
-        "|---|---|---|---|---|",
-    ]
-    for row in warps["rows"]:
-        if row["threads"] == 1:
-            size = "×".join(map(str, row["size"]))
-            ratios = " | ".join(f"{row[key]:.3f}" if key in row else "–" for key in ("ours/torch", "ours/kornia"))
-            lines.append(f"| {row['transform']} | {size} | {'yes' if row['input gradient'] else 'no'} | {ratios} |")
-    lines += [
-        "",
-        "Training steps per second at batch 256 (forward, backward, AdamW), and how many times as fast as the "
-        "same network of PyTorch's own layers:",
-        "",
-    ]
-    sizes = sorted({row["size"] for row in networks["rows"]})
-    lines += ["| network | " + " | ".join(f"{size}×{size}" for size in sizes) + " |", "|---|" + "---|" * len(sizes)]
-    for name in NETWORKS:
-        speeds = {row["size"]: _speed(row) for row in networks["rows"] if row["network"] == name}
-        lines.append(f"| {name} | " + " | ".join(speeds[size] for size in sizes) + " |")
-    shares = [
-        f"{100 * row['share outside forward, backward, step']:.0f} % for {row['model']} ({row['steps/s']} steps/s)"
-        for row in program["rows"]
-    ]
-    lines += ["", f"Share of a whole run on RTS outside forward, backward and step: {', '.join(shares)}."]
+def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """Runs that decided a recipe, as Markdown: what each had that the recipe's file in ``conf`` has not, and its errors."""
+    lines = ["| network | distortion | recipe | other than in the file | steps | validation error | test error |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    names = {options: name for name, options in NETWORKS.items()}
+
+    def place(record: dict[str, Any]) -> tuple:
+        return record["model"], record["transform"], record["config"]["data"]["distortion"], record["recipe"], record["steps"]
+
+    for record in sorted(records, key=place):
+        settings = _flat(record["config"]["recipe"])
+        expected = _flat(_standard(record, conf)["recipe"])
+        other = [
+            f"{name} {settings.get(name, 'none')}" for name in expected | settings if settings.get(name) != expected.get(name)
+        ]
+        figures = f"{record['metrics']['val/best_error']:.2f} | {record['metrics']['test/error']:.2f}"
+        lines.append(
+            f"| {names[record['model'], record['transform']]} | {record['config']['data']['distortion'].upper()} | "
+            f"{record['recipe']} | {', '.join(other) or '–'} | {record['steps']:,} | {figures} |"
+        )
     return "\n".join(lines)
 
 
-def _speed(row: dict[str, Any]) -> str:
-    return f"{row['steps/s']}" + (f" ({row['times faster']:.2f}×)" if "times faster" in row else "")
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, but for those that a record need not share with a file."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{before}{name}.")
+        elif name not in _NOT_COMPARED:
+            flat[before + name] = value
+    return flat
 
 
-def _benchmark(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+def steps_chart(records: Iterable[dict[str, Any]], conf: Path) -> Figure:
+    """Test error against the length of training, a line for each recipe, network and distortion with several lengths."""
+    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    names = {options: name for name, options in NETWORKS.items()}
+    for record in records:
+        if is_standard(record, conf) and record["seed"] == 1:
+            network, distortion = names[record["model"], record["transform"]], record["config"]["data"]["distortion"]
+            line = f"{network} on {distortion.upper()}, {record['recipe']} recipe"
+            lines[line].append((record["steps"], record["metrics"]["test/error"]))
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in sorted(lines.items()):
+        if len(points) > 1:
+            axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
+    axes.axhline(
+        TABLE_1["ST-FCN affine"]["rts"], color="black", linestyle=":", label="ST-FCN affine on RTS, the paper's at 150,000"
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("training steps of 256 samples")
+    axes.set_ylabel("test error, %")
+    axes.legend(fontsize=8)
+    return figure
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:

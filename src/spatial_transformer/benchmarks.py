@@ -1,0 +1,137 @@
+"""Tables and chart of the speed records in results/benchmarks, which scripts/benchmark.py makes."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .paper import NETWORKS
+from .results import NOT_RUN
+
+Rows = list[dict[str, Any]]
+PARTS = ("warps", "scaling", "data", "networks", "program")
+_OTHERS = ("torch", "kornia", "monai", "torch-tps")
+
+
+def benchmark_tables(folder: Path) -> dict[str, str]:
+    """A Markdown table for each part in ``folder``, and "machine": what all was taken on. "not run" where so."""
+    records = {part: _record(folder / f"{part}.json") for part in PARTS}
+    makers = {"warps": _warps, "scaling": _scaling, "data": _data, "networks": _networks, "program": _program}
+    tables = {part: NOT_RUN if record is None else makers[part](record["rows"]) for part, record in records.items()}
+    machine = next((record["machine"] for record in records.values() if record is not None), None)
+    return tables | {"machine": NOT_RUN if machine is None else _machine(machine)}
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+    return f"{machine['cpu']}, {machine['threads']} threads{gpu}; {packages}."
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _size(row: dict[str, Any]) -> str:
+    return "×".join(map(str, row["size"]))
+
+
+def _warps(rows: Rows) -> str:
+    head = ["transform", "size", "image's gradient", "where", "ours, ms", *(f"ours / {who}" for who in _OTHERS)]
+    lines = []
+    for row in rows:
+        where = "GPU" if row["device"] == "cuda" else f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        ratios = [f"{row[f'ours/{who}']:.2f}" if f"ours/{who}" in row else "–" for who in _OTHERS]
+        gradient = "yes" if row["input gradient"] else "no"
+        lines.append([row["transform"], _size(row), gradient, where, f"{row['ours ms']:.2f}", *ratios])
+    return _table(head, lines)
+
+
+def _scaling(rows: Rows) -> str:
+    return _table(
+        ["grows", "value", "ours, ms", "torch, ms"],
+        [[row["over"], str(row["value"]), f"{row['ours ms']:.2f}", f"{row.get('torch ms', '–')}"] for row in rows],
+    )
+
+
+def _data(rows: Rows) -> str:
+    others = ("torchvision, tensors", "torchvision, PIL")
+    return _table(
+        ["distortion", "ours, images/s", *(f"times as fast as {who}" for who in others)],
+        [
+            [row["distortion"].upper(), f"{row['ours images/s']:,}", *(f"{row[f'ours/{who}']:.0f}" for who in others)]
+            for row in rows
+        ],
+    )
+
+
+def _networks(rows: Rows) -> str:
+    sizes = sorted({row["size"] for row in rows})
+    speeds: dict[tuple[str, int], str] = defaultdict(lambda: "–")
+    for row in rows:
+        faster = f" ({row['times faster']:.2f}×)" if "times faster" in row else ""
+        speeds[row["network"], row["size"]] = f"{row['steps/s']}{faster}"
+    return _table(
+        ["network", *(f"{size}×{size}" for size in sizes)],
+        [[name, *(speeds[name, size] for size in sizes)] for name in NETWORKS],
+    )
+
+
+def _program(rows: Rows) -> str:
+    lines = [f"- `train.py --help`: {row['seconds']} s" for row in rows if "command" in row]
+    for row in rows:
+        if "model" in row:
+            share = 100 * row["share outside forward, backward, step"]
+            lines.append(
+                f"- `model={row['model']}` on RTS: {row['seconds to the first step']} s to the first step, "
+                f"{row['steps/s']} steps/s, {share:.0f} % of the time outside forward, backward and step"
+            )
+    return "\n".join(lines)
+
+
+def benchmark_chart(folder: Path) -> Figure | None:
+    """How much longer others take for a warp, and how the time grows; None without the records."""
+    warps, scaling = _record(folder / "warps.json"), _record(folder / "scaling.json")
+    if warps is None or scaling is None:
+        return None
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    bars, *plots = (figure.add_subplot(2, 2, place) for place in (1, 2, 3, 4))
+    labels: list[str] = []
+    colours = dict(zip(_OTHERS, ("C1", "C2", "C4", "C3"), strict=True))
+    for row in warps["rows"]:
+        if row["threads"] != 1 or row["device"] != "cpu" or row["input gradient"] != (row["size"][1] > 3):
+            continue
+        others = [who for who in _OTHERS if f"ours/{who}" in row]
+        for place, who in enumerate(others):
+            times = 1 / row[f"ours/{who}"]
+            bars.barh(len(labels) + place * 0.35 - 0.17 * (len(others) - 1), times, 0.33, color=colours[who])
+        labels.append(f"{row['transform']} {_size(row)}")
+    bars.set_yticks(range(len(labels)), labels)
+    bars.invert_yaxis()
+    bars.set_xscale("log")
+    bars.axvline(1, color="black", linewidth=1)
+    bars.set_xlabel("time of others, as a multiple of ours (one thread)")
+    for who in _OTHERS:
+        bars.barh(0, 0, color=colours[who], label=who)
+    bars.legend(fontsize=8)
+    overs = list(dict.fromkeys(row["over"] for row in scaling["rows"]))
+    for axes, over in zip(plots, overs, strict=False):
+        rows = [row for row in scaling["rows"] if row["over"] == over]
+        for who, colour in (("ours", "C0"), ("torch", "C1")):
+            points = [(row["value"], row[f"{who} ms"]) for row in rows if f"{who} ms" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=who)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(over)
+        axes.set_ylabel("forward and backward, ms")
+        axes.legend(fontsize=8)
+    return figure

@@ -1,0 +1,32 @@
+"""Tables and chart of speed; the benchmark itself, shortly."""
+
+import json
+
+import pytest
+from conftest import REPOSITORY
+
+from spatial_transformer.benchmarks import PARTS, benchmark_chart, benchmark_tables
+
+RECORDS = REPOSITORY / "results" / "benchmarks"
+
+
+def test_without_records_everything_is_not_run(tmp_path):
+    assert set(benchmark_tables(tmp_path).values()) == {"not run"}
+    assert benchmark_chart(tmp_path) is None
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_table_has_every_row_of_its_record(part):
+    rows = json.loads((RECORDS / f"{part}.json").read_text())["rows"]
+    lines = benchmark_tables(RECORDS)[part].splitlines()
+    if part == "networks":  # a column for each size
+        assert len(lines) - 2 == len(rows) / 2
+    else:
+        assert len(lines) - (0 if part == "program" else 2) == len(rows)
+
+
+def test_the_chart_shows_the_warps_of_one_thread():
+    bars, *_ = benchmark_chart(RECORDS).axes
+    labels = [label.get_text() for label in bars.get_yticklabels()]
+    assert "affine 256×1×28×28" in labels
+    assert len(labels) == len(set(labels))
