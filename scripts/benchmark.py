@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_transformer import Affine, Affine3d, Attention, Projective, SpatialTransformer, ThinPlateSpline, sample
-from spatial_transformer.data.distortions import DISTORTIONS, Distortion, sample_keys
+from spatial_transformer.data.distortions import DISTORTIONS, Distortion
+from spatial_transformer.data.keyed import sample_keys
 from spatial_transformer.files import replacing
 from spatial_transformer.memory import keep_freed_memory
 from spatial_transformer.networks import mnist

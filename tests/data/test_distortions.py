@@ -15,13 +15,10 @@ from spatial_transformer.data.distortions import (
     DISTORTIONS,
     _displaced_corners,
     clutter,
-    integers,
     is_convex,
-    normal,
-    sample_keys,
     translate,
-    uniform,
 )
+from spatial_transformer.data.keyed import integers, normal, sample_keys, uniform
 
 MANY = 50_000
 UNCORRELATED = 4.5 / math.sqrt(MANY)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from spatial_transformer.data import mnist_files
+from spatial_transformer.data.batched import Draw
 from spatial_transformer.data.distortions import DISTORTIONS
-from spatial_transformer.data.mnist import Draw, MnistData
+from spatial_transformer.data.mnist import MnistData
 from spatial_transformer.errors import UsageError
 
 STAND_IN = Path("stand-in")

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import pytorch_lightning as pl
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UsageError
 from . import mnist_files
-from .distortions import DISTORTIONS, sample_keys
+from .batched import BatchedData
+from .distortions import DISTORTIONS
+from .keyed import sample_keys
 
 VALIDATION_SIZE = 5_000
 _FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 """Seeds of the fixed sets: the same for every network, every seed and every run."""
 
-_ORDER = 0x4F52444552  # keeps the order of the samples and their distortions independent
 
-
-class Draw(NamedTuple):
-    """Which samples a batch is made of: all that a loader has to hand over."""
-
-    split: str
-    epoch: int
-    samples: Tensor
-
-
-class MnistData(pl.LightningDataModule):
+class MnistData(BatchedData):
     """MNIST digits, distorted in batches on the device of the model.
 
-    The loaders deliver indices only. Images lie on the device as a whole, and :meth:`on_after_batch_transfer` distorts a
-    batch of them there. A training sample depends on (seed, epoch, index) and nothing else; the validation set (the
-    last 5,000 training digits) and the test set are drawn once for all.
+    Images lie on the device as a whole. Training samples are distorted anew in each epoch; the validation set (the last
+    5,000 training digits) and the test set are drawn once for all.
 
     Args:
         distortion: r, rts, p, e, t or tc, as in section 4.1.
@@ -67,7 +52,7 @@ class MnistData(pl.LightningDataModule):
         fresh: bool = True,
         seed: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, seed)
         if distortion not in DISTORTIONS:
             raise UsageError(f"data.distortion={distortion} does not exist. Way out: one of {', '.join(DISTORTIONS)}.")
         self.distortion = DISTORTIONS[distortion]
@@ -77,9 +62,6 @@ class MnistData(pl.LightningDataModule):
                 f"data.canvas={canvas} is too small: distortion {distortion} needs at least {self.distortion.smallest} px to "
                 f"hold a digit. Way out: data.canvas={self.distortion.canvas} is the paper's."
             )
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
-                raise UsageError(f"data.{name}={size} is not a batch size. Way out: 1 or more; the paper has 256.")
         training_size = 60_000 - VALIDATION_SIZE
         if batch_size > training_size:
             raise UsageError(
@@ -87,10 +69,7 @@ class MnistData(pl.LightningDataModule):
                 "has 256."
             )
         self.root = root
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
         self.fresh = fresh
-        self.seed = seed
         self._folder: Path | None = None
         self._images: dict[str, Tensor] = {}
         self._labels: dict[str, Tensor] = {}
@@ -108,6 +87,9 @@ class MnistData(pl.LightningDataModule):
         test_images, test_labels = mnist_files.read(self._folder, train=False)
         self._images = {"train": images[:-VALIDATION_SIZE], "val": images[-VALIDATION_SIZE:], "test": test_images}
         self._labels = {"train": labels[:-VALIDATION_SIZE], "val": labels[-VALIDATION_SIZE:], "test": test_labels}
+
+    def size(self, split: str) -> int:
+        return len(self._labels[split])
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Distorted images ``(B, 1, canvas, canvas)`` float32 in [0, 1] and labels ``(B,)``, on the device of ``index``.
@@ -127,82 +109,3 @@ class MnistData(pl.LightningDataModule):
         digits = self._images[split][index].unsqueeze(1).float() / 255
         images = self.distortion.apply(digits, keys, self.input_size, self._images["train"])
         return images, self._labels[split][index]
-
-    def on_after_batch_transfer(self, batch: Draw, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        return self.samples(batch.split, batch.samples, batch.epoch)
-
-    def train_dataloader(self) -> DataLoader:
-        return _loader(_TrainingDraws(len(self._labels["train"]), self.batch_size, self.seed, self._progress, *self._rank()))
-
-    def val_dataloader(self) -> DataLoader:
-        return _loader(_FixedDraws("val", len(self._labels["val"]), self.eval_batch_size, *self._rank()))
-
-    def test_dataloader(self) -> DataLoader:
-        return _loader(_FixedDraws("test", len(self._labels["test"]), self.eval_batch_size, *self._rank()))
-
-    def _progress(self) -> tuple[int, int, float]:
-        """Optimiser steps done, batches to a step, and the most batches that the trainer takes of an epoch."""
-        trainer = self.trainer
-        if trainer is None:
-            return 0, 1, math.inf
-        return trainer.global_step, trainer.accumulate_grad_batches, trainer.num_training_batches
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-
-class _TrainingDraws(Sampler):
-    """Training batches: an order of its own for each epoch, whole batches only, this rank's share of each.
-
-    Where to go on is read off the number of steps that training has done, so that a resumed run sees what it would have
-    seen undisturbed.
-    """
-
-    def __init__(
-        self, n: int, batch_size: int, seed: int, progress: Callable[[], tuple[int, int, float]], rank: int, world_size: int
-    ) -> None:
-        if batch_size < world_size:
-            raise UsageError(
-                f"data.batch_size={batch_size} is less than one sample for each of {world_size} devices. Way out: fewer "
-                "devices (trainer.devices=...), or a larger batch."
-            )
-        self.n, self.batch_size, self.seed, self.progress = n, batch_size, seed, progress
-        self.share = slice(rank, None, world_size)
-
-    def __len__(self) -> int:
-        return self.n // self.batch_size
-
-    def __iter__(self) -> Iterator[Draw]:
-        steps, batches_to_a_step, limit = self.progress()
-        # The last step of an epoch is taken with the batches that are left.
-        epoch, step = divmod(steps, math.ceil(min(len(self), limit) / batches_to_a_step))
-        done = step * batches_to_a_step
-        order = sample_keys(self.seed ^ _ORDER, epoch, torch.arange(self.n)).argsort()
-        for index in order.split(self.batch_size)[done : len(self)]:
-            yield Draw("train", epoch, index[self.share])
-
-
-class _FixedDraws(Sampler):
-    """Each sample of a fixed set once and in order, this rank's share of each batch."""
-
-    def __init__(self, split: str, n: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.split, self.batches = split, torch.arange(n).split(batch_size)
-        self.share = slice(rank, None, world_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Draw]:
-        for index in self.batches:
-            yield Draw(self.split, 0, index[self.share])
-
-
-class _Handover(Dataset):
-    """The data set of a loader whose sampler already says all: it hands each draw over as it is."""
-
-    def __getitem__(self, draw: Draw) -> Draw:
-        return draw
-
-
-def _loader(sampler: _TrainingDraws | _FixedDraws) -> DataLoader:
-    return DataLoader(_Handover(), batch_size=None, sampler=sampler)
