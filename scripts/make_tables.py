@@ -21,7 +21,7 @@ BENCHMARKS, MNIST, RECIPES = RESULTS / "benchmarks", RESULTS / "mnist", RESULTS 
 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
-    speed = benchmark_tables(BENCHMARKS)
+    speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
         "README.md": {"mnist": mnist_tables(read_records(MNIST), CONF), "networks": speed["networks"]},
         "docs/benchmarks.md": speed,
