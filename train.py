@@ -7,11 +7,13 @@ import hydra
 from omegaconf import DictConfig
 
 from spatial_transformer.config import explained
+from spatial_transformer.process import spin_briefly
 
 
 @explained
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
+    spin_briefly()
     from spatial_transformer.runner import run  # only now: --help does not wait for torch
 
     run(config)

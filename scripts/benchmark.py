@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -28,9 +29,9 @@ from spatial_transformer import Affine, Affine3d, Attention, Projective, Spatial
 from spatial_transformer.data.distortions import DISTORTIONS, Distortion
 from spatial_transformer.data.keyed import sample_keys
 from spatial_transformer.files import replacing
-from spatial_transformer.memory import keep_freed_memory
 from spatial_transformer.networks import mnist
 from spatial_transformer.paper import NETWORKS
+from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.transformer import FcLocalisation, Transform
 from spatial_transformer.transformer.transforms import pixel_centres
 
@@ -372,6 +373,51 @@ def benchmark_program(quick: bool) -> list[dict]:
     return rows
 
 
+def benchmark_threads(quick: bool) -> list[dict]:
+    """Training steps per second of an ST-FCN with all threads, alone and beside one busy program for each core.
+
+    With the wait that OpenMP's threads have by themselves, and with that of :func:`process.spin_briefly`.
+    """
+    rows = []
+    for busy in (0, torch.get_num_threads()):
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            for wait in ("as OpenMP has it", "brief"):
+                steps_per_second = _steps_per_second_elsewhere(wait == "brief", seconds=1 if quick else 10)
+                rows.append({"busy programs": busy, "wait": wait, "steps/s": round(steps_per_second, 1)})
+                print(rows[-1], flush=True)
+        finally:
+            for process in others:
+                process.kill()
+    return rows
+
+
+def _steps_per_second_elsewhere(brief: bool, seconds: float) -> float:
+    """In a process of its own, as OpenMP reads its settings when it is loaded."""
+    program = f"""
+import time
+from spatial_transformer.process import keep_freed_memory, spin_briefly
+keep_freed_memory()
+{"spin_briefly()" if brief else ""}
+import benchmark
+from spatial_transformer.networks.mnist import st_fcn
+step = benchmark.training_step(st_fcn(42, benchmark.Affine()), 42)
+step()
+start, steps = time.perf_counter(), 0
+while time.perf_counter() - start < {seconds}:
+    step()
+    steps += 1
+print(steps / (time.perf_counter() - start))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT / "scripts", check=True, stdout=subprocess.PIPE, text=True, env=_without_waiting())
+    return float(done.stdout)
+
+
+def _without_waiting() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+
+
 def _seconds_until(line: str, *overrides: str) -> float:
     """Seconds from calling train.py until it prints a line that starts so, or, without one, until it ends."""
     start, seconds = time.perf_counter(), 0.0
@@ -413,6 +459,7 @@ PARTS: dict[str, Callable[[bool], list[dict]]] = {
     "data": benchmark_data,
     "networks": benchmark_networks,
     "program": benchmark_program,
+    "threads": benchmark_threads,
 }
 
 

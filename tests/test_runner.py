@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from spatial_transformer.errors import UsageError
-from spatial_transformer.memory import keep_freed_memory
 from spatial_transformer.paper import NETWORKS
+from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.runner import evaluate, run
 
 SHORT = [

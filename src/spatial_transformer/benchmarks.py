@@ -14,7 +14,7 @@ from .paper import NETWORKS
 from .results import NOT_RUN
 
 Rows = list[dict[str, Any]]
-PARTS = ("warps", "scaling", "data", "networks", "program")
+PARTS = ("warps", "scaling", "data", "networks", "program", "threads")
 _OTHERS = ("torch", "kornia", "monai", "torch-tps")
 
 
@@ -26,7 +26,14 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
         recipes: folder of the recipes' files, for their lengths.
     """
     records = {part: _record(folder / f"{part}.json") for part in PARTS}
-    makers = {"warps": _warps, "scaling": _scaling, "data": _data, "networks": _networks, "program": _program}
+    makers = {
+        "warps": _warps,
+        "scaling": _scaling,
+        "data": _data,
+        "networks": _networks,
+        "program": _program,
+        "threads": _threads,
+    }
     tables = {part: NOT_RUN if record is None else makers[part](record["rows"]) for part, record in records.items()}
     networks = records["networks"]
     tables["table 1"] = NOT_RUN if networks is None else _table_1(networks["rows"], recipes)
@@ -113,6 +120,13 @@ def _program(rows: Rows) -> str:
                 f"{row['steps/s']} steps/s, {share:.0f} % of the time outside forward, backward and step"
             )
     return "\n".join(lines)
+
+
+def _threads(rows: Rows) -> str:
+    return _table(
+        ["busy programs beside", "threads' wait", "steps/s"],
+        [[str(row["busy programs"]), row["wait"], str(row["steps/s"])] for row in rows],
+    )
 
 
 def benchmark_chart(folder: Path) -> Figure | None:

@@ -26,7 +26,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from .config import check
 from .errors import UsageError
 from .files import replacing
-from .memory import keep_freed_memory
+from .process import keep_freed_memory
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
 
