@@ -115,7 +115,6 @@ def build(config: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModul
         config.task,
         "task",
         network=network,
-        classes=data.classes,
         optimizer=_build(recipe.optimizer, "recipe.optimizer"),
         scheduler=None if recipe.scheduler is None else _build(recipe.scheduler, "recipe.scheduler"),
         localisation_lr_factor=recipe.localisation_lr_factor,

@@ -8,27 +8,27 @@ from torch import nn
 from spatial_transformer import Affine
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.mnist import fcn, st_fcn
-from spatial_transformer.tasks.classification import Classification, ErrorRate
+from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.tasks.schedules import one_cycle
 
 
 def test_the_error_is_the_share_of_wrong_predictions_in_percent():
     torch.manual_seed(0)
-    error, wrong, seen = ErrorRate(10, average="micro"), 0, 0
+    scored, wrong, seen = task(nn.Identity()), 0, 0
     for size in (7, 30, 1):  # batches of different sizes count by their samples
         logits, labels = torch.randn(size, 10), torch.randint(10, (size,))
-        error.update(logits, labels)
+        scored.test_step((logits, labels), 0)
         for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
             wrong += row.index(max(row)) != label
             seen += 1
-    assert error.compute().item() == pytest.approx(100 * wrong / seen, abs=1e-4)
+    assert scored.test_scores.compute()["test/error"].item() == pytest.approx(100 * wrong / seen, abs=1e-4)
 
 
 def task(network, factor=1.0, optimizer=torch.optim.SGD, scheduler=None):
     def make(groups):
         return optimizer(groups, lr=0.01)
 
-    return Classification(network, 10, make, scheduler, localisation_lr_factor=factor)
+    return Classification(network, make, scheduler, localisation_lr_factor=factor)
 
 
 def test_the_localisation_network_has_a_named_group_with_its_own_rate():

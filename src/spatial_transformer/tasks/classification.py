@@ -12,27 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from ..errors import UsageError
 from ..transformer import localisation_networks
 
 
-class ErrorRate(MulticlassAccuracy):
-    """Share of wrong predictions in percent, as the paper's tables have it."""
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        return 100 * (1 - super().compute())
-
-
 class Classification(pl.LightningModule):
     """Trains a classifier end to end by cross-entropy and scores it by its error.
 
+    A task with other labels overrides what says how they are scored and read: ``error_names``, :meth:`losses`, :meth:`errors`,
+    :meth:`predictions`, :meth:`confidences` and :meth:`texts`.
+
     Args:
         network: from images to ``(B, classes)`` logits.
-        classes: number of classes.
         optimizer: makes the optimiser from parameter groups.
         scheduler: makes a schedule, stepped after every batch, from the optimiser; None keeps the rates.
         localisation_lr_factor: learning rate of all localisation networks, as a multiple of the others'.
@@ -42,10 +34,11 @@ class Classification(pl.LightningModule):
         errors in percent.
     """
 
+    error_names: tuple[str, ...] = ("error",)
+
     def __init__(
         self,
         network: nn.Module,
-        classes: int,
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         localisation_lr_factor: float = 1.0,
@@ -59,14 +52,32 @@ class Classification(pl.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.localisation_lr_factor = localisation_lr_factor
-        scores = MetricCollection({"error": ErrorRate(classes, average="micro")})
-        self.train_scores = scores.clone(prefix="train/")
-        scores.add_metrics({"loss": MeanMetric()})
+        scores = MetricCollection({name: MeanMetric() for name in ("loss", *self.error_names)}, compute_groups=False)
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each sample, ``(B,)``."""
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """For each of ``error_names``, 100 where a sample is wrong and 0 where it is right: float ``(B,)``."""
+        return {"error": 100.0 * (logits.argmax(dim=1) != labels)}
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        """The predicted labels, of the labels' shape."""
+        return logits.argmax(dim=-1)
+
+    def confidences(self, logits: Tensor) -> Tensor:
+        """The probability of each prediction, ``(B,)``."""
+        return logits.float().softmax(dim=-1).amax(dim=-1)
+
+    def texts(self, labels: Tensor) -> list[str]:
+        """Labels, or predictions, as people write them."""
+        return [str(label) for label in labels.tolist()]
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
@@ -81,10 +92,11 @@ class Classification(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self.network(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = self.losses(logits, labels).mean()
         if self.is_logging_step:  # scoring every batch would slow small networks down
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
-            self.log_dict(self.train_scores(logits.detach(), labels), batch_size=len(images))
+            errors = self.errors(logits.detach(), labels)
+            self.log_dict({f"train/{name}": values.mean() for name, values in errors.items()}, batch_size=len(images))
         return loss
 
     @property
@@ -109,8 +121,8 @@ class Classification(pl.LightningModule):
         """Scores a batch; returns its logits, for callbacks."""
         images, labels = batch
         logits = self.network(images)
-        scores["error"].update(logits, labels)
-        scores["loss"].update(F.cross_entropy(logits, labels, reduction="none"))
+        for name, values in (self.errors(logits, labels) | {"loss": self.losses(logits, labels)}).items():
+            scores[name].update(values)
         return logits
 
     def _log_scores(self, scores: MetricCollection) -> None:
