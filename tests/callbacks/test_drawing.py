@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 
 from spatial_transformer import Affine, Attention, Projective, ThinPlateSpline
-from spatial_transformer.callbacks.drawing import REGION, TOP, region_lines, strip, to_image, with_lines
+from spatial_transformer.callbacks.drawing import REGION, TOP, Reading, strip, to_image, with_lines
 from spatial_transformer.callbacks.pictures import ClassMeans
+from spatial_transformer.networks.mnist import fcn, st_fcn
+
+
+def region_lines(transform, theta):
+    return Reading([transform], [theta[None]], (28, 28)).lines(0)
 
 
 def test_the_outline_of_a_window_is_its_four_edges_the_top_one_first():
@@ -21,6 +27,32 @@ def test_a_warp_that_bends_is_drawn_as_a_lattice_of_curves(transform):
     lines = region_lines(transform, transform.identity())
     assert len(lines) == 10
     assert all(line.shape == (25, 2) for line in lines)
+
+
+def test_what_one_transformer_reads_is_what_it_gives():
+    torch.manual_seed(0)
+    network, x = st_fcn(28, ThinPlateSpline(), width=4), torch.rand(3, 1, 28, 28)
+    nn.init.normal_(network.transformer.localisation[-1].weight, std=0.1)
+    reading, logits = Reading.of(network, x)
+    assert torch.equal(logits, network(x))
+    crops = torch.stack([reading.crop(n, image) for n, image in enumerate(x)])
+    torch.testing.assert_close(crops, network.transformer(x), atol=1e-4, rtol=0)
+
+
+def test_transformers_in_a_row_read_by_the_product_of_their_matrices():
+    first, second = torch.tensor([0.5, 0.1, 0.2, 0.0, 0.5, -0.1]), torch.tensor([0.8, 0.0, 0.1, -0.3, 0.7, 0.3])
+    bottom = torch.tensor([[0.0, 0.0, 1.0]])
+    product = torch.cat([first.view(2, 3), bottom]) @ torch.cat([second.view(2, 3), bottom])
+    points = torch.rand(10, 2) * 2 - 1
+    both = Reading([Affine(), Affine()], [first[None], second[None]], (8, 8)).at(0, points)
+    assert torch.allclose(both, Affine()(product[:2].reshape(1, 6), points)[0], atol=1e-6)
+
+
+def test_a_network_without_transformers_reads_nothing():
+    network, x = fcn(28, width=4), torch.rand(2, 1, 28, 28)
+    reading, logits = Reading.of(network, x)
+    assert reading is None
+    assert torch.equal(logits, network(x))
 
 
 def test_lines_are_drawn_where_they_are():

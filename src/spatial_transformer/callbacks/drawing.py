@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..transformer import Affine, Transform
+from ..transformer import Affine, SpatialTransformer, Transform, sample
+from ..transformer.transforms import pixel_centres
 
 REGION = (60, 220, 120)
 TOP = (255, 80, 80)
@@ -17,23 +18,54 @@ INK = (235, 235, 235)
 _GAP, _CAPTION = 6, 14
 
 
-def region_lines(transform: Transform, theta: Tensor) -> list[Tensor]:
-    """The region that a transformer reads, as lines on its input.
-
-    The outline of the output, and for warps that bend or foreshorten a lattice of lines inside. The top edge comes first.
+class Reading:
+    """What the spatial transformers of a network, one after the other, read of some samples.
 
     Args:
-        transform: a transform of the plane.
-        theta: ``(n_params,)``, of one sample.
-
-    Returns:
-        Lines of ``(N, 2)`` points, (x, y) in [-1, 1].
+        transforms: of the transformers, from the input on.
+        thetas: theta of each, ``(B, n_params)``.
+        size: height and width of what the last one gives.
     """
-    along = torch.linspace(-1, 1, 25, device=theta.device)
-    levels = (-1.0, 1.0) if isinstance(transform, Affine) else (-1.0, -0.5, 0.0, 0.5, 1.0)
-    lines = [torch.stack([along, torch.full_like(along, level)], dim=1) for level in levels]
-    lines += [line.flip(1) for line in lines]
-    return [transform(theta[None], line)[0].cpu() for line in lines]
+
+    def __init__(self, transforms: Sequence[Transform], thetas: Sequence[Tensor], size: Sequence[int]) -> None:
+        self.transforms, self.thetas, self.size = list(transforms), list(thetas), tuple(size)
+
+    @classmethod
+    def of(cls, network: nn.Module, images: Tensor) -> tuple[Reading | None, Tensor]:
+        """The reading of ``images``, None for a network without transformers, and the network's output."""
+        transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+        thetas: list[Tensor] = []
+        hooks = [t.localisation.register_forward_hook(lambda *args: thetas.append(args[2].float())) for t in transformers]
+        output = network(images)
+        for hook in hooks:
+            hook.remove()
+        if not transformers:
+            return None, output
+        size = transformers[-1].output_size or images.shape[2:]
+        return cls([t.transform for t in transformers], thetas, size), output
+
+    def at(self, n: int, points: Tensor) -> Tensor:
+        """Where sample ``n`` is read for ``(N, 2)`` points of the last output: the transformations, one in another."""
+        for transform, theta in zip(reversed(self.transforms), reversed(self.thetas), strict=True):
+            points = transform(theta[n : n + 1], points)[0]
+        return points
+
+    def crop(self, n: int, image: Tensor) -> Tensor:
+        """What is read of the input ``(C, H, W)`` of sample ``n``: ``(C, *size)``."""
+        points = pixel_centres(self.size, torch.float32).T.to(image.device)
+        return sample(image[None], self.at(n, points).view(1, *self.size, 2))[0]
+
+    def lines(self, n: int) -> list[Tensor]:
+        """The region of sample ``n`` that is read, as lines of ``(N, 2)`` points, (x, y) in [-1, 1].
+
+        The outline of the output, and for warps that bend or foreshorten a lattice of lines inside. The top edge comes first.
+        """
+        along = torch.linspace(-1, 1, 25, device=self.thetas[0].device)
+        straight = all(isinstance(transform, Affine) for transform in self.transforms)
+        levels = (-1.0, 1.0) if straight else (-1.0, -0.5, 0.0, 0.5, 1.0)
+        lines = [torch.stack([along, torch.full_like(along, level)], dim=1) for level in levels]
+        lines += [line.flip(1) for line in lines]
+        return [self.at(n, line).cpu() for line in lines]
 
 
 def to_image(picture: Tensor, zoom: int) -> Image.Image:

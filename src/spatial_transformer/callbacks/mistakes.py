@@ -16,7 +16,7 @@ from .pictures import picture_of
 
 
 class Mistakes(pl.Callback):
-    """After the test: the confusion matrix, and the wrong ones as a table and, the most confident first, as a picture.
+    """After the test: the wrong ones as a table and, the most confident first, as a picture; the confusion matrix of classes.
 
     Args:
         folder: where ``mistakes.csv``, ``mistakes.png`` and ``confusion.png`` go.
@@ -28,31 +28,33 @@ class Mistakes(pl.Callback):
         self.shown = shown
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        self._confusion = MulticlassConfusionMatrix(trainer.datamodule.classes).to(pl_module.device)
-        self._probabilities: list[Tensor] = []
+        self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        self._confusion.update(outputs, batch[1])
-        self._probabilities.append(outputs.float().softmax(dim=1))
+        self._logits.append(outputs)
         self._labels.append(batch[1])
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
         if trainer.world_size > 1:
             return  # a sample's place in the test set is known on one device only
-        confidence, prediction = torch.cat(self._probabilities).max(dim=1)
-        label = torch.cat(self._labels)
-        wrong = (prediction != label).nonzero()[:, 0]
+        logits, label = torch.cat(self._logits), torch.cat(self._labels)
+        confidence, prediction = pl_module.confidences(logits), pl_module.predictions(logits)
+        wrong = (prediction != label).view(len(label), -1).any(dim=1).nonzero()[:, 0]
         wrong = wrong[confidence[wrong].argsort(descending=True)]
         columns = ["test sample", "label", "prediction", "confidence"]
-        rows = [[int(n), int(label[n]), int(prediction[n]), round(float(confidence[n]), 4)] for n in wrong]
+        texts = zip(pl_module.texts(label[wrong]), pl_module.texts(prediction[wrong]), strict=True)
+        rows = [[n, *text, round(p, 4)] for n, text, p in zip(wrong.tolist(), texts, confidence[wrong].tolist(), strict=True)]
         with replacing(self.folder / "mistakes.csv") as path, path.open("w", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
-        pictures = {"confusion": self._confusion_picture()}
+        pictures = {}
+        if label.ndim == 1:
+            confusion = MulticlassConfusionMatrix(trainer.datamodule.classes).to(pl_module.device)
+            confusion.update(prediction, label)
+            pictures["confusion"] = self._confusion_picture(confusion)
         if rows:
-            images, labels = trainer.datamodule.samples("test", wrong[: self.shown])
             title = f"{len(rows)} of {len(label):,} test samples are wrong; the most confident of them"
-            picture = picture_of(pl_module, images, labels, title, zoom=2)
+            picture = picture_of(trainer, pl_module, "test", wrong[: self.shown], title, zoom=2)
             with replacing(self.folder / "mistakes.png") as path:
                 picture.save(path, "PNG")
             pictures["mistakes"] = self.folder / "mistakes.png"
@@ -62,11 +64,11 @@ class Mistakes(pl.Callback):
                     logger.log_image(f"pictures/{name}", [str(picture_path)])
                 logger.log_table("mistakes", columns, rows)
 
-    def _confusion_picture(self) -> Path:
+    def _confusion_picture(self, confusion: MulticlassConfusionMatrix) -> Path:
         import matplotlib
 
         matplotlib.use("Agg")
-        figure, _ = self._confusion.plot()
+        figure, _ = confusion.plot()
         with replacing(self.folder / "confusion.png") as path:
             figure.savefig(path, format="png", dpi=120)
         matplotlib.pyplot.close(figure)

@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..files import replacing
 from ..transformer import SpatialTransformer
-from .drawing import region_lines, strip, to_image, with_lines
+from .drawing import Reading, strip, to_image, with_lines
 
 
 class CropPictures(pl.Callback):
@@ -39,19 +39,20 @@ class CropPictures(pl.Callback):
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
         classes = trainer.datamodule.classes
         self._means = {"input": ClassMeans(classes), "output": ClassMeans(classes)}
-        self._crops: Tensor | None = None
-        transformer = pl_module.network.transformer
+        self._output: Tensor | None = None
+        transformer = _transformer(pl_module.network)
         if transformer is not None:
-            self._hook = transformer.register_forward_hook(self._keep_crops)
+            self._hook = transformer.register_forward_hook(self._keep_output)
 
-    def _keep_crops(self, module: SpatialTransformer, args: tuple, output: Tensor) -> None:
-        self._crops = output
+    def _keep_output(self, module: SpatialTransformer, args: tuple, output: Tensor) -> None:
+        self._output = output
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         images, labels = batch
-        self._means["input"].update(images, labels)
-        if self._crops is not None:
-            self._means["output"].update(self._crops, labels)
+        if labels.ndim == 1:  # a number has no class
+            self._means["input"].update(images, labels)
+            if self._output is not None:
+                self._means["output"].update(self._output, labels)
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         if self._hook is not None:
@@ -60,14 +61,12 @@ class CropPictures(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         step = trainer.global_step
-        pictures = {
-            "crops": self.crops(trainer, pl_module, f"step {step:,}"),
-            "mean_images": strip(
-                list(zip(*[means.images(self.zoom) for means in self._means.values() if means.seen], strict=True)),
-                [str(n) for n in range(trainer.datamodule.classes)],
-                f"mean of each class, {' and '.join(name for name, means in self._means.items() if means.seen)}, step {step:,}",
-            ),
-        }
+        pictures = {"crops": picture_of(trainer, pl_module, "val", torch.arange(self.samples), f"step {step:,}", self.zoom)}
+        seen = {name: means.images(self.zoom) for name, means in self._means.items() if means.seen}
+        if seen:
+            digits = [str(n) for n in range(trainer.datamodule.classes)]
+            title = f"mean of each class, {' and '.join(seen)}, step {step:,}"
+            pictures["mean_images"] = strip(list(zip(*seen.values(), strict=True)), digits, title)
         for name, picture in pictures.items():
             with replacing(self.folder / f"{name}_{step:07d}.png") as path:
                 picture.save(path, "PNG")
@@ -75,12 +74,6 @@ class CropPictures(pl.Callback):
             if isinstance(logger, WandbLogger):
                 for name, picture in pictures.items():
                     logger.log_image(f"pictures/{name}", [picture], step=step)
-
-    @torch.inference_mode()
-    def crops(self, trainer, pl_module, title: str) -> Image.Image:
-        """Input with the region that is read, output, and prediction, for the fixed samples."""
-        images, labels = trainer.datamodule.samples("val", torch.arange(self.samples, device=pl_module.device))
-        return picture_of(pl_module, images, labels, title, self.zoom)
 
     def on_fit_end(self, trainer, pl_module) -> None:
         # 32 colours do for grey digits and two colours of line, and halve the file.
@@ -98,27 +91,47 @@ class CropPictures(pl.Callback):
                 logger.experiment.log({"pictures/training": wandb.Video(str(path), format="gif")})
 
 
+def _transformer(network: nn.Module) -> SpatialTransformer | None:
+    """The only transformer of a network, None where there is no one such."""
+    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+    return transformers[0] if len(transformers) == 1 else None
+
+
 @torch.inference_mode()
-def picture_of(pl_module: Any, images: Tensor, labels: Tensor, title: str, zoom: int, per_row: int = 12) -> Image.Image:
-    """A strip of samples: each with the region that is read, the transformer's output, and what it is taken for."""
+def picture_of(
+    trainer: Any, pl_module: Any, split: str, index: Tensor, title: str, zoom: int, per_row: int = 12
+) -> Image.Image:
+    """A strip of samples: each with the region that is read, what is read there, and what it is taken for.
+
+    Of several transformers in a row, the region is that of all together.
+
+    Args:
+        trainer: whose data the samples are from.
+        pl_module: the task.
+        split: "train", "val" or "test".
+        index: ``(B,)`` positions in the split.
+        title: written above.
+        zoom: screen pixels to a pixel.
+    """
+    data = trainer.datamodule
+    images, labels = data.samples(split, index.to(pl_module.device))
     was_training = pl_module.training
     pl_module.eval()
-    predictions = pl_module(images).argmax(dim=1)
-    transformer = pl_module.network.transformer
-    if transformer is None:
-        columns = [[to_image(image, zoom)] for image in images]
-    else:
-        crops, theta = transformer(images, return_theta=True)
-        columns = [
-            [with_lines(to_image(image, zoom), region_lines(transformer.transform, theta[n])), to_image(crops[n], zoom)]
-            for n, image in enumerate(images)
-        ]
+    reading, logits = Reading.of(pl_module.network, images)
     pl_module.train(was_training)
+    columns = []
+    for n, image in enumerate(images):
+        shown = to_image(data.shown(image), zoom)
+        if reading is None:
+            columns.append([shown])
+        else:
+            columns.append([with_lines(shown, reading.lines(n)), to_image(data.shown(reading.crop(n, image)), zoom)])
+    truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
     captions = [
-        f"{prediction}" + ("" if label == prediction else f" (is {label})")
-        for label, prediction in zip(labels.tolist(), predictions.tolist(), strict=True)
+        prediction + ("" if truth == prediction else f" (is {truth})")
+        for truth, prediction in zip(truths, predictions, strict=True)
     ]
-    return strip(columns, captions, title, per_row)
+    return strip(columns, captions, title)
 
 
 class ClassMeans:

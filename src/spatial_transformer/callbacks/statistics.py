@@ -7,44 +7,42 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..transformer import localisation_networks
+from ..transformer import SpatialTransformer, localisation_networks
 
 
 class ThetaStatistics(pl.Callback):
     """Logs what theta does.
 
     ``theta/mean_k`` and ``theta/std_k`` of each parameter over the validation set, ``theta/outside``, the share of
-    points read outside the image, and ``localisation/gradient_norm`` in training.
+    points read outside the image, and ``localisation/gradient_norm`` in training. Of several transformers, the second's
+    are called ``theta_2/...``, and so on.
     """
 
     def __init__(self) -> None:
-        self._thetas: list[Tensor] = []
-        self._hook: RemovableHandle | None = None
+        self._thetas: dict[SpatialTransformer, list[Tensor]] = {}
+        self._hooks: list[RemovableHandle] = []
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._thetas = []
-        transformer = pl_module.network.transformer
-        if transformer is not None:
-            self._hook = transformer.localisation.register_forward_hook(
-                lambda module, args, theta: self._thetas.append(theta.float())
-            )
+        transformers = [module for module in pl_module.network.modules() if isinstance(module, SpatialTransformer)]
+        self._thetas = {transformer: [] for transformer in transformers}
+        self._hooks = [
+            transformer.localisation.register_forward_hook(lambda module, args, theta, kept=kept: kept.append(theta.float()))
+            for transformer, kept in self._thetas.items()
+        ]
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
-        if self._hook is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        transformer = pl_module.network.transformer
-        theta = torch.cat(self._thetas)
-        std, mean = torch.std_mean(theta, dim=0, correction=0)
+        for hook in self._hooks:
+            hook.remove()
         values = {}
-        for k in range(theta.shape[1]):
-            values[f"theta/mean_{k}"], values[f"theta/std_{k}"] = mean[k], std[k]
-        outside = [
-            (transformer.transform.grid(part, transformer.output_size).abs() > 1).any(dim=-1).float().mean()
-            for part in self._thetas
-        ]
-        values["theta/outside"] = torch.stack(outside).mean()
+        for n, (transformer, parts) in enumerate(self._thetas.items(), start=1):
+            name = "theta" if n == 1 else f"theta_{n}"
+            std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
+            for k in range(len(mean)):
+                values[f"{name}/mean_{k}"], values[f"{name}/std_{k}"] = mean[k], std[k]
+            size = transformer.output_size or (32,) * transformer.transform.dims  # any lattice of points does
+            outside = [(transformer.transform.grid(part, size).abs() > 1).any(dim=-1).float().mean() for part in parts]
+            values[f"{name}/outside"] = torch.stack(outside).mean()
+        self._thetas = {}
         pl_module.log_dict(values, sync_dist=True)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:

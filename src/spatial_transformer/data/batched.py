@@ -58,6 +58,10 @@ class BatchedData(pl.LightningDataModule, ABC):
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Images and labels at ``index``, ``(B,)`` positions in the split, on its device."""
 
+    def shown(self, images: Tensor) -> Tensor:
+        """Images as people are shown them, in [0, 1]."""
+        return images
+
     def on_after_batch_transfer(self, batch: Draw, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         return self.samples(batch.split, batch.samples, batch.epoch)
 
