@@ -76,6 +76,14 @@ def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):
     assert "| | fast, 500 | not run | 3.00 (1) |" in table
 
 
+def test_a_run_of_before_a_setting_existed_counts_where_the_setting_is_off(record):
+    run = record(1.0)
+    del run["config"]["recipe"]["dropout"], run["config"]["model"]["dropout"]
+    assert "1.00 (1)" in mnist_tables([run], CONF)
+    del run["config"]["recipe"]["localisation_lr_factor"]
+    assert "1.00 (1)" not in mnist_tables([run], CONF)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -120,8 +128,8 @@ def test_a_record_does_not_take_the_place_of_a_run_with_other_settings(record, t
 
 
 def test_the_recipe_table_says_what_was_different(record):
-    table = recipe_table([record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0"), record(1.25, "seed=2")], CONF)
-    assert "| ST-FCN affine | RTS | fast | dropout 0.0, optimizer.lr 0.1 | 15,000 | 1.00 | 1.50 |" in table
+    table = recipe_table([record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0.5"), record(1.25, "seed=2")], CONF)
+    assert "| ST-FCN affine | RTS | fast | dropout 0.5, optimizer.lr 0.1 | 15,000 | 1.00 | 1.50 |" in table
     assert "| ST-FCN affine | RTS | fast | – | 15,000 | 1.00 | 1.25 |" in table
 
 

@@ -93,7 +93,13 @@ def is_standard(record: dict[str, Any], conf: Path) -> bool:
     Ablations, and runs of a recipe that has changed since, are not what a table calls by the option's name.
     """
     expected = _standard(record, conf)
-    return _flat(expected) == _flat({group: record["config"][group] or {} for group in expected})
+    settings = _flat({group: record["config"][group] or {} for group in expected})
+    return not _differing(_flat(expected), settings)
+
+
+def _differing(expected: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are not as expected. One that a run did not know yet was off."""
+    return [name for name in expected | settings if (settings.get(name) or None) != (expected.get(name) or None)]
 
 
 def _standard(record: dict[str, Any], conf: Path) -> dict[str, Any]:
@@ -152,9 +158,7 @@ def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     for record in sorted(records, key=place):
         settings = _flat(record["config"]["recipe"])
         expected = _flat(_standard(record, conf)["recipe"])
-        other = [
-            f"{name} {settings.get(name, 'none')}" for name in expected | settings if settings.get(name) != expected.get(name)
-        ]
+        other = [f"{name} {settings.get(name, 'none')}" for name in _differing(expected, settings)]
         figures = f"{record['metrics']['val/best_error']:.2f} | {record['metrics']['test/error']:.2f}"
         lines.append(
             f"| {names[record['model'], record['transform']]} | {record['config']['data']['distortion'].upper()} | "
