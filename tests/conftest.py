@@ -26,6 +26,15 @@ def mnist_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def svhn_root() -> Path:
+    """A folder that holds ``train`` and ``test`` of real SVHN, the full numbers, whole or in part."""
+    for root in (REPOSITORY.parent / "shared" / "data" / "SVHN", REPOSITORY / "data" / "SVHN"):
+        if all((root / part / "digitStruct.mat").is_file() for part in ("train", "test")):
+            return root
+    pytest.skip("real SVHN is not here: unpack train.tar.gz and test.tar.gz of its full numbers into data/SVHN")
+
+
+@pytest.fixture(scope="session")
 def digits() -> Tensor:
     """(64, 1, 28, 28) float32 in [0, 1]: open curves of three straight strokes inside the central 20 x 20 pixels."""
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,283 @@
+"""Where SVHN's full numbers (format 1) come from: a given folder or the official download; and what their boxes say.
+
+A part of the data set ("train", "test", "extra") is a folder of ``N.png`` files with a ``digitStruct.mat``, which names the
+images and gives a box and a label for each digit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Sequence
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from h5py import h5d, h5r, h5s, h5t
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from ..errors import UsageError
+
+DEFAULT_ROOT = Path("data") / "SVHN"
+URL = "http://ufldl.stanford.edu/housenumbers"
+STRUCT = "digitStruct.mat"
+_BLOCK = 1 << 20
+_FIELDS = (b"left", b"top", b"width", b"height", b"label")
+
+
+class Annotation(NamedTuple):
+    """What ``digitStruct.mat`` says of one image."""
+
+    name: str
+    """File name of the image."""
+    boxes: np.ndarray
+    """``(n, 4)`` float64: left, top, width and height of each digit in pixels, in the order of the file."""
+    labels: tuple[int, ...]
+    """The digits, 0 to 9."""
+
+
+def prepare(root: str | Path | None, extra: bool | None) -> list[Path]:
+    """Makes sure that the parts of SVHN are there.
+
+    Args:
+        root: folder that holds ``train``, ``test`` and, if wanted, ``extra``. Nothing is downloaded into a folder that the
+            user named. None: ``data/SVHN`` in the current folder, where missing parts are downloaded.
+        extra: whether the extra training images are wanted. None: if they are there; all that can be downloaded is.
+
+    Returns:
+        The folders of the parts: train, test and, where used, extra.
+
+    Raises:
+        UsageError: a part is missing, or cannot be downloaded.
+    """
+    folder = Path(root if root is not None else DEFAULT_ROOT).expanduser()
+    if root is None:
+        wanted = ["train", "test"] + ["extra"] * (extra is not False)
+        for part in wanted:
+            if not (folder / part / STRUCT).is_file():
+                download(part, folder)
+        return [folder / part for part in wanted]
+    wanted = ["train", "test"] + ["extra"] * (extra is True or (extra is None and (folder / "extra").is_dir()))
+    missing = [f"{part}/{STRUCT}" for part in wanted if not (folder / part / STRUCT).is_file()]
+    if missing:
+        raise UsageError(
+            f"SVHN is incomplete: {folder.absolute()} lacks {', '.join(missing)}.\nWay out: give the folder that holds train/ "
+            "and test/ of the full numbers (format 1), unpacked (data.root=FOLDER); data.extra=false does without extra/; or "
+            "leave data.root out to have all downloaded."
+        )
+    return [folder / part for part in wanted]
+
+
+# What the boxes say
+
+
+def count_annotations(folder: Path) -> int:
+    """Number of images that a part's ``digitStruct.mat`` lists.
+
+    Raises:
+        UsageError: the file is missing or broken.
+    """
+    with _opened(folder) as file:
+        return len(_column(file, "name", folder))
+
+
+def read_annotations(folder: Path, entries: range | None = None) -> list[Annotation]:
+    """What a part's ``digitStruct.mat`` says of its images, in its order.
+
+    Args:
+        folder: folder of the part.
+        entries: which entries to read, counted from 0; None reads all (about 1 ms an entry).
+
+    Raises:
+        UsageError: the file is missing or broken, or an entry cannot be read; it is named with its index.
+    """
+    with _opened(folder) as file:
+        names, boxes = (_column(file, column, folder) for column in ("name", "bbox"))
+        if len(names) != len(boxes):
+            raise _broken(folder, f"it has {len(names):,} names but {len(boxes):,} groups of boxes")
+        annotations = []
+        for i in range(len(names)) if entries is None else entries:
+            try:
+                annotations.append(_entry(file.id, names[i], boxes[i]))
+            except Exception as error:  # HDF5 can be broken in as many ways as h5py has errors
+                raise _broken(folder, f"entry {i} cannot be read: {error}") from error
+        return annotations
+
+
+def _opened(folder: Path) -> h5py.File:
+    if not (folder / STRUCT).is_file():
+        raise UsageError(
+            f"SVHN is incomplete: {folder.absolute()} lacks {STRUCT}.\nWay out: unpack the archive of the full numbers (format "
+            "1) anew."
+        )
+    try:
+        return h5py.File(folder / STRUCT, "r", locking="best-effort")  # not every network's file system has locks
+    except OSError as error:
+        raise _broken(folder, str(error)) from error
+
+
+def _broken(folder: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"SVHN is damaged: {(folder / STRUCT).absolute()}: {reason}.\nWay out: unpack the archive of the full numbers (format "
+        "1) anew, or name another folder (data.root=FOLDER)."
+    )
+
+
+def _column(file: h5py.File, column: str, folder: Path) -> np.ndarray:
+    """The references of ``digitStruct/name`` or ``digitStruct/bbox``."""
+    try:
+        references = file["digitStruct"][column][()].ravel()
+    except (KeyError, AttributeError, TypeError, OSError) as error:
+        raise _broken(folder, f"digitStruct/{column} cannot be read: {error}") from error
+    if references.dtype != h5py.ref_dtype:
+        raise _broken(folder, f"digitStruct/{column} does not hold references")
+    return references
+
+
+def _entry(file: h5py.h5f.FileID, name: h5py.Reference, boxes: h5py.Reference) -> Annotation:
+    # h5py's low level: with its high level this takes 3.5 times as long, a quarter of an hour for the extra images.
+    file_name = "".join(map(chr, _array(h5r.dereference(name, file), np.uint16)))
+    if not file_name or Path(file_name).name != file_name:
+        raise ValueError(f"{file_name!r} is not the name of a file")
+    group = h5r.dereference(boxes, file)
+    left, top, width, height, label = (_numbers(file, h5d.open(group, field)) for field in _FIELDS)
+    values = np.array((left, top, width, height)).T
+    if any(value not in range(1, 11) for value in label):
+        raise ValueError(f"its labels are {label}, not numbers from 1 to 10")
+    if values.shape != (len(label), 4):
+        raise ValueError("its digits have unequal numbers of coordinates")
+    return Annotation(file_name, values, tuple(int(value) % 10 for value in label))  # label 10 is the digit 0
+
+
+def _numbers(file: h5py.h5f.FileID, dataset: h5d.DatasetID) -> list[float]:
+    """The value of each digit: as it is in an image of one digit, through references in the others."""
+    if dataset.get_type().get_class() != h5t.REFERENCE:
+        return _array(dataset, np.float64).tolist()
+    numbers = []
+    for reference in _array(dataset, h5py.ref_dtype):
+        (number,) = _array(h5r.dereference(reference, file), np.float64)
+        numbers.append(float(number))
+    return numbers
+
+
+def _array(dataset: h5d.DatasetID, dtype: np.dtype | type) -> np.ndarray:
+    values = np.empty(dataset.shape, dtype)
+    dataset.read(h5s.ALL, h5s.ALL, values)
+    return values.ravel()
+
+
+# The download
+
+
+def download(part: str, folder: Path, url: str = URL) -> None:
+    """Downloads and unpacks one of the official archives into ``folder/part``.
+
+    A download that breaks off leaves ``folder/part.tar.gz.part`` and goes on from there the next time. Anything else that
+    goes wrong leaves nothing.
+
+    Args:
+        part: "train", "test" or "extra".
+        folder: where the folder of the part is to be.
+        url: where the archives are.
+
+    Raises:
+        UsageError: the server cannot be reached or breaks off, the archive is damaged or unsafe, or the disk is full.
+    """
+    archive = folder / f"{part}.tar.gz.part"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    console.print(f"SVHN: downloading {url}/{part}.tar.gz to {folder.absolute()}", highlight=False, soft_wrap=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            _fetch(f"{url}/{part}.tar.gz", archive, progress)
+            _unpack(archive, part, folder, progress)
+    except (OSError, HTTPException) as error:  # urllib's errors are OSErrors
+        raise UsageError(
+            f"SVHN could not be downloaded from {url}/{part}.tar.gz to {folder.absolute()}: {error}.\nWay out: start again, "
+            "which goes on where it broke off; or unpack the archives of the full numbers (format 1) elsewhere and name the "
+            "folder that holds train/ and test/ (data.root=FOLDER)."
+        ) from error
+
+
+def _fetch(url: str, path: Path, progress: Progress) -> None:
+    """Downloads to a file, from where an earlier try broke off.
+
+    No official checksum of these archives is known. So the length is proved here, against what the server says, and the
+    content by gzip's own CRC when it is unpacked.
+    """
+    done = path.stat().st_size if path.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # there is nothing after what we have: it is the whole, or something else
+            if error.headers.get("Content-Range") == f"bytes */{done}":
+                return
+            path.unlink()
+        raise
+    with response:
+        total = _length(response)
+        if done and response.status != 206:  # a server that does not know Range sends all
+            done = 0
+        task = progress.add_task(f"downloading {path.name.removesuffix('.part')}", total=total, completed=done)
+        with path.open("ab" if done else "wb") as file:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                progress.advance(task, len(block))
+    size = path.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"it broke off after {size:,} of {total:,} bytes")
+
+
+def _length(response: HTTPResponse) -> int | None:
+    """Bytes of the whole file, also where only the rest of it is sent."""
+    whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
+    return int(whole) if whole and whole.isdigit() else None
+
+
+def _unpack(archive: Path, part: str, folder: Path, progress: Progress) -> None:
+    """Into a folder beside the final one, which gets its name only when all is proved."""
+    workplace = Path(tempfile.mkdtemp(dir=folder, prefix="incomplete-"))
+    task = progress.add_task(f"unpacking {part}", total=archive.stat().st_size)
+    try:
+        with archive.open("rb") as packed, gzip.open(packed) as unpacked:
+            with tarfile.open(fileobj=unpacked, mode="r|") as files:
+                for member in files:
+                    files.extract(member, workplace, filter="data")  # refuses what leads out of the folder
+                    progress.update(task, completed=packed.tell())
+            while unpacked.read(_BLOCK):  # gzip proves its CRC at the very end, which tarfile does not read
+                pass
+        if not (workplace / part / STRUCT).is_file():
+            raise tarfile.ReadError(f"it does not hold {part}/{STRUCT}")
+        os.rename(workplace / part, folder / part)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        archive.unlink()  # to go on from a wrong file would never end well
+        raise UsageError(
+            f"SVHN's archive {part}.tar.gz is damaged or unsafe: {error}. It was deleted.\nWay out: start again to download it "
+            "anew, or name a folder that holds train/ and test/ of the full numbers (data.root=FOLDER)."
+        ) from error
+    finally:
+        shutil.rmtree(workplace)
+    archive.unlink()
+
+
+def missing_images(folder: Path, annotations: Sequence[Annotation]) -> list[str]:
+    """Names of the images that ``digitStruct.mat`` lists but the folder lacks."""
+    there = set(os.listdir(folder))
+    return [annotation.name for annotation in annotations if annotation.name not in there]
