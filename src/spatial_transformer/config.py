@@ -118,7 +118,7 @@ def _check_transform(config: DictConfig) -> None:
     if not wants and transform != "none":
         raise UsageError(
             f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
-            f"out, or choose model=st_{model}."
+            "out, or choose a model with one (model=...st_...)."
         )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from spatial_transformer.data.svhn import SvhnData
 from spatial_transformer.tasks.number_reading import NO_DIGIT, NumberReading
 
 
@@ -71,6 +72,10 @@ def test_the_loss_is_the_sum_over_the_positions():
     for n, loss in enumerate(task().losses(logits, labels).tolist()):
         positions = zip(logits[n].tolist(), labels[n].tolist(), strict=True)
         assert loss == pytest.approx(sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in positions), rel=1e-5)
+
+
+def test_task_and_data_agree_on_what_is_no_digit():
+    assert SvhnData.classes - 1 == NO_DIGIT
 
 
 def test_numbers_are_written_as_people_write_them():

@@ -126,6 +126,10 @@ class SvhnData(BatchedData):
             images = augmented(images, sample_keys(self.seed, epoch, index))
         return images.sub_(images.mean((1, 2, 3), keepdim=True)), self._labels[split][index]
 
+    def shown(self, images: Tensor) -> Tensor:
+        """In [0, 1], about a medium grey: the mean that was taken off is not known any more."""
+        return (images + 0.5).clamp(0, 1)
+
     def _images(self, split: str, index: Tensor) -> Tensor:
         """Pixels ``(B, 3, size, size)`` uint8 on the index's device."""
         source, device = self._sources[split], index.device
