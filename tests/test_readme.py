@@ -15,9 +15,15 @@ TRAINING = [words[2:] for words in COMMANDS if words[:2] == ["python", "train.py
 
 
 @pytest.mark.parametrize("overrides", TRAINING, ids=" ".join)
-def test_a_training_command_runs(composed, mnist_root, overrides):
-    first_of_each = [word.split(",")[0] for word in overrides if word != "-m"]
-    config = composed(*first_of_each, *SHORT, f"data.root={mnist_root}", "logger=csv")
+def test_a_training_command_runs(composed, request, tmp_path, overrides):
+    first_of_each = [word.split(",")[0] for word in overrides if word not in ("-m", "data.root=FOLDER")]
+    more = []
+    if any("svhn" in word for word in overrides):
+        root = request.getfixturevalue("svhn_root")
+        more = [f"data.cache={tmp_path}"]
+    else:
+        root = request.getfixturevalue("mnist_root")
+    config = composed(*first_of_each, *SHORT, f"data.root={root}", "logger=csv", *more)
     assert run(config)["steps"] == 2
 
 

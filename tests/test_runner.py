@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from spatial_transformer.data.svhn_synthetic import make as make_numbers
 from spatial_transformer.errors import UsageError
 from spatial_transformer.paper import NETWORKS
 from spatial_transformer.process import keep_freed_memory
@@ -241,3 +242,17 @@ def test_freed_memory_is_kept_without_harm():
 
 def test_a_run_without_any_logger_works(short):
     assert run(short("logger=none"))["steps"] == 2
+
+
+@pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])
+def test_house_numbers_are_trained_on_and_evaluated_alike(composed, mnist_root, tmp_path, experiment):
+    make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
+    settings = [f"experiment={experiment}", f"data.root={tmp_path}/numbers", "model.width=0.05", "logger=csv", *SHORT]
+    record = run(composed(*settings, "recipe.validate_every=1"))
+    assert {"test/error", "test/digit_error", "test/length_error"} <= set(record["metrics"])
+    figures = evaluate(evaluation(tmp_path / "run"))
+    assert figures["test/error"] == pytest.approx(record["metrics"]["test/error"])
+    pictures = {path.name for path in (tmp_path / "run" / "crops").iterdir()}
+    assert pictures >= {"crops_0000002.png", "mistakes.png", "mistakes.csv"}
+    if experiment == "svhn_st_multi":
+        assert "theta_4/outside" in record["metrics"]

@@ -24,7 +24,7 @@ class Reading:
     Args:
         transforms: of the transformers, from the input on.
         thetas: theta of each, ``(B, n_params)``.
-        size: height and width of what the last one gives.
+        size: height and width of the crops that are shown.
     """
 
     def __init__(self, transforms: Sequence[Transform], thetas: Sequence[Tensor], size: Sequence[int]) -> None:
@@ -41,7 +41,7 @@ class Reading:
             hook.remove()
         if not transformers:
             return None, output
-        size = transformers[-1].output_size or images.shape[2:]
+        size = transformers[0].output_size or images.shape[2:]  # deeper ones give smaller maps of the same region
         return cls([t.transform for t in transformers], thetas, size), output
 
     def at(self, n: int, points: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class CropPictures(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         step = trainer.global_step
-        pictures = {"crops": picture_of(trainer, pl_module, "val", torch.arange(self.samples), f"step {step:,}", self.zoom)}
+        shown = torch.arange(min(self.samples, trainer.datamodule.size("val")))
+        pictures = {"crops": picture_of(trainer, pl_module, "val", shown, f"step {step:,}", self.zoom)}
         seen = {name: means.images(self.zoom) for name, means in self._means.items() if means.seen}
         if seen:
             digits = [str(n) for n in range(trainer.datamodule.classes)]
