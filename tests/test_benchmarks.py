@@ -1,6 +1,8 @@
 """Tables and chart of speed; the benchmark itself, shortly."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import REPOSITORY
@@ -40,3 +42,12 @@ def test_the_time_of_table_1_is_the_sum_over_its_cells(tmp_path):
     )
     hours = 150_000 * (3 / 10 + 1 / 5) / 3600
     assert f"- `recipe=paper`, 150,000 steps: {hours:.0f} hours" in benchmark_tables(tmp_path, RECIPES)["table 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_benchmark_runs(part):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), "--quick", "--only", part]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("{") >= 3
