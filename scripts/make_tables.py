@@ -5,12 +5,14 @@ python scripts/make_tables.py [--add RUN_FOLDER ...] [--into FOLDER]
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from spatial_transformer.benchmarks import benchmark_chart, benchmark_tables
+from spatial_transformer.errors import UsageError
 from spatial_transformer.files import replacing
 from spatial_transformer.results import add_record, mnist_tables, read_records, recipe_table, steps_chart, with_tables
 
@@ -53,8 +55,12 @@ def main() -> None:
     )
     parser.add_argument("--into", metavar="FOLDER", help="folder of results/ for them; left out, the experiment's")
     options = parser.parse_args()
+    refused = []
     for run in options.add:
-        print(f"added {add_record(run, RESULTS, options.into)}")
+        try:
+            print(f"added {add_record(run, RESULTS, options.into)}")
+        except UsageError as error:
+            refused.append(f"error: {error}")
     for document, text in documents().items():
         with replacing(document) as path:
             path.write_text(text)
@@ -62,6 +68,8 @@ def main() -> None:
         if figure is not None:
             with replacing(chart) as path:
                 figure.savefig(path, format="png", dpi=110, metadata={"Records": digest})
+    if refused:
+        sys.exit("\n".join(refused))
 
 
 if __name__ == "__main__":

@@ -157,6 +157,19 @@ def test_tables_are_put_in_their_places():
         with_tables(text, {"y": "new"})
 
 
+def test_a_run_without_a_record_is_named_and_the_others_are_taken(record, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(make_tables, "documents", dict)
+    monkeypatch.setattr(make_tables, "charts", dict)
+    for name in ("whole", "half"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "whole" / "metrics.json").write_text(json.dumps(record(1.0)))
+    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--add", str(tmp_path / "half"), str(tmp_path / "whole")])
+    with pytest.raises(SystemExit, match=r"half has no metrics.json"):
+        make_tables.main()
+    assert len(list((tmp_path / "results" / "mnist").iterdir())) == 1
+
+
 def test_the_documents_say_what_the_records_say():
     for document, text in make_tables.documents().items():
         assert document.read_text() == text, f"{document.name}: run `make tables`"

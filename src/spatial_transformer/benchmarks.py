@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
 from .paper import NETWORKS
@@ -149,6 +150,9 @@ def benchmark_chart(folder: Path) -> Figure | None:
     bars.set_yticks(range(len(labels)), labels)
     bars.invert_yaxis()
     bars.set_xscale("log")
+    bars.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bars.xaxis.set_major_formatter("{x:g}")
+    bars.xaxis.set_minor_locator(NullLocator())
     bars.axvline(1, color="black", linewidth=1)
     bars.set_xlabel("time of others, as a multiple of ours (one thread)")
     for who in _OTHERS:
@@ -161,9 +165,11 @@ def benchmark_chart(folder: Path) -> Figure | None:
             points = [(row["value"], row[f"{who} ms"]) for row in rows if f"{who} ms" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=colour, label=who)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel(over)
-        axes.set_ylabel("forward and backward, ms")
+        axes.set(xscale="log", yscale="log", xlabel=over, ylabel="forward and backward, ms")
+        axes.set_xticks([row["value"] for row in rows], [f"{row['value']}" for row in rows])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=8)
     return figure
