@@ -294,7 +294,7 @@ def test_several_processes_make_the_same_in_the_same_order(small_root, tmp_path,
     monkeypatch.setattr(svhn_cache, "_CHUNK", 4)
     monkeypatch.setattr(svhn_cache, "_FEW", 1)
     monkeypatch.setattr(svhn_cache, "_AHEAD", 3)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", None)  # the processes need nothing of pytest's
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)  # the processes need nothing of pytest's
     together = open_crops(small_root / "train", 64, tmp_path / "together", workers=2)
     np.testing.assert_array_equal(alone.images, together.images)
     np.testing.assert_array_equal(alone.labels, together.labels)
