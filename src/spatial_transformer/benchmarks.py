@@ -105,9 +105,9 @@ def _table_1(rows: Rows, recipes: Path) -> str:
     """Projected from the steps per second: R, P and E have 28 px, RTS has 42."""
     seconds_per_step = sum((3 if row["size"] == 28 else 1) / row["steps/s"] for row in rows)
     lines = []
-    for file in sorted(recipes.glob("*.yaml")):
-        steps = OmegaConf.load(file)["max_steps"]  # type: ignore[index]
-        lines.append(f"- `recipe={file.stem}`, {steps:,} steps: {seconds_per_step * steps / 3600:,.0f} hours")
+    for recipe in ("fast", "paper"):
+        steps = OmegaConf.load(recipes / f"{recipe}.yaml")["max_steps"]  # type: ignore[index]
+        lines.append(f"- `recipe={recipe}`, {steps:,} steps: {seconds_per_step * steps / 3600:,.0f} hours")
     return "\n".join(lines)
 
 
