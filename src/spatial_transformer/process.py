@@ -25,8 +25,8 @@ def spin_briefly() -> None:
     """Lets threads that wait for each other give way to other programs after a while, if called before torch is loaded.
 
     OpenMP's threads spin while they wait, for longer than most operations of a small network take. Beside another program
-    on the same cores that more than halves the speed. A fifteenth of it does as well on an idle machine (GNU's OpenMP,
-    which torch's packages for Linux bring; a setting of the user's own stays).
+    on the same cores they stand in their own way. Far less does as well on an idle machine: see docs/benchmarks.md. This is
+    for GNU's OpenMP, which torch's packages for Linux bring; a setting of the user's own stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -254,15 +254,6 @@ def test_crops_in_a_root_that_cannot_be_written_to_serve(part, tmp_path, monkeyp
     assert builds == ["train"]
 
 
-def test_a_read_only_root_of_real_images_serves(svhn_root, tmp_path, monkeypatch):
-    if svhn_root.stat().st_mode & 0o222:
-        pytest.skip(f"{svhn_root} can be written to")
-    monkeypatch.setattr(svhn_cache, "HOME_CACHE", tmp_path / "home")
-    monkeypatch.setattr(svhn_cache, "count_annotations", lambda folder: 20)
-    assert len(open_crops(svhn_root / "test", 64).labels) == 20
-    assert cached(tmp_path / "home") == ["test-64"]
-
-
 def test_a_cache_that_cannot_be_made_is_told_with_the_way_out(part, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=rf"cannot be written to {tmp_path / 'file' / 'svhn'}: (.|\n)*data\.cache=FOLDER"):

@@ -1,15 +1,13 @@
-"""The classification task: scores, parameter groups, schedules."""
+"""The classification task: scores and parameter groups."""
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
 from spatial_transformer import Affine
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.mnist import fcn, st_fcn
 from spatial_transformer.tasks.classification import Classification
-from spatial_transformer.tasks.schedules import one_cycle
 
 
 def test_the_error_is_the_share_of_wrong_predictions_in_percent():
@@ -49,30 +47,3 @@ def test_a_network_without_transformer_has_one_group():
 def test_a_negative_factor_is_refused():
     with pytest.raises(UsageError, match=r"localisation_lr_factor=-0\.5"):
         task(fcn(28, width=8), factor=-0.5)
-
-
-@pytest.mark.parametrize("total_steps", [1, 2, 3, 5, 10, 20, 100])
-@pytest.mark.parametrize("pct_start", [0.05, 0.1, 0.3, 0.5])
-def test_the_cycle_works_at_any_length_and_keeps_the_ratio_of_the_rates(total_steps, pct_start):
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)]
-    optimizer = torch.optim.AdamW(groups)
-    schedule = one_cycle(optimizer, total_steps, pct_start)
-    for _ in range(total_steps):
-        fast, slow = (group["lr"] for group in optimizer.param_groups)
-        assert 0 < fast <= 0.1 + 1e-9
-        assert fast == pytest.approx(10 * slow)
-        optimizer.step()
-        schedule.step()
-
-
-def test_the_papers_recipe_divides_the_rate_by_ten_every_50k_steps(composed):
-    config = composed("recipe=paper")
-    optimizer = instantiate(config.recipe.optimizer)([nn.Parameter(torch.zeros(1))])
-    schedule = instantiate(config.recipe.scheduler)(optimizer)
-    assert (config.trainer.max_steps, config.data.batch_size) == (150_000, 256)
-    rates = {}
-    for step in range(100_002):
-        rates[step] = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
-    assert [rates[step] for step in (0, 49_999, 50_000, 99_999, 100_000)] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4])

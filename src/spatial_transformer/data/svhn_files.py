@@ -95,7 +95,7 @@ def read_annotations(folder: Path, entries: range | None = None) -> list[Annotat
 
     Args:
         folder: folder of the part.
-        entries: which entries to read, counted from 0; None reads all (about 1 ms an entry).
+        entries: which entries to read, counted from 0; None reads all.
 
     Raises:
         UsageError: the file is missing or broken, or an entry cannot be read; it is named with its index.
@@ -144,7 +144,7 @@ def _column(file: h5py.File, column: str, folder: Path) -> np.ndarray:
 
 
 def _entry(file: h5py.h5f.FileID, name: h5py.Reference, boxes: h5py.Reference) -> Annotation:
-    # h5py's low level: with its high level this takes 3.5 times as long, a quarter of an hour for the extra images.
+    # h5py's low level: its high level takes several times as long, and there are 200,000 extra images.
     file_name = "".join(map(chr, _array(h5r.dereference(name, file), np.uint16)))
     if not file_name or Path(file_name).name != file_name:
         raise ValueError(f"{file_name!r} is not the name of a file")

@@ -85,7 +85,7 @@ class Classification(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # What dropout draws depends on the step alone, so a resumed run draws what an undisturbed one does.
         seed = hash((self._seed, self.global_step, batch_idx, self.global_rank))
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a hundred times as long
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow: it records a traceback
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 

@@ -80,7 +80,7 @@ def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
 class _Bilinear(torch.autograd.Function):
     """Exact sampling forward; backward on the arguments themselves, so neither padding nor rounding is kept."""
 
-    # One method and no setup_context: with that, PyTorch inspects signatures at every call, 5 % of a small warp.
+    # One method and no setup_context: with that, PyTorch inspects signatures at every call, which a small warp feels.
     @staticmethod
     def forward(ctx, x: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(x, grid)
