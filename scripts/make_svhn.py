@@ -8,9 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from spatial_transformer.data.svhn_synthetic import make
 from spatial_transformer.errors import UsageError
 
@@ -26,9 +23,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     sizes = {"train": options.train, "test": options.test} | ({"extra": options.extra} if options.extra else {})
-    console = Console(stderr=True)
     try:
-        make(options.folder, options.mnist, sizes, options.seed, lambda images, part: track(images, part, console=console))
+        make(options.folder, options.mnist, sizes, options.seed)
     except UsageError as error:
         sys.exit(f"error: {error}")
 

@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from spatial_transformer.benchmarks import benchmark_chart, benchmark_tables
 from spatial_transformer.errors import UsageError
 from spatial_transformer.files import replacing
-from spatial_transformer.results import add_record, mnist_tables, read_records, recipe_table, steps_chart, with_tables
+from spatial_transformer.results import (
+    add_record,
+    mnist_table,
+    read_records,
+    recipe_table,
+    steps_chart,
+    svhn_table,
+    with_tables,
+)
 
 ROOT = Path(__file__).parent.parent
 CONF, RESULTS = ROOT / "conf", ROOT / "results"
@@ -23,9 +31,14 @@ BENCHMARKS, MNIST, RECIPES = RESULTS / "benchmarks", RESULTS / "mnist", RESULTS 
 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
+    svhn = [record for folder in sorted(RESULTS.glob("svhn_*")) for record in read_records(folder)]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
-        "README.md": {"mnist": mnist_tables(read_records(MNIST), CONF), "networks": speed["networks"]},
+        "README.md": {
+            "mnist": mnist_table(read_records(MNIST), CONF),
+            "svhn": svhn_table(svhn, CONF),
+            "networks": speed["networks"],
+        },
         "docs/benchmarks.md": speed,
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }

@@ -16,10 +16,11 @@ from spatial_transformer.results import (
     add_record,
     cell,
     interval,
-    mnist_tables,
+    mnist_table,
     read_records,
     recipe_table,
     steps_chart,
+    svhn_table,
     with_tables,
 )
 
@@ -33,14 +34,15 @@ CONF = REPOSITORY / "conf"
 def record(composed):
     """Makes the record of a run with given overrides, as the runner does, but for the run."""
 
-    def record_(error, *overrides):
-        config = composed("experiment=mnist", *overrides)
+    def record_(error, *overrides, experiment="mnist"):
+        config = composed(f"experiment={experiment}", *overrides)
         settings = OmegaConf.to_container(config, resolve=True)
         return {
             "label": config.label,
             **settings["choices"],
             "seed": config.seed,
             "steps": config.trainer.max_steps,
+            "samples": {"train": 1824},
             "metrics": {"test/error": error, "val/best_error": 1.0},
             "config": {name: settings[name] for name in ("data", "transform", "model", "recipe")},
         }
@@ -63,7 +65,7 @@ def test_cells():
 
 
 def test_a_table_has_every_network_the_papers_numbers_and_not_run(record):
-    table = mnist_tables([record(1.0), record(1.2, "seed=2")], CONF)
+    table = mnist_table([record(1.0), record(1.2, "seed=2")], CONF)
     for name in paper.NETWORKS:
         assert f"| **{name}** |" in table
     assert "*0.8*" in table
@@ -71,17 +73,31 @@ def test_a_table_has_every_network_the_papers_numbers_and_not_run(record):
     assert "| | ours | not run | not run | not run | not run | not run |" in table
 
 
+def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
+    def run(error, experiment, *more):
+        return record(error, "recipe=svhn_part", *more, experiment=experiment)
+
+    runs = [run(31.0, "svhn_st_multi"), run(33.0, "svhn_st_multi", "seed=2"), run(40.0, "svhn_cnn", "data.size=128")]
+    runs += [run(99.9, "svhn_cnn", "model.width=0.5"), run(99.8, "svhn_cnn", "data.augment=false")]
+    table = svhn_table(runs, CONF)
+    assert "| **ST-CNN Multi** | *paper, 400k* | *3.6* | *3.9* |\n" in table
+    assert "; 1,824 photographs | 32.00 ± 12.71 (2) | not run |" in table
+    assert "; 1,824 photographs | not run | 40.00 (1) |\n" in table
+    assert "| **ST-CNN Single** | *paper, 400k* | *3.7* | *3.9* |\n| | ours | not run | not run |\n" in table
+    assert "99." not in table
+
+
 def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):
-    table = mnist_tables([record(1.0), record(3.0, "trainer.max_steps=500", "data.root=elsewhere")], CONF)
+    table = mnist_table([record(1.0), record(3.0, "trainer.max_steps=500", "data.root=elsewhere")], CONF)
     assert "| | fast, 500 | not run | 3.00 (1) |" in table
 
 
 def test_a_run_of_before_a_setting_existed_counts_where_the_setting_is_off(record):
     run = record(1.0)
     del run["config"]["recipe"]["dropout"], run["config"]["model"]["dropout"]
-    assert "1.00 (1)" in mnist_tables([run], CONF)
+    assert "1.00 (1)" in mnist_table([run], CONF)
     del run["config"]["recipe"]["localisation_lr_factor"]
-    assert "1.00 (1)" not in mnist_tables([run], CONF)
+    assert "1.00 (1)" not in mnist_table([run], CONF)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +114,12 @@ def test_a_run_of_before_a_setting_existed_counts_where_the_setting_is_off(recor
     ],
 )
 def test_a_run_with_settings_of_its_own_stays_out_of_the_table(record, override):
-    assert "9.99" not in mnist_tables([record(9.99, override)], CONF)
+    assert "9.99" not in mnist_table([record(9.99, override)], CONF)
 
 
 def test_a_spline_with_another_grid_is_not_the_papers(record):
-    assert "9.99" in mnist_tables([record(9.99, "transform=tps")], CONF)
-    assert "9.99" not in mnist_tables([record(9.99, "transform=tps", "transform.points=[5,5]")], CONF)
+    assert "9.99" in mnist_table([record(9.99, "transform=tps")], CONF)
+    assert "9.99" not in mnist_table([record(9.99, "transform=tps", "transform.points=[5,5]")], CONF)
 
 
 def test_records_are_added_and_read_back(record, tmp_path):

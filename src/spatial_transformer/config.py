@@ -78,6 +78,14 @@ class Config:
 ConfigStore.instance().store("schema", Config)
 
 
+def composed(conf: Path, *overrides: str) -> DictConfig:
+    """The training configuration of the folder ``conf``, as Hydra composes it for a command line."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
 def check(config: DictConfig) -> None:
     """Refuses a composed configuration that cannot be what the user meant.
 

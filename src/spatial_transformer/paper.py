@@ -28,3 +28,19 @@ TABLE_1 = {
 
 CLUTTERED = {"FCN": 13.2, "CNN": 3.5, "ST-FCN affine": 2.0, "ST-CNN affine": 1.7}
 """Section 4.1: error on translated and cluttered MNIST in percent."""
+
+SVHN_NETWORKS = {
+    "CNN": ("svhn_cnn", "none"),
+    "ST-CNN Single": ("svhn_st_single", "affine"),
+    "ST-CNN Multi": ("svhn_st_multi", "affine"),
+}
+"""Rows of Table 2 that are here, and their model and transform."""
+
+TABLE_2 = {
+    "Maxout CNN (Goodfellow et al. 2013)": {64: 4.0},
+    "CNN": {64: 4.0, 128: 5.6},
+    "DRAM (Ba et al. 2014)": {64: 3.9, 128: 4.5},
+    "ST-CNN Single": {64: 3.7, 128: 3.9},
+    "ST-CNN Multi": {64: 3.6, 128: 3.9},
+}
+"""Table 2: error on SVHN's whole numbers in percent, by the size of the crops in pixels."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
+from .config import composed
 from .errors import UsageError
 from .files import replacing
-from .paper import CLUTTERED, NETWORKS, TABLE_1
+from .paper import CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1, TABLE_2
 
 NOT_RUN = "not run"
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
@@ -85,7 +88,8 @@ def cell(values: list[float]) -> str:
     return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
 
 
-_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "max_steps", "total_steps", "root")
+_COMPARED = ("data", "transform", "model", "recipe")
+_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "size", "max_steps", "total_steps", "root", "mnist_root")
 
 
 def is_standard(record: dict[str, Any], conf: Path) -> bool:
@@ -105,46 +109,75 @@ def _differing(expected: dict[str, Any], settings: dict[str, Any]) -> list[str]:
 
 def _standard(record: dict[str, Any], conf: Path) -> dict[str, Any]:
     """The settings of a record's options as the files in ``conf`` have them."""
-    options = {group: record[group] for group in ("model", "transform", "recipe")} | {"data": record["experiment"]}
-    files = {group: OmegaConf.load(conf / group / f"{option}.yaml") for group, option in options.items()}
-    whole = OmegaConf.create({"seed": record["seed"], "trainer": {"max_steps": record["steps"]}, **files})
-    settings: Any = OmegaConf.to_container(whole, resolve=True)
-    return {group: settings[group] for group in options}
+    options = [
+        f"{group}={record[group]}" for group in ("experiment", "model", "transform", "recipe") if record[group] != "none"
+    ]
+    whole = copy.deepcopy(_composed(conf, *options))
+    whole.seed, whole.trainer.max_steps = record["seed"], record["steps"]
+    settings: Any = {group: OmegaConf.to_container(whole[group], resolve=True) for group in _COMPARED if whole[group]}
+    return settings
 
 
-def mnist_tables(records: Iterable[dict[str, Any]], conf: Path) -> str:
+_composed = functools.cache(composed)
+
+
+def mnist_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """Table 1 and the cluttered row as Markdown: the paper's errors and ours, a row for each recipe and length.
 
     Args:
         records: of all runs; those that are not :func:`is_standard` stay out.
         conf: the folder of the configuration.
     """
+    errors = {name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})} for name in NETWORKS}
+    columns = {name: name.upper() for name in ("r", "rts", "p", "e", "tc")}
+    return _error_table(records, conf, "distortion", columns, NETWORKS, errors, "150k")
+
+
+def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """Table 2 as Markdown, likewise; a row of ours says how many training images it had, as a part of SVHN may have few.
+
+    Args: as for :func:`mnist_table`.
+    """
+    return _error_table(records, conf, "size", {64: "64 px", 128: "128 px"}, SVHN_NETWORKS, TABLE_2, "400k")
+
+
+def _error_table(
+    records: Iterable[dict[str, Any]],
+    conf: Path,
+    setting: str,
+    columns: Mapping[Any, str],
+    networks: Mapping[str, tuple[str, str]],
+    paper: Mapping[str, Mapping[Any, float]],
+    paper_steps: str,
+) -> str:
+    """Errors of ``networks`` under the paper's: a column for each value of ``setting`` of the data."""
     errors: dict[tuple, list[float]] = defaultdict(list)
-    recipes = set()
     for record in records:
-        if record["experiment"] != "mnist" or not is_standard(record, conf):
-            continue
-        recipe = (record["recipe"], record["steps"])
-        recipes.add(recipe)
-        distortion = record["config"]["data"]["distortion"]
-        errors[record["model"], record["transform"], distortion, recipe].append(record["metrics"]["test/error"])
-    columns = ["r", "rts", "p", "e", "tc"]
-    lines = [
-        "| network | recipe, steps | " + " | ".join(name.upper() for name in columns) + " |",
-        "|---|---|" + "---|" * len(columns),
-    ]
-    for name, (model, transform) in NETWORKS.items():
-        paper = [f"{TABLE_1[name].get(c, CLUTTERED.get(name, '–'))}" for c in columns]
-        lines.append(f"| **{name}** | *paper, 150k* | " + " | ".join(f"*{value}*" for value in paper) + " |")
-        rows = 0
-        for recipe in sorted(recipes):
-            cells = [cell(errors.get((model, transform, c, recipe), [])) for c in columns]
-            if any(value != NOT_RUN for value in cells):
-                lines.append(f"| | {recipe[0]}, {recipe[1]:,} | " + " | ".join(cells) + " |")
-                rows += 1
-        if not rows:
+        if is_standard(record, conf):
+            row = (record["model"], record["transform"], record["recipe"], record["steps"], _images(record))
+            errors[(*row, record["config"]["data"][setting])].append(record["metrics"]["test/error"])
+    lines = ["| network | recipe, steps | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
+    for name, of_paper in paper.items():
+        lines.append(
+            f"| **{name}** | *paper, {paper_steps}* | " + " | ".join(f"*{of_paper.get(c, '–')}*" for c in columns) + " |"
+        )
+        rows = sorted({key[:-1] for key in errors if key[:2] == networks.get(name)})
+        for row in rows:
+            recipe, steps, images = row[2:]
+            cells = [cell(errors.get((*row, column), [])) for column in columns]
+            lines.append(f"| | {recipe}, {steps:,}{images} | " + " | ".join(cells) + " |")
+        if not rows and name in networks:
             lines.append("| | ours | " + " | ".join([NOT_RUN] * len(columns)) + " |")
     return "\n".join(lines)
+
+
+def _images(record: dict[str, Any]) -> str:
+    """A remark where a data set may be there in part: on how many images of which kind a run was trained."""
+    if record["model"] in dict(NETWORKS.values()):
+        return ""
+    synthetic = record["config"]["data"].get("synthetic", 0)
+    photographs = f"; {record['samples']['train'] - synthetic:,} photographs"
+    return photographs + (f" and {synthetic:,} synthetic images" if synthetic else "")
 
 
 def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:

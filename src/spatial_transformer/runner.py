@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from .config import check
+from .data.batched import BatchedData
 from .errors import UsageError
 from .files import replacing
 from .process import keep_freed_memory
@@ -50,7 +51,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     with replacing(folder / "config.yaml") as path:
         path.write_text(OmegaConf.to_yaml(config, resolve=True))
     with _loggers(config) as loggers:
-        callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+        callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
         trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
@@ -68,7 +69,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
         if best:
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
-        record = _record(config, figures | tested, trainer, time.monotonic() - start)
+        record = _record(config, figures | tested, trainer, data, time.monotonic() - start)
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(record["metrics"])
@@ -106,7 +107,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     return dict(figures)
 
 
-def build(config: DictConfig) -> tuple[pl.LightningDataModule, pl.LightningModule]:
+def build(config: DictConfig) -> tuple[BatchedData, pl.LightningModule]:
     """The data and the task with its network, as configured."""
     data = _build(config.data, "data")
     network = _build(config.model, "model", size=data.input_size, classes=data.classes)
@@ -131,6 +132,7 @@ def _quiet() -> None:
         ".*callbacks used to create the checkpoint.*",  # a test needs none of them
         ".*your dataloader is not resumable.*",  # it reads its place off the step
         ".*The dirpath has changed.*",  # a resumed run writes to its own folder
+        ".*is smaller than the logging interval.*",  # steps are counted on through the epochs
         ".*LeafSpec.*deprecated.*",
         ".*__array__ implementation.*",  # matplotlib, of a tensor
     ):
@@ -205,22 +207,27 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
             os.environ["WANDB_MODE"] = mode
 
 
-def _record(config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, seconds: float) -> dict[str, Any]:
+def _record(
+    config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, data: BatchedData, seconds: float
+) -> dict[str, Any]:
     """What is kept of a finished run: small, plain, enough to run it again."""
     commit, dirty = _git()
     device = trainer.strategy.root_device
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    settings["data"].pop("root", None)  # where the data lay says nothing of the result
+    for name in ("root", "mnist_root", "cache"):  # where the data lay says nothing of the result
+        settings["data"].pop(name, None)
     return {
         "label": config.label,
         **settings["choices"],
         "seed": config.seed,
         "steps": trainer.global_step,
+        "samples": {split: data.size(split) for split in ("train", "val", "test")},
         "metrics": dict(sorted(metrics.items())),
         "seconds": round(seconds, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "devices": trainer.world_size,
+        "precision": trainer.precision,
         "parameters": sum(p.numel() for p in trainer.lightning_module.parameters()),
         "commit": commit,
         "dirty": dirty,

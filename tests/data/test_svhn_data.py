@@ -375,15 +375,24 @@ def test_only_training_images_are_augmented(small_root, tmp_path):
     assert not torch.equal(every(plain, "train")[0], every(changed, "train")[0])
 
 
-def test_augmentation_stays_small():
-    y, x = torch.meshgrid(torch.arange(64) / 63.0, torch.arange(64) / 63.0, indexing="ij")
-    images = torch.stack([x, y, (x + y) / 2]).expand(200, -1, -1, -1)
-    changed = augmented(images, torch.arange(200) * 7919)
+def test_augmentation_changes_place_and_colour_within_bounds():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    spot = 0.25 + 0.5 * (x.square() + y.square() < 0.04)
+    images = torch.stack([spot, spot, 0.8 * spot + 0.1]).expand(400, -1, -1, -1)
+    changed = augmented(images, torch.arange(400) * 7919)
     assert changed.min() >= 0
     assert changed.max() <= 1
-    middle = abs(changed - images)[:, :, 32, 32]
-    assert middle.max() < 0.1 + 0.1 + 0.03 * 1.3 + 0.05
-    assert middle.mean() > 0.02
+    grey = changed.mean(1)
+    found = (grey - grey[:, :1, :1]).abs()
+    found = found / found.sum((1, 2), keepdim=True)
+    for axis in (x, y):
+        moved = (found * axis).sum((1, 2))
+        assert 0.2 < moved.abs().max() < 0.2 * 1.25 * 1.35  # 10 % of a side that is 2 long, seen through scale, turn and shear
+        assert moved.mean().abs() < 0.02
+    dark = (grey[:, 0, 0] > grey.amin((1, 2)) + 0.05).float().mean()
+    assert 0.4 < dark < 0.6
+    assert (changed[:, 0] - changed[:, 2]).abs().amax((1, 2)).max() > 0.02
+    assert (changed[:, 0] - changed[:, 2]).abs().amax((1, 2)).min() < 0.005
 
 
 def test_loaders_deliver_every_sample_of_the_fixed_sets_once(small_root, tmp_path):
@@ -478,16 +487,30 @@ def test_synthetic_numbers_feed_the_data_module(synthetic_root, tmp_path):
     assert every(data, "train")[0].isfinite().all()
 
 
+def test_synthetic_numbers_are_added_to_the_training_images_alone(small_root, mnist_root, tmp_path, builds):
+    plain = ready(small_root, tmp_path)
+    for _ in range(2):  # made once
+        data = ready(small_root, tmp_path, synthetic=30, mnist_root=mnist_root)
+        assert data.size("train") == plain.size("train") + 30
+        for split in ("val", "test"):
+            assert torch.equal(every(data, split)[0], every(plain, split)[0])
+        assert torch.equal(every(data, "train")[0][: plain.size("train")], every(plain, "train")[0])
+    assert builds.count("train") == 2
+    with pytest.raises(UsageError, match="synthetic=-1"):
+        SvhnData(synthetic=-1)
+
+
 def test_a_part_that_is_there_is_not_overwritten(synthetic_root, mnist_root):
     with pytest.raises(UsageError, match=f"{synthetic_root / 'train'} is there already"):
         svhn_synthetic.make(synthetic_root, mnist_root, {"train": 1})
 
 
-def test_an_interrupted_making_leaves_nothing(mnist_root, tmp_path):
-    def interrupted(images, part):
+def test_an_interrupted_making_leaves_nothing(mnist_root, tmp_path, monkeypatch):
+    def interrupted(images, *_, **__):
         yield 1
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(svhn_synthetic, "track", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        svhn_synthetic.make(tmp_path / "new", mnist_root, {"test": 3}, track=interrupted)
+        svhn_synthetic.make(tmp_path / "new", mnist_root, {"test": 3})
     assert list((tmp_path / "new").iterdir()) == []

@@ -14,12 +14,13 @@ from ..errors import UsageError
 from . import svhn_files
 from .batched import BatchedData
 from .keyed import sample_keys, uniform
-from .svhn_cache import ENLARGEMENT, NO_DIGIT, POSITIONS, Crops, open_crops
+from .svhn_cache import ENLARGEMENT, HOME_CACHE, NO_DIGIT, POSITIONS, Crops, open_crops
+from .svhn_synthetic import training_part
 
 VALIDATION_SIZE = 5_000
 _FEW = 50_000  # below that many training images a tenth of them validates
 _VALIDATION_SEED = 0x56414C
-_SHIFT, _SCALE, _BRIGHTNESS, _CONTRAST = 0.1, 0.1, 0.1, 0.3
+_SHIFT, _SCALE, _ROTATION, _SHEAR, _CONTRAST = 0.1, 1.25, 10, 0.2, 1.5
 
 
 class SvhnData(BatchedData):
@@ -38,9 +39,12 @@ class SvhnData(BatchedData):
         cache: folder for the crops; None is ``cache`` in the root, or ``~/.cache/spatial_transformer`` where that cannot be
             written to.
         extra: train on the extra images too. None: if they are there, and with no root they are downloaded.
+        synthetic: number of training images to add that are made of MNIST digits (:mod:`.svhn_synthetic`; ours). They are
+            made once and kept in the cache.
+        mnist_root: folder that holds ``MNIST/raw``, for those; None is ``data/``, downloaded to on first use.
         batch_size: global batch size, over all devices.
         eval_batch_size: batch size of validation and test.
-        augment: shift, scale, and brightness and contrast of training images vary a little (ours; not in the paper).
+        augment: training images vary in place, shape and colour, see :func:`augmented` (ours; not in the paper).
         seed: seed of order and augmentation.
         workers: processes that make the crops; None is one for each core, 16 at most.
         resident: GB (10⁹ bytes) up to which the images of a split lie on the GPU as a whole; larger ones come batch by batch.
@@ -65,6 +69,8 @@ class SvhnData(BatchedData):
         root: str | Path | None = None,
         cache: str | Path | None = None,
         extra: bool | None = None,
+        synthetic: int = 0,
+        mnist_root: str | Path | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 500,
         augment: bool = False,
@@ -77,7 +83,10 @@ class SvhnData(BatchedData):
             raise UsageError(f"data.size={size} does not exist. Way out: one of {', '.join(map(str, ENLARGEMENT))} (pixels).")
         if workers is not None and workers < 1:
             raise UsageError(f"data.workers={workers} makes no crops. Way out: 1 or more, or null for one to each core.")
+        if synthetic < 0:
+            raise UsageError(f"data.synthetic={synthetic} is not a number of images. Way out: 0 or more.")
         self.input_size = size
+        self.synthetic, self.mnist_root = synthetic, mnist_root
         self.root, self.cache, self.extra, self.workers = root, cache, extra, workers
         self.augment = augment
         self.resident = resident
@@ -89,15 +98,19 @@ class SvhnData(BatchedData):
     def prepare_data(self) -> None:
         if not self._parts:  # once, however often Lightning asks
             folders = svhn_files.prepare(self.root, self.extra)
+            if self.synthetic:
+                home = HOME_CACHE if self.cache is None else Path(self.cache)
+                folders.append(training_part(self.synthetic, self.mnist_root, home / "svhn"))
             self._parts = [open_crops(folder, self.input_size, self.cache, self.workers) for folder in folders]
 
     def setup(self, stage: str | None = None) -> None:
         if self._sources:
             return
         self.prepare_data()
-        train, test, *extra = self._parts
-        known = _Source([train, *extra])
-        held_out = validation_positions(len(known.positions))
+        train, test, *more = self._parts
+        known = _Source([train, *more])
+        made = self.synthetic and len(more[-1].labels)
+        held_out = validation_positions(len(known.positions) - made)  # of photographs only
         rest = np.setdiff1d(known.positions, held_out)
         if self.batch_size > len(rest):
             raise UsageError(
@@ -187,19 +200,23 @@ def validation_positions(n: int) -> np.ndarray:
 
 
 def augmented(images: Tensor, keys: Tensor) -> Tensor:
-    """Images ``(B, C, H, W)`` in [0, 1] a little changed, as the keys ``(B,)`` say.
+    """Images ``(B, 3, H, W)`` in [0, 1] changed as the keys ``(B,)`` say, so that a number stays readable.
 
-    Shifted by up to 10 % of the sides, scaled by 0.9 to 1.1, each channel brighter or darker by up to 0.1, contrast changed
-    by up to 30 %. Channels differ in brightness because a common change would vanish with the mean. Where a shift leaves the
-    image, the pixels at its edge go on.
+    In place: shifted by up to 10 % of the sides, each side scaled by 1/1.25 to 1.25, turned by up to 10 degrees, sheared by
+    up to 0.2. Where that leaves the image, the pixels at its edge go on. In colour: contrast scaled by 1/1.5 to 1.5, colours
+    from their own over grey to the opposite, and in every second image dark for light: digits are found in any colour on any
+    other.
     """
-    draws = uniform(keys, 4 + images.shape[1]) * 2 - 1
-    scale = 1 + _SCALE * draws[:, 0]
-    zero = torch.zeros_like(scale)
-    x, y = (2 * _SHIFT * draws[:, 1:3]).unbind(1)  # the sides are 2 long in these coordinates
-    theta = torch.stack([1 / scale, zero, x, zero, 1 / scale, y], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    draws = uniform(keys, 9) * 2 - 1
+    angle, shear = math.radians(_ROTATION) * draws[:, 0], _SHEAR * draws[:, 1]
+    across, along = torch.exp(math.log(_SCALE) * draws[:, 2:4]).unbind(1)
+    x, y = (2 * _SHIFT * draws[:, 4:6]).unbind(1)  # the sides are 2 long in these coordinates
+    cos, sin = angle.cos(), angle.sin()
+    rows = [across * cos, along * (shear * cos - sin), x, across * sin, along * (shear * sin + cos), y]
+    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    contrast = torch.exp(math.log(1 + _CONTRAST) * draws[:, 3]).view(-1, 1, 1, 1)
-    mean = moved.mean((1, 2, 3), keepdim=True)
-    return ((moved - mean) * contrast + mean + _BRIGHTNESS * draws[:, 4:, None, None]).clamp_(0, 1)
+    contrast, colour, negative = (column.view(-1, 1, 1, 1) for column in draws[:, 6:].unbind(1))
+    grey = moved.mean(1, keepdim=True)
+    mean = grey.mean((2, 3), keepdim=True)
+    moved = (grey - mean + (moved - grey) * colour) * torch.exp(math.log(_CONTRAST) * contrast)
+    return (mean + moved * negative.sign()).clamp_(0, 1)

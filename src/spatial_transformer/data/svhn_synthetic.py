@@ -9,18 +9,21 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from rich.console import Console
+from rich.progress import track
 
 from ..errors import UsageError
 from . import mnist_files
 from .svhn_files import STRUCT, Annotation
 
 PARTS = ("train", "test", "extra")
+_VERSION = 1  # raise it when numbers come out differently: kept ones are then made anew
 _LENGTHS = (0.16, 0.50, 0.24, 0.07, 0.03)  # of 1 to 5 digits: about SVHN's, with more of the long ones
 
 
@@ -29,9 +32,8 @@ def make(
     mnist_root: str | Path | None,
     sizes: dict[str, int],
     seed: int = 1,
-    track: Callable[[Iterable[int], str], Iterable[int]] = lambda images, part: images,
 ) -> None:
-    """Makes parts of synthetic numbers.
+    """Makes parts of synthetic numbers, with a progress bar in a terminal.
 
     The test part is made of MNIST's test digits, the others of its training digits.
 
@@ -40,7 +42,6 @@ def make(
         mnist_root: folder that holds ``MNIST/raw``; None downloads to ``data/``.
         sizes: number of images of each part: "train", "test", "extra".
         seed: an image depends on it, its part and its number, and on nothing else.
-        track: shows progress: it gets the numbers of the images and the name of the part.
 
     Raises:
         UsageError: a part is there already, has no images, or cannot be written; MNIST is missing or damaged.
@@ -51,6 +52,7 @@ def make(
             raise UsageError(f"{n} images make no part {part}. Way out: 1 or more.")
         if (folder / part).exists():
             raise UsageError(f"{(folder / part).absolute()} is there already. Way out: another folder, or delete it.")
+    console = Console(stderr=True)
     for part, n in sizes.items():
         images, labels = mnist_files.read(raw, train=part != "test")
         digits = images.numpy(), labels.numpy()
@@ -60,7 +62,7 @@ def make(
             try:
                 (workplace / part).mkdir()
                 annotations = []
-                for i in track(range(1, n + 1), part):
+                for i in track(range(1, n + 1), f"synthetic {part}", console=console, disable=not console.is_terminal):
                     picture, boxes, number = scene(np.random.default_rng([seed, PARTS.index(part), i]), *digits)
                     Image.fromarray(picture).save(workplace / part / f"{i}.png", compress_level=1)
                     annotations.append(Annotation(f"{i}.png", boxes, number))
@@ -70,6 +72,18 @@ def make(
                 shutil.rmtree(workplace)
         except OSError as error:
             raise UsageError(f"{folder.absolute()} cannot be written to: {error}. Way out: another folder.") from error
+
+
+def training_part(n: int, mnist_root: str | Path | None, folder: Path) -> Path:
+    """The part of ``n`` synthetic training numbers below ``folder``, made there if it is not yet.
+
+    Raises:
+        UsageError: as for :func:`make`.
+    """
+    home = folder.expanduser() / f"synthetic-{_VERSION}-{n}"
+    if not (home / "train").is_dir():
+        make(home, mnist_root, {"train": n})
+    return home / "train"
 
 
 def write_annotations(folder: Path, annotations: Sequence[Annotation]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..transformer import FcLocalisation, Regression, SpatialTransformer, Transform
@@ -18,6 +19,8 @@ POOLED = (True, False, True, False, True, False, True, False)
 """Whether max pooling by 2 follows a convolution."""
 UNITS = (3072, 3072, 3072)
 """Units of the fully connected layers."""
+LOCALISATION = 32
+"""Filters and units of each hidden layer of a localisation network."""
 CHANNELS = 3
 
 
@@ -98,7 +101,11 @@ def _network(
         if transform is not None and n in transformed:
             shape = (channels, side, side)
             single = len(transformed) == 1
-            localisation = SingleLocalisation(shape, transform) if single else FcLocalisation(shape, transform, (32, 32))
+            localisation = (
+                SingleLocalisation(shape, transform, max(1, round(width * LOCALISATION)))
+                if single
+                else FcLocalisation(shape, transform, (LOCALISATION, LOCALISATION))
+            )
             layers.append(SpatialTransformer(localisation, transform, (side, side)))
         out = max(1, round(width * filters))
         layers += [nn.Conv2d(channels, out, 5, padding=2), nn.ReLU()]
@@ -119,7 +126,9 @@ def _network(
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return SvhnNetwork(nn.Sequential(*layers), nn.Sequential(*head), inputs, positions, classes)
+    network = SvhnNetwork(nn.Sequential(*layers), nn.Sequential(*head), inputs, positions, classes)
+    # Channels last: convolutions of many channels are faster so, on a CPU in bfloat16 by far.
+    return network.to(memory_format=torch.channels_last)
 
 
 class SingleLocalisation(nn.Sequential):
@@ -131,22 +140,24 @@ class SingleLocalisation(nn.Sequential):
     Args:
         in_shape: ``(C, H, W)`` of the image.
         transform: the family whose theta is regressed.
-        channels: filters of both convolutions, and units of both fully connected layers.
+        filters: of both convolutions.
         start: as for :class:`~spatial_transformer.transformer.Regression`.
     """
 
-    def __init__(self, in_shape: Sequence[int], transform: Transform, channels: int = 32, start: Tensor | None = None) -> None:
+    def __init__(
+        self, in_shape: Sequence[int], transform: Transform, filters: int = LOCALISATION, start: Tensor | None = None
+    ) -> None:
         in_channels, height, width = in_shape
         super().__init__(
-            nn.Conv2d(in_channels, channels, 5, padding=2),
+            nn.Conv2d(in_channels, filters, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(channels, channels, 5, padding=2),
+            nn.Conv2d(filters, filters, 5, padding=2),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(channels * (height // 2) * (width // 2), channels),
+            nn.Linear(filters * (height // 2) * (width // 2), LOCALISATION),
             nn.ReLU(),
-            nn.Linear(channels, channels),
+            nn.Linear(LOCALISATION, LOCALISATION),
             nn.ReLU(),
-            Regression(channels, transform, start),
+            Regression(LOCALISATION, transform, start),
         )
