@@ -48,6 +48,14 @@ def test_transformers_in_a_row_read_by_the_product_of_their_matrices():
     assert torch.allclose(both, Affine()(product[:2].reshape(1, 6), points)[0], atol=1e-6)
 
 
+def test_transformers_apart_are_each_its_own():
+    thetas = [torch.tensor([[0.5, 0, 0, 0, 0.5, 0]]), torch.tensor([[0.2, 0, 0.1, 0, 0.2, 0]])]
+    parts = Reading([Affine(), Affine()], thetas, (8, 8)).apart()
+    for part, theta in zip(parts, thetas, strict=True):
+        for line, expected in zip(part.lines(0), region_lines(Affine(), theta[0]), strict=True):
+            assert torch.equal(line, expected)
+
+
 def test_a_network_without_transformers_reads_nothing():
     network, x = fcn(28, width=4), torch.rand(2, 1, 28, 28)
     reading, logits = Reading.of(network, x)

@@ -13,6 +13,8 @@ from ..transformer.transforms import pixel_centres
 
 REGION = (60, 220, 120)
 TOP = (255, 80, 80)
+IN_A_ROW = {"green": REGION, "yellow": (250, 210, 60), "blue": (90, 160, 255), "violet": (210, 120, 255)}
+"""Names and colours of the regions of several transformers in a row."""
 PAPER = (24, 24, 28)
 INK = (235, 235, 235)
 _GAP, _CAPTION = 6, 14
@@ -43,6 +45,10 @@ class Reading:
             return None, output
         size = transformers[0].output_size or images.shape[2:]  # deeper ones give smaller maps of the same region
         return cls([t.transform for t in transformers], thetas, size), output
+
+    def apart(self) -> list[Reading]:
+        """Each transformer by itself, as if it read the input of the first."""
+        return [Reading([transform], [theta], self.size) for transform, theta in zip(self.transforms, self.thetas, strict=True)]
 
     def at(self, n: int, points: Tensor) -> Tensor:
         """Where sample ``n`` is read for ``(N, 2)`` points of the last output: the transformations, one in another."""
@@ -77,15 +83,15 @@ def to_image(picture: Tensor, zoom: int) -> Image.Image:
     return image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
 
 
-def with_lines(image: Image.Image, lines: Sequence[Tensor]) -> Image.Image:
-    """Draws lines of normalised points on an image; the first, the top edge, in a colour of its own."""
+def with_lines(image: Image.Image, lines: Sequence[Tensor], colour: tuple[int, int, int] = REGION) -> Image.Image:
+    """Draws lines of normalised points on an image, in ``colour`` but for the first, the top edge."""
     image = image.copy()
     draw = ImageDraw.Draw(image)
     half = torch.tensor(image.size) / 2
-    for line, colour in reversed(list(zip(lines, [TOP] + [REGION] * len(lines), strict=False))):
+    for n, line in reversed(list(enumerate(lines))):
         # Far outside points (a projective horizon) would overflow the drawing library.
         points = ((line + 1) * half - 0.5).clamp(-1e4, 1e4).flatten().tolist()
-        draw.line(points, fill=colour, width=2 if colour == TOP else 1)
+        draw.line(points, fill=colour if n else TOP, width=1 if n else 2)
     return image
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..files import replacing
 from ..transformer import SpatialTransformer
-from .drawing import Reading, strip, to_image, with_lines
+from .drawing import IN_A_ROW, Reading, strip, to_image, with_lines
 
 
 class CropPictures(pl.Callback):
@@ -104,7 +105,7 @@ def picture_of(
 ) -> Image.Image:
     """A strip of samples: each with the region that is read, what is read there, and what it is taken for.
 
-    Of several transformers in a row, the region is that of all together.
+    Of several transformers in a row, the region is that of all together; below, each one's own is drawn, by itself.
 
     Args:
         trainer: whose data the samples are from.
@@ -120,13 +121,21 @@ def picture_of(
     pl_module.eval()
     reading, logits = Reading.of(pl_module.network, images)
     pl_module.train(was_training)
+    apart = [] if reading is None else reading.apart()
+    if len(apart) > 1:
+        title += f"; below, each transformer by itself: {', '.join(IN_A_ROW)}"
     columns = []
     for n, image in enumerate(images):
         shown = to_image(data.shown(image), zoom)
         if reading is None:
             columns.append([shown])
-        else:
-            columns.append([with_lines(shown, reading.lines(n)), to_image(data.shown(reading.crop(n, image)), zoom)])
+            continue
+        column = [with_lines(shown, reading.lines(n)), to_image(data.shown(reading.crop(n, image)), zoom)]
+        if len(apart) > 1:
+            for part, colour in zip(apart, itertools.cycle(IN_A_ROW.values())):
+                shown = with_lines(shown, part.lines(n), colour)
+            column.append(shown)
+        columns.append(column)
     truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
     captions = [
         prediction + ("" if truth == prediction else f" (is {truth})")
