@@ -21,16 +21,19 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spatial_transformer import Affine, Affine3d, Attention, Projective, SpatialTransformer, ThinPlateSpline, sample
+from spatial_transformer.data import svhn_cache, svhn_synthetic
 from spatial_transformer.data.distortions import DISTORTIONS, Distortion
 from spatial_transformer.data.keyed import sample_keys
+from spatial_transformer.data.svhn import SvhnData
 from spatial_transformer.files import replacing
-from spatial_transformer.networks import mnist
-from spatial_transformer.paper import NETWORKS
+from spatial_transformer.networks import mnist, svhn
+from spatial_transformer.paper import NETWORKS, SVHN_NETWORKS
 from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.transformer import FcLocalisation, Transform
 from spatial_transformer.transformer.transforms import pixel_centres
@@ -347,6 +350,87 @@ def training_step(network: nn.Module, size: int) -> Callable[[], None]:
     return step
 
 
+def benchmark_svhn(quick: bool) -> list[dict]:
+    """The networks of Table 2 at full width, forward and backward, and how fast their data are made.
+
+    For each network also in bfloat16, and what its localisation networks and its warps take of it, timed apart on maps of
+    the same shapes. The data are synthetic numbers of noise digits; one process makes the crops and reads them.
+    """
+    rows: list[dict] = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = 128 if device == "cuda" else 8
+    for size in (64, 128):
+        torch.manual_seed(1)
+        x = torch.randn(batch, 3, size, size, device=device)
+        functions: dict[str, Callable[[], None]] = {}
+        for name, (model, transform) in SVHN_NETWORKS.items():
+            arguments: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
+            network = getattr(svhn, model.removeprefix("svhn_"))(size, **arguments).to(device)
+            functions[name] = partial(_forward_backward, [network], [x])
+            functions[f"{name} bfloat16"] = partial(_forward_backward, [network], [x], torch.bfloat16)
+            transformers, maps = _transformed_maps(network, x)
+            if maps:
+                functions[f"{name} localisation"] = partial(_forward_backward, [t.localisation for t in transformers], maps)
+                functions[f"{name} transformers"] = partial(_forward_backward, transformers, maps)
+        times = median_times(functions, 1 if quick else 3, 0, device)
+        for name in SVHN_NETWORKS:
+            row: dict = {"network": name, "size": size, "batch": batch, "device": device, "threads": torch.get_num_threads()}
+            row |= {"ms": round(times[name], 1), "times CNN": round(times[name] / times["CNN"], 3)}
+            row |= {"bfloat16 ms": round(times[f"{name} bfloat16"], 1)}
+            if f"{name} transformers" in times:
+                localisation, both = times[f"{name} localisation"], times[f"{name} transformers"]
+                row |= {"localisation ms": round(localisation, 1), "warps ms": round(both - localisation, 1)}
+            rows.append(row)
+            print(row, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in _svhn_data_rows(Path(folder), quick):
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def _forward_backward(modules: Iterable[nn.Module], inputs: Iterable[Tensor], dtype: torch.dtype | None = None) -> None:
+    for module, x in zip(modules, inputs, strict=True):
+        module.zero_grad()
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+            out = module(x)
+        out.float().square().sum().backward()
+
+
+def _transformed_maps(network: nn.Module, x: Tensor) -> tuple[list[SpatialTransformer], list[Tensor]]:
+    """The transformers of a network and what each gets; maps within a network want their gradient."""
+    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
+    maps: list[Tensor] = []
+    hooks = [t.register_forward_pre_hook(lambda module, args: maps.append(args[0].detach())) for t in transformers]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return transformers, [kept.requires_grad_(kept is not maps[0]) for kept in maps]
+
+
+def _svhn_data_rows(folder: Path, quick: bool) -> Iterator[dict]:
+    n = 300 if quick else 3000
+    digits = np.random.default_rng(1).integers(0, 256, (100, 28, 28), dtype=np.uint8), np.arange(100) % 10
+    for part, images in (("train", n), ("test", 1)):
+        svhn_synthetic.make_part(folder / part, images, digits, seed=1)
+    for size in (64, 128):
+        start = time.perf_counter()
+        svhn_cache.open_crops(folder / "train", size, workers=1)
+        row: dict = {"size": size, "crops made/s": round(n / (time.perf_counter() - start))}
+        start = time.perf_counter()
+        data = SvhnData(size, folder, batch_size=128)
+        data.setup()
+        row["second start ms"] = round(1e3 * (time.perf_counter() - start), 1)
+        index = torch.arange(128)
+        with _threads(1):
+            for what, augment in (("plain", False), ("augmented", True)):
+                data = SvhnData(size, folder, batch_size=128, augment=augment)
+                data.setup()
+                times = median_times({what: partial(data.samples, "train", index)}, 1 if quick else 20, 0 if quick else 3)
+                row[f"{what} images/s"] = round(128e3 / times[what])
+        yield row
+
+
 def benchmark_program(quick: bool) -> list[dict]:
     """Runs of the real program on real data: how long until it trains, and what share of it is not training.
 
@@ -458,6 +542,7 @@ PARTS: dict[str, Callable[[bool], list[dict]]] = {
     "scaling": benchmark_scaling,
     "data": benchmark_data,
     "networks": benchmark_networks,
+    "svhn": benchmark_svhn,
     "program": benchmark_program,
     "threads": benchmark_threads,
 }

@@ -15,7 +15,7 @@ from .paper import NETWORKS
 from .results import NOT_RUN
 
 Rows = list[dict[str, Any]]
-PARTS = ("warps", "scaling", "data", "networks", "program", "threads")
+PARTS = ("warps", "scaling", "data", "networks", "svhn", "program", "threads")
 _OTHERS = ("torch", "kornia", "monai", "torch-tps")
 
 
@@ -32,6 +32,7 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
         "scaling": _scaling,
         "data": _data,
         "networks": _networks,
+        "svhn": _svhn,
         "program": _program,
         "threads": _threads,
     }
@@ -99,6 +100,29 @@ def _networks(rows: Rows) -> str:
         ["network", *(f"{size}×{size}" for size in sizes)],
         [[name, *(speeds[name, size] for size in sizes)] for name in NETWORKS],
     )
+
+
+def _svhn(rows: Rows) -> str:
+    networks, data = [row for row in rows if "network" in row], [row for row in rows if "network" not in row]
+    device = {"cpu": "CPU", "cuda": "GPU"}
+    first = _table(
+        ["network", "px", "where", "batch", "ms", "times the CNN", "in bfloat16, ms", "of it localisation", "of it warps"],
+        [
+            [row["network"], str(row["size"]), f"{device[row['device']]}, {row['threads']} threads", str(row["batch"])]
+            + [f"{row['ms']:,.0f}", f"{row['times CNN']:.2f}", f"{row['bfloat16 ms']:,.0f}"]
+            + [f"{100 * row[part] / row['ms']:.0f} %" if part in row else "–" for part in ("localisation ms", "warps ms")]
+            for row in networks
+        ],
+    )
+    second = _table(
+        ["px", "crops made, images/s", "second start, ms", "batches, images/s", "augmented, images/s"],
+        [
+            [str(row["size"]), f"{row['crops made/s']:,}", f"{row['second start ms']:.0f}"]
+            + [f"{row[f'{what} images/s']:,}" for what in ("plain", "augmented")]
+            for row in data
+        ],
+    )
+    return f"{first}\n\n{second}"
 
 
 def _table_1(rows: Rows, recipes: Path) -> str:

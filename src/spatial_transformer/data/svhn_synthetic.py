@@ -52,26 +52,34 @@ def make(
             raise UsageError(f"{n} images make no part {part}. Way out: 1 or more.")
         if (folder / part).exists():
             raise UsageError(f"{(folder / part).absolute()} is there already. Way out: another folder, or delete it.")
-    console = Console(stderr=True)
     for part, n in sizes.items():
         images, labels = mnist_files.read(raw, train=part != "test")
-        digits = images.numpy(), labels.numpy()
+        make_part(folder / part, n, (images.numpy(), labels.numpy()), seed)
+
+
+def make_part(folder: Path, n: int, digits: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    """Makes the part of ``n`` numbers that its folder names, of ``(N, 28, 28)`` uint8 digits and their ``(N,)`` labels.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    console = Console(stderr=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(dir=folder.parent, prefix="incomplete-"))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            workplace = Path(tempfile.mkdtemp(dir=folder, prefix="incomplete-"))
-            try:
-                (workplace / part).mkdir()
-                annotations = []
-                for i in track(range(1, n + 1), f"synthetic {part}", console=console, disable=not console.is_terminal):
-                    picture, boxes, number = scene(np.random.default_rng([seed, PARTS.index(part), i]), *digits)
-                    Image.fromarray(picture).save(workplace / part / f"{i}.png", compress_level=1)
-                    annotations.append(Annotation(f"{i}.png", boxes, number))
-                write_annotations(workplace / part, annotations)
-                os.rename(workplace / part, folder / part)
-            finally:
-                shutil.rmtree(workplace)
-        except OSError as error:
-            raise UsageError(f"{folder.absolute()} cannot be written to: {error}. Way out: another folder.") from error
+            (workplace / folder.name).mkdir()
+            annotations = []
+            for i in track(range(1, n + 1), f"synthetic {folder.name}", console=console, disable=not console.is_terminal):
+                picture, boxes, number = scene(np.random.default_rng([seed, PARTS.index(folder.name), i]), *digits)
+                Image.fromarray(picture).save(workplace / folder.name / f"{i}.png", compress_level=1)
+                annotations.append(Annotation(f"{i}.png", boxes, number))
+            write_annotations(workplace / folder.name, annotations)
+            os.rename(workplace / folder.name, folder)
+        finally:
+            shutil.rmtree(workplace)
+    except OSError as error:
+        raise UsageError(f"{folder.parent.absolute()} cannot be written to: {error}. Way out: another folder.") from error
 
 
 def training_part(n: int, mnist_root: str | Path | None, folder: Path) -> Path:
