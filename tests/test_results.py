@@ -81,8 +81,8 @@ def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
     runs += [run(99.9, "svhn_cnn", "model.width=0.5"), run(99.8, "svhn_cnn", "data.augment=false")]
     table = svhn_table(runs, CONF)
     assert "| **ST-CNN Multi** | *paper, 400k* | *3.6* | *3.9* |\n" in table
-    assert "; 1,824 photographs | 32.00 ± 12.71 (2) | not run |" in table
-    assert "; 1,824 photographs | not run | 40.00 (1) |\n" in table
+    assert "; 1,824 images | 32.00 ± 12.71 (2) | not run |" in table
+    assert "; 1,824 images | not run | 40.00 (1) |\n" in table
     assert "| **ST-CNN Single** | *paper, 400k* | *3.7* | *3.9* |\n| | ours | not run | not run |\n" in table
     assert "99." not in table
 

@@ -89,7 +89,7 @@ def cell(values: list[float]) -> str:
 
 
 _COMPARED = ("data", "transform", "model", "recipe")
-_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "size", "max_steps", "total_steps", "root", "mnist_root")
+_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "size", "max_steps", "total_steps", "root")
 
 
 def is_standard(record: dict[str, Any], conf: Path) -> bool:
@@ -172,12 +172,8 @@ def _error_table(
 
 
 def _images(record: dict[str, Any]) -> str:
-    """A remark where a data set may be there in part: on how many images of which kind a run was trained."""
-    if record["model"] in dict(NETWORKS.values()):
-        return ""
-    synthetic = record["config"]["data"].get("synthetic", 0)
-    photographs = f"; {record['samples']['train'] - synthetic:,} photographs"
-    return photographs + (f" and {synthetic:,} synthetic images" if synthetic else "")
+    """A remark where a data set may be there in part: on how many images a run was trained."""
+    return "" if record["model"] in dict(NETWORKS.values()) else f"; {record['samples']['train']:,} images"
 
 
 def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:

@@ -214,7 +214,7 @@ def _record(
     commit, dirty = _git()
     device = trainer.strategy.root_device
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    for name in ("root", "mnist_root", "cache"):  # where the data lay says nothing of the result
+    for name in ("root", "cache"):  # where the data lay says nothing of the result
         settings["data"].pop(name, None)
     return {
         "label": config.label,

@@ -487,19 +487,6 @@ def test_synthetic_numbers_feed_the_data_module(synthetic_root, tmp_path):
     assert every(data, "train")[0].isfinite().all()
 
 
-def test_synthetic_numbers_are_added_to_the_training_images_alone(small_root, mnist_root, tmp_path, builds):
-    plain = ready(small_root, tmp_path)
-    for _ in range(2):  # made once
-        data = ready(small_root, tmp_path, synthetic=30, mnist_root=mnist_root)
-        assert data.size("train") == plain.size("train") + 30
-        for split in ("val", "test"):
-            assert torch.equal(every(data, split)[0], every(plain, split)[0])
-        assert torch.equal(every(data, "train")[0][: plain.size("train")], every(plain, "train")[0])
-    assert builds.count("train") == 2
-    with pytest.raises(UsageError, match="synthetic=-1"):
-        SvhnData(synthetic=-1)
-
-
 def test_a_part_that_is_there_is_not_overwritten(synthetic_root, mnist_root):
     with pytest.raises(UsageError, match=f"{synthetic_root / 'train'} is there already"):
         svhn_synthetic.make(synthetic_root, mnist_root, {"train": 1})

@@ -14,8 +14,7 @@ from ..errors import UsageError
 from . import svhn_files
 from .batched import BatchedData
 from .keyed import sample_keys, uniform
-from .svhn_cache import ENLARGEMENT, HOME_CACHE, NO_DIGIT, POSITIONS, Crops, open_crops
-from .svhn_synthetic import training_part
+from .svhn_cache import ENLARGEMENT, NO_DIGIT, POSITIONS, Crops, open_crops
 
 VALIDATION_SIZE = 5_000
 _FEW = 50_000  # below that many training images a tenth of them validates
@@ -39,9 +38,6 @@ class SvhnData(BatchedData):
         cache: folder for the crops; None is ``cache`` in the root, or ``~/.cache/spatial_transformer`` where that cannot be
             written to.
         extra: train on the extra images too. None: if they are there, and with no root they are downloaded.
-        synthetic: number of training images to add that are made of MNIST digits (:mod:`.svhn_synthetic`; ours). They are
-            made once and kept in the cache.
-        mnist_root: folder that holds ``MNIST/raw``, for those; None is ``data/``, downloaded to on first use.
         batch_size: global batch size, over all devices.
         eval_batch_size: batch size of validation and test.
         augment: training images vary in place, shape and colour, see :func:`augmented` (ours; not in the paper).
@@ -69,8 +65,6 @@ class SvhnData(BatchedData):
         root: str | Path | None = None,
         cache: str | Path | None = None,
         extra: bool | None = None,
-        synthetic: int = 0,
-        mnist_root: str | Path | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 500,
         augment: bool = False,
@@ -83,10 +77,7 @@ class SvhnData(BatchedData):
             raise UsageError(f"data.size={size} does not exist. Way out: one of {', '.join(map(str, ENLARGEMENT))} (pixels).")
         if workers is not None and workers < 1:
             raise UsageError(f"data.workers={workers} makes no crops. Way out: 1 or more, or null for one to each core.")
-        if synthetic < 0:
-            raise UsageError(f"data.synthetic={synthetic} is not a number of images. Way out: 0 or more.")
         self.input_size = size
-        self.synthetic, self.mnist_root = synthetic, mnist_root
         self.root, self.cache, self.extra, self.workers = root, cache, extra, workers
         self.augment = augment
         self.resident = resident
@@ -98,19 +89,15 @@ class SvhnData(BatchedData):
     def prepare_data(self) -> None:
         if not self._parts:  # once, however often Lightning asks
             folders = svhn_files.prepare(self.root, self.extra)
-            if self.synthetic:
-                home = HOME_CACHE if self.cache is None else Path(self.cache)
-                folders.append(training_part(self.synthetic, self.mnist_root, home / "svhn"))
             self._parts = [open_crops(folder, self.input_size, self.cache, self.workers) for folder in folders]
 
     def setup(self, stage: str | None = None) -> None:
         if self._sources:
             return
         self.prepare_data()
-        train, test, *more = self._parts
-        known = _Source([train, *more])
-        made = self.synthetic and len(more[-1].labels)
-        held_out = validation_positions(len(known.positions) - made)  # of photographs only
+        train, test, *extra = self._parts
+        known = _Source([train, *extra])
+        held_out = validation_positions(len(known.positions))
         rest = np.setdiff1d(known.positions, held_out)
         if self.batch_size > len(rest):
             raise UsageError(

@@ -23,7 +23,6 @@ from . import mnist_files
 from .svhn_files import STRUCT, Annotation
 
 PARTS = ("train", "test", "extra")
-_VERSION = 1  # raise it when numbers come out differently: kept ones are then made anew
 _LENGTHS = (0.16, 0.50, 0.24, 0.07, 0.03)  # of 1 to 5 digits: about SVHN's, with more of the long ones
 
 
@@ -80,18 +79,6 @@ def make_part(folder: Path, n: int, digits: tuple[np.ndarray, np.ndarray], seed:
             shutil.rmtree(workplace)
     except OSError as error:
         raise UsageError(f"{folder.parent.absolute()} cannot be written to: {error}. Way out: another folder.") from error
-
-
-def training_part(n: int, mnist_root: str | Path | None, folder: Path) -> Path:
-    """The part of ``n`` synthetic training numbers below ``folder``, made there if it is not yet.
-
-    Raises:
-        UsageError: as for :func:`make`.
-    """
-    home = folder.expanduser() / f"synthetic-{_VERSION}-{n}"
-    if not (home / "train").is_dir():
-        make(home, mnist_root, {"train": n})
-    return home / "train"
 
 
 def write_annotations(folder: Path, annotations: Sequence[Annotation]) -> None:
