@@ -52,6 +52,7 @@ class Recipe:
     validate_every: int = MISSING
     localisation_lr_factor: float = 1.0
     dropout: float = 0.0
+    frozen_steps: int = 0
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] | None = None
 

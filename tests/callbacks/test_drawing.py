@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_transformer import Affine, Attention, Projective, ThinPlateSpline
+from spatial_transformer import Affine, Attention, Projective, SpatialTransformer, ThinPlateSpline
 from spatial_transformer.callbacks.drawing import REGION, TOP, Reading, strip, to_image, with_lines
 from spatial_transformer.callbacks.pictures import ClassMeans
 from spatial_transformer.networks.mnist import fcn, st_fcn
+from spatial_transformer.transformer import FcLocalisation
 
 
 def region_lines(transform, theta):
@@ -33,7 +34,7 @@ def test_what_one_transformer_reads_is_what_it_gives():
     torch.manual_seed(0)
     network, x = st_fcn(28, ThinPlateSpline(), width=4), torch.rand(3, 1, 28, 28)
     nn.init.normal_(network.transformer.localisation[-1].weight, std=0.1)
-    reading, logits = Reading.of(network, x)
+    (reading,), logits = Reading.of(network, x)
     assert torch.equal(logits, network(x))
     crops = torch.stack([reading.crop(n, image) for n, image in enumerate(x)])
     torch.testing.assert_close(crops, network.transformer(x), atol=1e-4, rtol=0)
@@ -48,6 +49,19 @@ def test_transformers_in_a_row_read_by_the_product_of_their_matrices():
     assert torch.allclose(both, Affine()(product[:2].reshape(1, 6), points)[0], atol=1e-6)
 
 
+def test_parallel_transformers_read_what_each_gives():
+    torch.manual_seed(0)
+    transform = Attention(0.5)
+    localisation = FcLocalisation((1, 20, 20), transform, start=torch.tensor([[-0.5, 0.0], [0.5, 0.2]]))
+    transformer = SpatialTransformer(localisation, transform, (10, 10), parallel=2)
+    x = torch.rand(3, 1, 20, 20)
+    readings, crops = Reading.of(nn.Sequential(transformer), x)
+    for k, reading in enumerate(readings):
+        for n, image in enumerate(x):
+            torch.testing.assert_close(reading.crop(n, image), crops[n, k : k + 1], atol=1e-5, rtol=0)
+    assert len(readings) == 2
+
+
 def test_transformers_apart_are_each_its_own():
     thetas = [torch.tensor([[0.5, 0, 0, 0, 0.5, 0]]), torch.tensor([[0.2, 0, 0.1, 0, 0.2, 0]])]
     parts = Reading([Affine(), Affine()], thetas, (8, 8)).apart()
@@ -58,8 +72,8 @@ def test_transformers_apart_are_each_its_own():
 
 def test_a_network_without_transformers_reads_nothing():
     network, x = fcn(28, width=4), torch.rand(2, 1, 28, 28)
-    reading, logits = Reading.of(network, x)
-    assert reading is None
+    readings, logits = Reading.of(network, x)
+    assert readings == []
     assert torch.equal(logits, network(x))
 
 

@@ -13,8 +13,8 @@ from ..transformer.transforms import pixel_centres
 
 REGION = (60, 220, 120)
 TOP = (255, 80, 80)
-IN_A_ROW = {"green": REGION, "yellow": (250, 210, 60), "blue": (90, 160, 255), "violet": (210, 120, 255)}
-"""Names and colours of the regions of several transformers in a row."""
+COLOURS = {"green": REGION, "yellow": (250, 210, 60), "blue": (90, 160, 255), "violet": (210, 120, 255)}
+"""Names and colours of the regions of several transformers."""
 PAPER = (24, 24, 28)
 INK = (235, 235, 235)
 _GAP, _CAPTION = 6, 14
@@ -33,8 +33,11 @@ class Reading:
         self.transforms, self.thetas, self.size = list(transforms), list(thetas), tuple(size)
 
     @classmethod
-    def of(cls, network: nn.Module, images: Tensor) -> tuple[Reading | None, Tensor]:
-        """The reading of ``images``, None for a network without transformers, and the network's output."""
+    def of(cls, network: nn.Module, images: Tensor) -> tuple[list[Reading], Tensor]:
+        """What is read of ``images``, and the network's output.
+
+        Transformers in a row give one reading, parallel ones one each, a network without transformers none.
+        """
         transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
         thetas: list[Tensor] = []
         hooks = [t.localisation.register_forward_hook(lambda *args: thetas.append(args[2].float())) for t in transformers]
@@ -42,9 +45,13 @@ class Reading:
         for hook in hooks:
             hook.remove()
         if not transformers:
-            return None, output
-        size = transformers[0].output_size or images.shape[2:]  # deeper ones give smaller maps of the same region
-        return cls([t.transform for t in transformers], thetas, size), output
+            return [], output
+        first = transformers[0]
+        size = first.output_size or images.shape[2:]  # deeper ones give smaller maps of the same region
+        if first.parallel > 1:
+            parts = thetas[0].chunk(first.parallel, dim=1)
+            return [cls([first.transform], [theta], size) for theta in parts], output
+        return [cls([t.transform for t in transformers], thetas, size)], output
 
     def apart(self) -> list[Reading]:
         """Each transformer by itself, as if it read the input of the first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..files import replacing
 from ..transformer import SpatialTransformer
-from .drawing import IN_A_ROW, Reading, strip, to_image, with_lines
+from .drawing import COLOURS, Reading, strip, to_image, with_lines
 
 
 class CropPictures(pl.Callback):
@@ -96,7 +97,7 @@ class CropPictures(pl.Callback):
 def _transformer(network: nn.Module) -> SpatialTransformer | None:
     """The only transformer of a network, None where there is no one such."""
     transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
-    return transformers[0] if len(transformers) == 1 else None
+    return transformers[0] if len(transformers) == 1 and transformers[0].parallel == 1 else None
 
 
 @torch.inference_mode()
@@ -105,7 +106,8 @@ def picture_of(
 ) -> Image.Image:
     """A strip of samples: each with the region that is read, what is read there, and what it is taken for.
 
-    Of several transformers in a row, the region is that of all together; below, each one's own is drawn, by itself.
+    Of several transformers in a row, the region is that of all together; below, each one's own is drawn, by itself. Of
+    parallel ones all regions and all crops are shown.
 
     Args:
         trainer: whose data the samples are from.
@@ -119,29 +121,30 @@ def picture_of(
     images, labels = data.samples(split, index.to(pl_module.device))
     was_training = pl_module.training
     pl_module.eval()
-    reading, logits = Reading.of(pl_module.network, images)
+    readings, logits = Reading.of(pl_module.network, images)
     pl_module.train(was_training)
-    apart = [] if reading is None else reading.apart()
+    apart = readings[0].apart() if readings else []
     if len(apart) > 1:
-        title += f"; below, each transformer by itself: {', '.join(IN_A_ROW)}"
+        title += f"; below, each transformer by itself: {', '.join(COLOURS)}"
     columns = []
     for n, image in enumerate(images):
-        shown = to_image(data.shown(image), zoom)
-        if reading is None:
-            columns.append([shown])
-            continue
-        column = [with_lines(shown, reading.lines(n)), to_image(data.shown(reading.crop(n, image)), zoom)]
-        if len(apart) > 1:
-            for part, colour in zip(apart, itertools.cycle(IN_A_ROW.values())):
-                shown = with_lines(shown, part.lines(n), colour)
-            column.append(shown)
-        columns.append(column)
+        plain = to_image(data.shown(image), zoom)
+        crops = [to_image(data.shown(reading.crop(n, image)), zoom) for reading in readings]
+        column = [_with_regions(plain, readings, n), *crops]
+        columns.append([*column, _with_regions(plain, apart, n)] if len(apart) > 1 else column)
     truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
     captions = [
         prediction + ("" if truth == prediction else f" (is {truth})")
         for truth, prediction in zip(truths, predictions, strict=True)
     ]
     return strip(columns, captions, title)
+
+
+def _with_regions(image: Image.Image, readings: Sequence[Reading], n: int) -> Image.Image:
+    """The regions that are read of sample ``n`` drawn on it, each in a colour of its own."""
+    for reading, colour in zip(readings, itertools.cycle(COLOURS.values())):
+        image = with_lines(image, reading.lines(n), colour)
+    return image
 
 
 class ClassMeans:

@@ -14,8 +14,8 @@ class ThetaStatistics(pl.Callback):
     """Logs what theta does.
 
     ``theta/mean_k`` and ``theta/std_k`` of each parameter over the validation set, ``theta/outside``, the share of
-    points read outside the image, and ``localisation/gradient_norm`` in training. Of several transformers, the second's
-    are called ``theta_2/...``, and so on.
+    points read outside the image, and ``localisation/gradient_norm`` in training. Of several transformers, in a row or
+    parallel, the second's are called ``theta_2/...``, and so on.
     """
 
     def __init__(self) -> None:
@@ -33,15 +33,21 @@ class ThetaStatistics(pl.Callback):
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         for hook in self._hooks:
             hook.remove()
+        each = [
+            (transformer, theta)
+            for transformer, parts in self._thetas.items()
+            for theta in torch.cat(parts).chunk(transformer.parallel, dim=1)
+        ]
         values = {}
-        for n, (transformer, parts) in enumerate(self._thetas.items(), start=1):
+        for n, (transformer, theta) in enumerate(each, start=1):
             name = "theta" if n == 1 else f"theta_{n}"
-            std, mean = torch.std_mean(torch.cat(parts), dim=0, correction=0)
+            std, mean = torch.std_mean(theta, dim=0, correction=0)
             for k in range(len(mean)):
                 values[f"{name}/mean_{k}"], values[f"{name}/std_{k}"] = mean[k], std[k]
-            size = transformer.output_size or (32,) * transformer.transform.dims  # any lattice of points does
-            outside = [(transformer.transform.grid(part, size).abs() > 1).any(dim=-1).float().mean() for part in parts]
-            values[f"{name}/outside"] = torch.stack(outside).mean()
+            # A coarse lattice: of a large crop's points every one would take long, and say the same.
+            size = [min(side, 32) for side in transformer.output_size or (32,) * transformer.transform.dims]
+            outside = (transformer.transform.grid(theta, size).abs() > 1).any(dim=-1)
+            values[f"{name}/outside"] = outside.float().mean()
         self._thetas = {}
         pl_module.log_dict(values, sync_dist=True)
 

@@ -1,0 +1,76 @@
+"""Telling bird species apart: what is trained and how it is scored (section 4.3, appendix A.6 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ..errors import UsageError
+from ..networks.birds import BirdNetwork
+from .classification import Classification
+
+
+class BirdClassification(Classification):
+    """Fine-tunes a network whose backbones were trained elsewhere.
+
+    Args:
+        network: with :attr:`~spatial_transformer.networks.birds.BirdNetwork.backbones`.
+        optimizer, scheduler, localisation_lr_factor: as for :class:`Classification`.
+        frozen_steps: steps at the start in which the backbones stay as they are, and only what is new learns (ours).
+
+    Logged
+        As for :class:`Classification`, and ``val/accuracy``, ``test/accuracy``, the paper's, and ``macro_accuracy``, the mean
+        over species, in percent.
+    """
+
+    network: BirdNetwork
+
+    def __init__(
+        self,
+        network: BirdNetwork,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        localisation_lr_factor: float = 1.0,
+        frozen_steps: int = 0,
+    ) -> None:
+        super().__init__(network, optimizer, scheduler, localisation_lr_factor)
+        if frozen_steps < 0:
+            raise UsageError(f"recipe.frozen_steps={frozen_steps} is not a number of steps. Way out: 0 or more.")
+        self.frozen_steps = frozen_steps
+        macro = MulticlassAccuracy(network.classes, average="macro")
+        self.val_by_species, self.test_by_species = macro.clone(), macro.clone()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        for backbone in self.network.backbones:
+            backbone.train(not self._frozen)  # statistics of batch normalisation are frozen, too
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self._frozen:  # without a gradient the optimiser leaves a weight alone
+            for backbone in self.network.backbones:
+                backbone.zero_grad()
+
+    @property
+    def _frozen(self) -> bool:
+        return self.global_step < self.frozen_steps
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:
+        logits = super()._evaluate(batch, scores)
+        self._by_species(scores).update(logits.argmax(dim=1), batch[1])
+        return logits
+
+    def _log_scores(self, scores: MetricCollection) -> None:
+        macro = self._by_species(scores)
+        accuracy = 100 - scores["error"].compute()
+        self.log_dict({f"{scores.prefix}accuracy": accuracy, f"{scores.prefix}macro_accuracy": 100 * macro.compute()})
+        macro.reset()
+        super()._log_scores(scores)
+
+    def _by_species(self, scores: MetricCollection) -> Metric:
+        return self.val_by_species if scores is self.val_scores else self.test_by_species
