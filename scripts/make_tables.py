@@ -21,6 +21,7 @@ from spatial_transformer.results import (
     recipe_table,
     steps_chart,
     svhn_table,
+    svhn_windows,
     with_tables,
 )
 
@@ -39,6 +40,7 @@ def documents() -> dict[Path, str]:
             "svhn": svhn_table(svhn, CONF),
             "networks": speed["networks"],
         },
+        "docs/svhn.md": {"svhn": svhn_table(svhn, CONF), "svhn windows": svhn_windows(svhn, CONF)},
         "docs/benchmarks.md": speed,
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }

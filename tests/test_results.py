@@ -21,6 +21,7 @@ from spatial_transformer.results import (
     recipe_table,
     steps_chart,
     svhn_table,
+    svhn_windows,
     with_tables,
 )
 
@@ -85,6 +86,16 @@ def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
     assert "; 1,824 images | not run | 40.00 (1) |\n" in table
     assert "| **ST-CNN Single** | *paper, 400k* | *3.7* | *3.9* |\n| | ours | not run | not run |\n" in table
     assert "99." not in table
+
+
+def test_the_window_of_several_transformers_is_their_product(record):
+    run = record(31.0, "recipe=svhn_part", experiment="svhn_st_multi")
+    for name, scale in (("theta", 0.5), ("theta_2", 0.8), ("theta_3", 1.0), ("theta_4", 1.0)):
+        turned = [0.6 * scale, -0.8 * scale, 0.3, 0.8 * scale, 0.6 * scale, 0.1]
+        run["metrics"] |= {f"{name}/mean_{k}": value for k, value in enumerate(turned)}
+    plain = record(40.0, "recipe=svhn_part", experiment="svhn_cnn")
+    assert svhn_windows([run, plain], CONF).splitlines()[2:] == ["| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 (1) |"]
+    assert svhn_windows([plain], CONF) == "not run"
 
 
 def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):

@@ -141,6 +141,28 @@ def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     return _error_table(records, conf, "size", {64: "64 px", 128: "128 px"}, SVHN_NETWORKS, TABLE_2, "400k")
 
 
+def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """How large a window of the image the transformers of Table 2's networks read together, in percent of its side."""
+    windows: dict[tuple, list[float]] = defaultdict(list)
+    for record in records:
+        figures = record["metrics"]
+        matrices = [
+            [[figures[f"{name}/mean_{3 * row + column}"] for column in (0, 1)] for row in (0, 1)]
+            for name in ("theta", "theta_2", "theta_3", "theta_4")
+            if f"{name}/mean_0" in figures
+        ]
+        if matrices and is_standard(record, conf):
+            # The area of a product is the product of the areas.
+            area = math.prod(abs(a * d - b * c) for (a, b), (c, d) in matrices)
+            key = (record["model"], record["recipe"], record["steps"], record["config"]["data"]["size"])
+            windows[key].append(100 * math.sqrt(area))
+    names = {model: name for name, (model, _) in SVHN_NETWORKS.items()}
+    lines = ["| network | recipe, steps | crops | side of the window, % |", "|---|---|---|---|"]
+    for (model, recipe, steps, size), values in sorted(windows.items()):
+        lines.append(f"| {names[model]} | {recipe}, {steps:,} | {size} px | {cell(values)} |")
+    return "\n".join(lines) if windows else NOT_RUN
+
+
 def _error_table(
     records: Iterable[dict[str, Any]],
     conf: Path,
