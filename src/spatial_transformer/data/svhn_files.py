@@ -6,31 +6,21 @@ images and gives a box and a label for each digit.
 
 from __future__ import annotations
 
-import gzip
 import os
-import shutil
-import tarfile
-import tempfile
-import urllib.error
-import urllib.request
-import zlib
 from collections.abc import Sequence
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 from h5py import h5d, h5r, h5s, h5t
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import UsageError
+from .download import Archive, fetch
 
 DEFAULT_ROOT = Path("data") / "SVHN"
 URL = "http://ufldl.stanford.edu/housenumbers"
 STRUCT = "digitStruct.mat"
-_BLOCK = 1 << 20
 _FIELDS = (b"left", b"top", b"width", b"height", b"label")
 
 
@@ -179,10 +169,9 @@ def _array(dataset: h5d.DatasetID, dtype: np.dtype | type) -> np.ndarray:
 
 
 def download(part: str, folder: Path, url: str = URL) -> None:
-    """Downloads and unpacks one of the official archives into ``folder/part``.
+    """Downloads and unpacks one of the official archives into ``folder/part``, see :func:`.download.fetch`.
 
-    A download that breaks off leaves ``folder/part.tar.gz.part`` and goes on from there the next time. Anything else that
-    goes wrong leaves nothing.
+    No official checksum of these archives is known.
 
     Args:
         part: "train", "test" or "extra".
@@ -192,89 +181,11 @@ def download(part: str, folder: Path, url: str = URL) -> None:
     Raises:
         UsageError: the server cannot be reached or breaks off, the archive is damaged or unsafe, or the disk is full.
     """
-    archive = folder / f"{part}.tar.gz.part"
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+    otherwise = (
+        "unpack the archives of the full numbers (format 1) elsewhere and name the folder that holds train/ and test/ "
+        "(data.root=FOLDER)"
     )
-    console = Console(stderr=True)
-    console.print(f"SVHN: downloading {url}/{part}.tar.gz to {folder.absolute()}", highlight=False, soft_wrap=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            _fetch(f"{url}/{part}.tar.gz", archive, progress)
-            _unpack(archive, part, folder, progress)
-    except (OSError, HTTPException) as error:  # urllib's errors are OSErrors
-        raise UsageError(
-            f"SVHN could not be downloaded from {url}/{part}.tar.gz to {folder.absolute()}: {error}.\nWay out: start again, "
-            "which goes on where it broke off; or unpack the archives of the full numbers (format 1) elsewhere and name the "
-            "folder that holds train/ and test/ (data.root=FOLDER)."
-        ) from error
-
-
-def _fetch(url: str, path: Path, progress: Progress) -> None:
-    """Downloads to a file, from where an earlier try broke off.
-
-    No official checksum of these archives is known. So the length is proved here, against what the server says, and the
-    content by gzip's own CRC when it is unpacked.
-    """
-    done = path.stat().st_size if path.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # there is nothing after what we have: it is the whole, or something else
-            if error.headers.get("Content-Range") == f"bytes */{done}":
-                return
-            path.unlink()
-        raise
-    with response:
-        total = _length(response)
-        if done and response.status != 206:  # a server that does not know Range sends all
-            done = 0
-        task = progress.add_task(f"downloading {path.name.removesuffix('.part')}", total=total, completed=done)
-        with path.open("ab" if done else "wb") as file:
-            while block := response.read(_BLOCK):
-                file.write(block)
-                progress.advance(task, len(block))
-    size = path.stat().st_size
-    if total is not None and size != total:
-        raise OSError(f"it broke off after {size:,} of {total:,} bytes")
-
-
-def _length(response: HTTPResponse) -> int | None:
-    """Bytes of the whole file, also where only the rest of it is sent."""
-    whole = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
-    return int(whole) if whole and whole.isdigit() else None
-
-
-def _unpack(archive: Path, part: str, folder: Path, progress: Progress) -> None:
-    """Into a folder beside the final one, which gets its name only when all is proved."""
-    workplace = Path(tempfile.mkdtemp(dir=folder, prefix="incomplete-"))
-    task = progress.add_task(f"unpacking {part}", total=archive.stat().st_size)
-    try:
-        with archive.open("rb") as packed, gzip.open(packed) as unpacked:
-            with tarfile.open(fileobj=unpacked, mode="r|") as files:
-                for member in files:
-                    files.extract(member, workplace, filter="data")  # refuses what leads out of the folder
-                    progress.update(task, completed=packed.tell())
-            while unpacked.read(_BLOCK):  # gzip proves its CRC at the very end, which tarfile does not read
-                pass
-        if not (workplace / part / STRUCT).is_file():
-            raise tarfile.ReadError(f"it does not hold {part}/{STRUCT}")
-        os.rename(workplace / part, folder / part)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        archive.unlink()  # to go on from a wrong file would never end well
-        raise UsageError(
-            f"SVHN's archive {part}.tar.gz is damaged or unsafe: {error}. It was deleted.\nWay out: start again to download it "
-            "anew, or name a folder that holds train/ and test/ of the full numbers (data.root=FOLDER)."
-        ) from error
-    finally:
-        shutil.rmtree(workplace)
-    archive.unlink()
+    fetch(Archive("SVHN", f"{url}/{part}.tar.gz", part, STRUCT, otherwise), folder)
 
 
 def missing_images(folder: Path, annotations: Sequence[Annotation]) -> list[str]:
