@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spatial_transformer.data import svhn_cache, svhn_synthetic
+from spatial_transformer.data import caching, svhn_cache, svhn_synthetic
 from spatial_transformer.data.svhn import SvhnData, augmented, validation_positions
 from spatial_transformer.data.svhn_cache import NO_BOX, TOO_LONG, UNREADABLE, crop, open_crops, union_box
 from spatial_transformer.data.svhn_files import Annotation, read_annotations
@@ -237,7 +237,7 @@ def test_an_interrupted_start_leaves_nothing(part, monkeypatch):
 
 def test_a_root_that_cannot_be_written_to_has_its_cache_at_home(part, tmp_path, monkeypatch):
     home = tmp_path / "home"
-    monkeypatch.setattr(svhn_cache, "HOME_CACHE", home)
+    monkeypatch.setattr(caching, "HOME_CACHE", home)
     part.parent.chmod(0o555)
     open_crops(part, 64)
     part.parent.chmod(0o755)
@@ -247,7 +247,7 @@ def test_a_root_that_cannot_be_written_to_has_its_cache_at_home(part, tmp_path, 
 
 def test_crops_in_a_root_that_cannot_be_written_to_serve(part, tmp_path, monkeypatch, builds):
     open_crops(part, 64)
-    monkeypatch.setattr(svhn_cache, "HOME_CACHE", tmp_path / "home")
+    monkeypatch.setattr(caching, "HOME_CACHE", tmp_path / "home")
     (part.parent / "cache" / "svhn").chmod(0o555)
     open_crops(part, 64)
     (part.parent / "cache" / "svhn").chmod(0o755)
@@ -264,7 +264,7 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_nothing_is_left(part, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(svhn_cache, "_header", full)
+    monkeypatch.setattr(svhn_cache, "npy_header", full)
     needed = 3 * (3 * 64 * 64 + 5)
     message = rf"written to {part.parent / 'cache' / 'svhn'}: {needed:,} bytes are needed: .*No space(.|\n)*data\.cache=FOLDER"
     with pytest.raises(UsageError, match=message):
@@ -274,7 +274,7 @@ def test_a_full_disk_is_told_with_the_bytes_needed_and_nothing_is_left(part, mon
 
 def test_a_disk_that_will_not_do_is_told_before_the_work(part, monkeypatch):
     usage = type("Usage", (), {"free": 36_000})
-    monkeypatch.setattr(svhn_cache.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(svhn_cache, "_write", lambda *_: pytest.fail("began to write"))
     with pytest.raises(UsageError, match="36,879 bytes are needed"):
         open_crops(part, 64)
@@ -284,7 +284,7 @@ def test_several_processes_make_the_same_in_the_same_order(small_root, tmp_path,
     alone = open_crops(small_root / "train", 64, tmp_path / "alone", workers=1)
     monkeypatch.setattr(svhn_cache, "_CHUNK", 4)
     monkeypatch.setattr(svhn_cache, "_FEW", 1)
-    monkeypatch.setattr(svhn_cache, "_AHEAD", 3)
+    monkeypatch.setattr(caching, "_AHEAD", 3)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)  # the processes need nothing of pytest's
     together = open_crops(small_root / "train", 64, tmp_path / "together", workers=2)
     np.testing.assert_array_equal(alone.images, together.images)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from . import svhn_files
 from .batched import BatchedData
+from .caching import check_workers
 from .keyed import sample_keys, uniform
 from .svhn_cache import ENLARGEMENT, NO_DIGIT, POSITIONS, Crops, open_crops
 
@@ -75,8 +76,7 @@ class SvhnData(BatchedData):
         super().__init__(batch_size, eval_batch_size, seed)
         if size not in ENLARGEMENT:
             raise UsageError(f"data.size={size} does not exist. Way out: one of {', '.join(map(str, ENLARGEMENT))} (pixels).")
-        if workers is not None and workers < 1:
-            raise UsageError(f"data.workers={workers} makes no crops. Way out: 1 or more, or null for one to each core.")
+        check_workers(workers, "crops")
         self.input_size = size
         self.root, self.cache, self.extra, self.workers = root, cache, extra, workers
         self.augment = augment

@@ -1,0 +1,22 @@
+"""Image files, decoded."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+
+from PIL import Image
+
+
+def decoded(content: bytes) -> Image.Image:
+    """The image of a file's content, in RGB whatever it is there.
+
+    Raises:
+        ValueError: it cannot be decoded as a whole.
+    """
+    try:
+        return Image.open(BytesIO(content)).convert("RGB")
+    # What Pillow raises for broken files, of one format or another.
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
