@@ -35,6 +35,15 @@ def svhn_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cub_root() -> Path:
+    """A folder that holds CUB-200-2011's text files and at least the images of its species 1 to 50."""
+    for root in (REPOSITORY.parent / "shared" / "data" / "CUB_200_2011", REPOSITORY / "data" / "CUB_200_2011"):
+        if (root / "images.txt").is_file():
+            return root
+    pytest.skip("real CUB-200-2011 is not here: unpack CUB_200_2011.tgz into data/")
+
+
+@pytest.fixture(scope="session")
 def digits() -> Tensor:
     """(64, 1, 28, 28) float32 in [0, 1]: open curves of three straight strokes inside the central 20 x 20 pixels."""
     generator = torch.Generator().manual_seed(0)
