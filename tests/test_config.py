@@ -22,7 +22,7 @@ def test_every_option_of_every_group_composes(composed, group, option):
     overrides = [f"{group}={option}"]
     if (group, option) == ("transform", "none"):
         overrides.append("model=fcn")
-    if option in ("svhn", "svhn_part"):  # these go with their experiment
+    if option in ("svhn", "svhn_part", "cub"):  # these do not go with the default experiment
         overrides.append("experiment=svhn_cnn")
     config = composed(*overrides)
     check(config)
