@@ -32,7 +32,7 @@ from spatial_transformer.data.distortions import DISTORTIONS, Distortion
 from spatial_transformer.data.keyed import sample_keys
 from spatial_transformer.data.svhn import SvhnData
 from spatial_transformer.files import replacing
-from spatial_transformer.networks import mnist, svhn
+from spatial_transformer.networks import birds, mnist, svhn
 from spatial_transformer.paper import NETWORKS, SVHN_NETWORKS
 from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.transformer import FcLocalisation, Transform
@@ -431,6 +431,58 @@ def _svhn_data_rows(folder: Path, quick: bool) -> Iterator[dict]:
         yield row
 
 
+def benchmark_birds(quick: bool) -> list[dict]:
+    """The networks of Table 3 with EfficientNet-Lite0, forward and backward: images per second, and what is kept for backward.
+
+    The transformer, that is the localisation network and the warp, is timed alone, too: the rest is the streams.
+    """
+    rows: list[dict] = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = 32 if device == "cuda" else 8
+    cases = [(n, size) for size in (224, 448) for n in (0, 2, 4)]
+    functions: dict[str, Callable[[], None]] = {}
+    kept: dict[tuple[int, int], float] = {}
+    for n, size in cases:
+        torch.manual_seed(1)
+        more: dict = {"backbone": "efficientnet_lite0", "weights": "none"}
+        if n:
+            network = birds.birds_st(size, 200, Attention(0.5), n, **more).to(device)
+        else:
+            network = birds.birds_cnn(size, 200, **more).to(device)
+        x = torch.rand(batch, 3, size, size, device=device)
+        functions[f"{n} {size}"] = partial(_forward_backward, [network], [x])
+        if network.transformer is not None:
+            functions[f"{n} {size} transformer"] = partial(_forward_backward, [network.transformer], [x])
+        kept[n, size] = _kept_for_backward(network, x)
+    times = median_times(functions, 1 if quick else 3, 0, device)
+    for n, size in cases:
+        ms = times[f"{n} {size}"]
+        row: dict = {"transformers": n, "size": size, "batch": batch, "device": device, "threads": torch.get_num_threads()}
+        row |= {"ms": round(ms, 1), "images/s": round(1e3 * batch / ms, 1), "kept MB/image": round(kept[n, size] / batch, 1)}
+        if n:
+            row["transformer ms"] = round(times[f"{n} {size} transformer"], 1)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def _kept_for_backward(network: nn.Module, x: Tensor) -> float:
+    """Megabytes that autograd keeps between forward and backward, without the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = network(x)
+    del out
+    return sum(storages.values()) / 1e6
+
+
 def benchmark_program(quick: bool) -> list[dict]:
     """Runs of the real program on real data: how long until it trains, and what share of it is not training.
 
@@ -543,6 +595,7 @@ PARTS: dict[str, Callable[[bool], list[dict]]] = {
     "data": benchmark_data,
     "networks": benchmark_networks,
     "svhn": benchmark_svhn,
+    "birds": benchmark_birds,
     "program": benchmark_program,
     "threads": benchmark_threads,
 }

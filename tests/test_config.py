@@ -16,14 +16,17 @@ from spatial_transformer.paper import NETWORKS
 CONF = REPOSITORY / "conf"
 OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
 
+WITH_EXPERIMENT = {"svhn": "svhn_cnn", "svhn_part": "svhn_cnn", "cub": "birds_cnn", "birds_fast": "birds_cnn"}
+"""Options that do not go with the default experiment, and one with which they do."""
+
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(composed, group, option):
     overrides = [f"{group}={option}"]
     if (group, option) == ("transform", "none"):
         overrides.append("model=fcn")
-    if option in ("svhn", "svhn_part", "cub"):  # these do not go with the default experiment
-        overrides.append("experiment=svhn_cnn")
+    if option in WITH_EXPERIMENT:
+        overrides.append(f"experiment={WITH_EXPERIMENT[option]}")
     config = composed(*overrides)
     check(config)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

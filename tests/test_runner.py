@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from tiny_birds import Bird, write_birds
 
 from spatial_transformer.data.svhn_synthetic import make as make_numbers
 from spatial_transformer.errors import UsageError
@@ -244,6 +245,11 @@ def test_a_run_without_any_logger_works(short):
     assert run(short("logger=none"))["steps"] == 2
 
 
+def test_figures_of_theta_are_of_the_validation_samples_whatever_else_is_drawn(short):
+    with_pictures, without = (run(short(*more))["metrics"] for more in ((), ("~callbacks.crops",)))
+    assert with_pictures["theta/std_2"] == without["theta/std_2"] > 0
+
+
 @pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])
 def test_house_numbers_are_trained_on_and_evaluated_alike(composed, mnist_root, tmp_path, experiment):
     make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
@@ -256,3 +262,19 @@ def test_house_numbers_are_trained_on_and_evaluated_alike(composed, mnist_root, 
     assert pictures >= {"crops_0000002.png", "mistakes.png", "mistakes.csv"}
     if experiment == "svhn_st_multi":
         assert "theta_4/outside" in record["metrics"]
+
+
+@pytest.mark.parametrize("experiment", ["birds_cnn", "birds_2st", "birds_2st_448", "birds_4st"])
+def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment):
+    birds = [Bird(species, training, parts=((20.0, 20.0, 1),) * 3) for species in (1, 2, 3) for training in (True, True, False)]
+    settings = [f"experiment={experiment}", f"data.root={write_birds(tmp_path / 'birds', birds)}", "data.species=1-3"]
+    record = run(composed(*settings, "model.weights=none", "logger=csv", *SHORT, "data.batch_size=2", "data.workers=1"))
+    assert record["samples"] == {"train": 3, "val": 3, "test": 3}
+    figures = evaluate(evaluation(tmp_path / "run"))
+    for name in ("test/accuracy", "test/macro_accuracy"):
+        assert figures[name] == pytest.approx(record["metrics"][name])
+    transformers = {"birds_cnn": 0, "birds_4st": 4}.get(experiment, 2)
+    for k in range(1, 5):
+        for name in (f"test/parts_{k}/beak", f"test/box_{k}", "theta/outside" if k == 1 else f"theta_{k}/outside"):
+            assert (name in record["metrics"]) is (k <= transformers)
+    assert (tmp_path / "run" / "crops" / "parts.csv").is_file() is (transformers > 0)

@@ -15,7 +15,7 @@ from .paper import NETWORKS
 from .results import NOT_RUN
 
 Rows = list[dict[str, Any]]
-PARTS = ("warps", "scaling", "data", "networks", "svhn", "program", "threads")
+PARTS = ("warps", "scaling", "data", "networks", "svhn", "birds", "program", "threads")
 _OTHERS = ("torch", "kornia", "monai", "torch-tps")
 
 
@@ -33,6 +33,7 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
         "data": _data,
         "networks": _networks,
         "svhn": _svhn,
+        "birds": _birds,
         "program": _program,
         "threads": _threads,
     }
@@ -123,6 +124,18 @@ def _svhn(rows: Rows) -> str:
         ],
     )
     return f"{first}\n\n{second}"
+
+
+def _birds(rows: Rows) -> str:
+    return _table(
+        ["transformers", "image, px", "images/s", "of it the transformer", "the streams, ms", "kept for backward, MB an image"],
+        [
+            [str(row["transformers"]), str(row["size"]), str(row["images/s"])]
+            + ([f"{100 * row['transformer ms'] / row['ms']:.0f} %"] if row["transformers"] else ["–"])
+            + [f"{row['ms'] - row.get('transformer ms', 0):,.0f}", f"{row['kept MB/image']:,.0f}"]
+            for row in rows
+        ],
+    )
 
 
 def _table_1(rows: Rows, recipes: Path) -> str:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from .config import composed
 from .errors import UsageError
 from .files import replacing
-from .paper import CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1, TABLE_2
+from .paper import BIRDS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1, TABLE_2, TABLE_3
 
 NOT_RUN = "not run"
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
@@ -89,7 +89,7 @@ def cell(values: list[float]) -> str:
 
 
 _COMPARED = ("data", "transform", "model", "recipe")
-_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "size", "max_steps", "total_steps", "root")
+_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "size", "species", "max_steps", "total_steps", "root")
 
 
 def is_standard(record: dict[str, Any], conf: Path) -> bool:
@@ -161,6 +161,51 @@ def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
     for (model, recipe, steps, size), values in sorted(windows.items()):
         lines.append(f"| {names[model]} | {recipe}, {steps:,} | {size} px | {cell(values)} |")
     return "\n".join(lines) if windows else NOT_RUN
+
+
+def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """Table 3 as Markdown: accuracy of the paper and ours, with the backbone and the species of each row of ours.
+
+    Args: as for :func:`mnist_table`.
+    """
+    accuracies: dict[str, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if is_standard(record, conf):
+            config = record["config"]
+            species = "all species" if config["data"]["species"] is None else f"species {config['data']['species']}"
+            row = (config["model"]["backbone"], record["recipe"], record["steps"], species, record["samples"]["train"])
+            accuracies[record["experiment"]][row].append(record["metrics"]["test/accuracy"])
+    experiments = {name: experiment for experiment, name in BIRDS.items()}
+    lines = ["| network | backbone; recipe, steps; data | accuracy |", "|---|---|---|"]
+    for name, of_paper in TABLE_3.items():
+        lines.append(f"| **{name}** | *paper; all species* | *{of_paper}* |")
+        ours = accuracies.get(experiments.get(name, ""), {})
+        for (backbone, recipe, steps, species, images), values in sorted(ours.items()):
+            lines.append(f"| | {backbone}; {recipe}, {steps:,}; {species}, {images:,} images | {cell(values)} |")
+        if not ours and name in experiments:
+            lines.append(f"| | ours | {NOT_RUN} |")
+    return "\n".join(lines)
+
+
+def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> str:
+    """How often each part of a bird is in each crop, mean over the seeds of an experiment's standard runs, as Markdown."""
+    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record["experiment"] == experiment and is_standard(record, conf):
+            for name, value in record["metrics"].items():
+                if name.startswith("test/parts_"):
+                    who, part = name.removeprefix("test/parts_").split("/")
+                    figures[part][who].append(value)
+    if not figures:
+        return NOT_RUN
+    columns = sorted({who for values in figures.values() for who in values}, key=lambda who: (not who.isdigit(), who))
+    heads = [f"crop {who}" if who.isdigit() else f"{who} crop" for who in columns]
+    lines = ["| part | " + " | ".join(heads) + " |", "|---|" + "---|" * len(columns)]
+    lines += [
+        f"| {part} | " + " | ".join(f"{statistics.fmean(values[who]):.0f}" for who in columns) + " |"
+        for part, values in figures.items()
+    ]
+    return "\n".join(lines)
 
 
 def _error_table(

@@ -46,3 +46,17 @@ def test_the_rate_falls_after_equal_parts_of_any_length(total_steps, falls):
         schedule.step()
     assert [n for n in range(1, total_steps) if rates[n] < rates[n - 1]] == falls
     assert rates[-1] == pytest.approx(0.01)
+
+
+def test_the_papers_recipe_for_birds_divides_the_rate_after_10k_20k_and_25k_steps(composed):
+    config = composed("experiment=birds_4st", "recipe=birds_paper")
+    optimizer = instantiate(config.recipe.optimizer)([nn.Parameter(torch.zeros(1))])
+    schedule = instantiate(config.recipe.scheduler)(optimizer)
+    rates = []
+    for _ in range(30_000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    falls = [step for step in range(1, 30_000) if rates[step] != rates[step - 1]]
+    assert falls == [10_000, 20_000, 25_000]
+    assert rates[-1] == pytest.approx(1e-4)

@@ -14,6 +14,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ..files import replacing
 from .pictures import picture_of
 
+_FEW_CLASSES = 20  # a table of more has no room for numbers
+
 
 class Mistakes(pl.Callback):
     """After the test: the wrong ones as a table and, the most confident first, as a picture; the confusion matrix of classes.
@@ -21,11 +23,13 @@ class Mistakes(pl.Callback):
     Args:
         folder: where ``mistakes.csv``, ``mistakes.png`` and ``confusion.png`` go.
         shown: how many wrong samples are drawn.
+        zoom: screen pixels to a pixel.
     """
 
-    def __init__(self, folder: str | Path, shown: int = 36) -> None:
+    def __init__(self, folder: str | Path, shown: int = 36, zoom: int = 2) -> None:
         self.folder = Path(folder)
         self.shown = shown
+        self.zoom = zoom
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
         self._logits: list[Tensor] = []
@@ -54,7 +58,7 @@ class Mistakes(pl.Callback):
             pictures["confusion"] = self._confusion_picture(confusion)
         if rows:
             title = f"{len(rows)} of {len(label):,} test samples are wrong; the most confident of them"
-            picture = picture_of(trainer, pl_module, "test", wrong[: self.shown], title, zoom=2)
+            picture = picture_of(trainer, pl_module, "test", wrong[: self.shown], title, self.zoom)
             with replacing(self.folder / "mistakes.png") as path:
                 picture.save(path, "PNG")
             pictures["mistakes"] = self.folder / "mistakes.png"
@@ -68,7 +72,7 @@ class Mistakes(pl.Callback):
         import matplotlib
 
         matplotlib.use("Agg")
-        figure, _ = confusion.plot()
+        figure, _ = confusion.plot(add_text=confusion.num_classes <= _FEW_CLASSES)
         with replacing(self.folder / "confusion.png") as path:
             figure.savefig(path, format="png", dpi=120)
         matplotlib.pyplot.close(figure)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..files import replacing
@@ -47,9 +47,14 @@ class PartCoverage(pl.Callback):
         self._transformer = transformers[0] if len(transformers) == 1 and trainer.world_size == 1 else None
         if self._transformer is not None:  # a sample's place in the test set is known on one device only
             self._thetas = []
-            self._hook = self._transformer.localisation.register_forward_hook(
-                lambda module, args, theta: self._thetas.append(theta.float().cpu())
-            )
+            self._hook = self._transformer.localisation.register_forward_hook(self._keep_theta)
+
+    def _keep_theta(self, module: nn.Module, args: tuple, theta: Tensor) -> None:
+        self._theta = theta.float().cpu()
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if self._hook is not None:  # not in the hook: other callbacks run the network for their pictures
+            self._thetas.append(self._theta)
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
         if self._hook is None or self._transformer is None:
@@ -61,8 +66,9 @@ class PartCoverage(pl.Callback):
         thetas = torch.cat(self._thetas).unflatten(1, (n, -1))
         crops = torch.stack([matrices(transform, thetas[:, k]) for k in range(n)], dim=1)
         data = trainer.datamodule
-        table = part_table(crops, data.parts("test"))
-        pl_module.log_dict({f"test/{name}": value for name, value in overlaps(crops, data.boxes("test")).items()})
+        parts, boxes = (values[: len(crops)] for values in (data.parts("test"), data.boxes("test")))  # a short test has fewer
+        table = part_table(crops, parts)
+        pl_module.log_dict({f"test/{name}": value for name, value in overlaps(crops, boxes).items()})
         pl_module.log_dict(
             {
                 f"test/parts_{who}/{part}": value

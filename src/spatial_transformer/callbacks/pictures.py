@@ -18,6 +18,8 @@ from ..files import replacing
 from ..transformer import SpatialTransformer
 from .drawing import COLOURS, Reading, strip, to_image, with_lines
 
+_FEW_CLASSES = 20  # of which mean images are shown; photographs of many species have no mean worth a look
+
 
 class CropPictures(pl.Callback):
     """After each validation: what the transformer reads of some fixed samples, what it gives, and what is read off it.
@@ -51,7 +53,7 @@ class CropPictures(pl.Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         images, labels = batch
-        if labels.ndim == 1:  # a number has no class
+        if labels.ndim == 1 and trainer.datamodule.classes <= _FEW_CLASSES:  # a number has no class
             self._means["input"].update(images, labels)
             if self._output is not None:
                 self._means["output"].update(self._output, labels)

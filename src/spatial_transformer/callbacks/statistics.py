@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..transformer import SpatialTransformer, localisation_networks
@@ -25,10 +27,18 @@ class ThetaStatistics(pl.Callback):
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
         transformers = [module for module in pl_module.network.modules() if isinstance(module, SpatialTransformer)]
         self._thetas = {transformer: [] for transformer in transformers}
+        self._latest: dict[SpatialTransformer, Tensor] = {}
         self._hooks = [
-            transformer.localisation.register_forward_hook(lambda module, args, theta, kept=kept: kept.append(theta.float()))
-            for transformer, kept in self._thetas.items()
+            transformer.localisation.register_forward_hook(partial(self._keep, transformer)) for transformer in transformers
         ]
+
+    def _keep(self, transformer: SpatialTransformer, module: nn.Module, args: tuple, theta: Tensor) -> None:
+        self._latest[transformer] = theta.float()
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        # Not in the hook: other callbacks run the network for their pictures.
+        for transformer, theta in self._latest.items():
+            self._thetas[transformer].append(theta)
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         for hook in self._hooks:

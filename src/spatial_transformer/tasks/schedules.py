@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, StepLR
 
 
 def one_cycle(
@@ -45,3 +47,15 @@ def falling_steps(optimizer: Optimizer, total_steps: int, parts: int = 3, factor
         factor: of the rate from part to part.
     """
     return StepLR(optimizer, step_size=-(-total_steps // parts), gamma=factor)
+
+
+def falling_at(optimizer: Optimizer, total_steps: int, shares: Sequence[float], factor: float = 0.1) -> MultiStepLR:
+    """The rate times ``factor`` at each of ``shares`` of the training, for any length.
+
+    Args:
+        optimizer: its groups' rates are those of the first part.
+        total_steps: length of the training.
+        shares: where in it the rate falls, each between 0 and 1.
+        factor: of the rate at each.
+    """
+    return MultiStepLR(optimizer, [round(share * total_steps) for share in shares], gamma=factor)
