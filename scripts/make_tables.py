@@ -14,9 +14,12 @@ from matplotlib.figure import Figure
 from spatial_transformer.benchmarks import benchmark_chart, benchmark_tables
 from spatial_transformer.errors import UsageError
 from spatial_transformer.files import replacing
+from spatial_transformer.paper import BIRDS
 from spatial_transformer.results import (
     add_record,
+    birds_table,
     mnist_table,
+    parts_table,
     read_records,
     recipe_table,
     steps_chart,
@@ -32,7 +35,8 @@ BENCHMARKS, MNIST, RECIPES = RESULTS / "benchmarks", RESULTS / "mnist", RESULTS 
 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
-    svhn = [record for folder in sorted(RESULTS.glob("svhn_*")) for record in read_records(folder)]
+    svhn, birds = _records_of("svhn"), _records_of("birds")
+    parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
         "README.md": {
@@ -41,10 +45,16 @@ def documents() -> dict[Path, str]:
             "networks": speed["networks"],
         },
         "docs/svhn.md": {"svhn": svhn_table(svhn, CONF), "svhn windows": svhn_windows(svhn, CONF)},
+        "docs/birds.md": {"birds": birds_table(birds, CONF)} | parts,
         "docs/benchmarks.md": speed,
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }
     return {ROOT / name: with_tables((ROOT / name).read_text(), parts) for name, parts in tables.items()}
+
+
+def _records_of(family: str) -> list[dict]:
+    """Records of all experiments whose names begin so."""
+    return [record for folder in sorted(RESULTS.glob(f"{family}_*")) for record in read_records(folder)]
 
 
 def charts() -> dict[Path, tuple[Figure | None, str]]:

@@ -5,6 +5,7 @@ import re
 import pytest
 from conftest import REPOSITORY
 from test_runner import SHORT
+from tiny_birds import Bird, write_birds
 
 from spatial_transformer.runner import run
 
@@ -18,9 +19,13 @@ TRAINING = [words[2:] for words in COMMANDS if words[:2] == ["python", "train.py
 def test_a_training_command_runs(composed, request, tmp_path, overrides):
     first_of_each = [word.split(",")[0] for word in overrides if word not in ("-m", "data.root=FOLDER")]
     more = []
-    if any("svhn" in word for word in overrides):
+    if any("birds" in word for word in overrides):
+        birds = [Bird(species, n % 3 > 0) for species in range(1, 51) for n in range(3)]
+        root = write_birds(tmp_path / "birds", birds, species=50)
+        more = ["model.weights=none", "data.batch_size=2", "data.eval_batch_size=2"]
+    elif any("svhn" in word for word in overrides):
         root = request.getfixturevalue("svhn_root")
-        more = [f"data.cache={tmp_path}"]
+        more = [f"data.cache={tmp_path}", "data.eval_batch_size=4"]
     else:
         root = request.getfixturevalue("mnist_root")
     config = composed(*first_of_each, *SHORT, f"data.root={root}", "logger=csv", *more)

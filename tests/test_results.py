@@ -14,9 +14,11 @@ from spatial_transformer import paper
 from spatial_transformer.errors import UsageError
 from spatial_transformer.results import (
     add_record,
+    birds_table,
     cell,
     interval,
     mnist_table,
+    parts_table,
     read_records,
     recipe_table,
     steps_chart,
@@ -96,6 +98,33 @@ def test_the_window_of_several_transformers_is_their_product(record):
     plain = record(40.0, "recipe=svhn_part", experiment="svhn_cnn")
     assert svhn_windows([run, plain], CONF).splitlines()[2:] == ["| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 (1) |"]
     assert svhn_windows([plain], CONF) == "not run"
+
+
+def test_the_table_of_birds_says_what_it_was_trained_on(record):
+    def run(accuracy, experiment, *more):
+        made = record(100 - accuracy, "data.species=1-50", *more, experiment=experiment)
+        made["metrics"]["test/accuracy"] = accuracy
+        return made
+
+    runs = [run(70.0, "birds_4st"), run(72.0, "birds_4st", "seed=2"), run(9.99, "birds_cnn", "model.backbone=googlenet")]
+    table = birds_table(runs, CONF)
+    steps = f"{runs[0]['steps']:,}"
+    assert "| **4 × ST-CNN, 448 px** | *paper; all species* | *84.1* |\n" in table
+    assert f"| efficientnet_lite0; birds_fast, {steps}; species 1-50, 1,824 images | 71.00 ± 12.71 (2) |" in table
+    assert "| **CNN, 224 px** | *paper; all species* | *82.3* |\n| | ours | not run |\n" in table
+    assert "9.99" not in table
+
+
+def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
+    runs = [record(30.0, f"seed={seed}", experiment="birds_2st") for seed in (1, 2)]
+    for n, run in enumerate(runs):
+        run["metrics"] |= {"test/parts_1/beak": 60.0 + 20 * n, "test/parts_2/beak": 5.0, "test/parts_random/beak": 33.0}
+    assert parts_table(runs, CONF, "birds_2st").splitlines() == [
+        "| part | crop 1 | crop 2 | random crop |",
+        "|---|---|---|---|",
+        "| beak | 70 | 5 | 33 |",
+    ]
+    assert parts_table(runs, CONF, "birds_4st") == "not run"
 
 
 def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):

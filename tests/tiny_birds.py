@@ -20,7 +20,7 @@ class Bird(NamedTuple):
 
 
 def species_folder(number: int) -> str:
-    return f"{number:03}.Kind_{'abcdefgh'[number - 1]}_Wren"
+    return f"{number:03}.Kind_{chr(ord('a') + (number - 1) % 26) * -(-number // 26)}_Wren"
 
 
 def write_birds(root: Path, birds: list[Bird], species: int = 4) -> Path:
