@@ -63,3 +63,9 @@ def test_backbones_stay_as_they_are_while_frozen(network, frozen_steps):
 def test_a_negative_warm_up_is_refused(network):
     with pytest.raises(UsageError, match=r"recipe.frozen_steps=-1"):
         BirdClassification(network, sgd, frozen_steps=-1)
+
+
+def test_a_single_species_is_refused(network):
+    network.classes = 1
+    with pytest.raises(UsageError, match="nothing to tell apart"):
+        BirdClassification(network, sgd)

@@ -42,6 +42,8 @@ class BirdClassification(Classification):
         super().__init__(network, optimizer, scheduler, localisation_lr_factor)
         if frozen_steps < 0:
             raise UsageError(f"recipe.frozen_steps={frozen_steps} is not a number of steps. Way out: 0 or more.")
+        if network.classes < 2:
+            raise UsageError("data.species names one species: there is nothing to tell apart. Way out: two or more, as 1-50.")
         self.frozen_steps = frozen_steps
         macro = MulticlassAccuracy(network.classes, average="macro")
         self.val_by_species, self.test_by_species = macro.clone(), macro.clone()
