@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from damage import cut, drop
 from PIL import Image
 from tiny_birds import PARTS, Bird, species_folder, write_birds
 
@@ -385,17 +386,6 @@ def test_changed_text_files_replace_the_images(few, builds, capsys, text):
     assert f"{few} has changed since its resized images were made" in capsys.readouterr().err
     assert len(cached(few / "cache")) == 1
     assert cached(few / "cache") != earlier
-
-
-def cut(name):
-    def damage(folder):
-        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
-
-    return damage
-
-
-def drop(name):
-    return lambda folder: (folder / name).unlink()
 
 
 def other_size(folder):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from damage import cut, drop
 from PIL import Image
 
 from spatial_transformer.data import caching, svhn_cache, svhn_synthetic
@@ -184,17 +185,6 @@ def test_a_changed_source_replaces_its_crops_and_nobody_elses(part, tmp_path, bu
     assert cached(tmp_path / "cache") == ["train-64", "train-64"]
     open_crops(other, 64, tmp_path / "cache")
     assert len(builds) == 3
-
-
-def cut(name):
-    def damage(folder):
-        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
-
-    return damage
-
-
-def drop(name):
-    return lambda folder: (folder / name).unlink()
 
 
 def other_count(folder):

@@ -12,9 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..files import replacing
-from .pictures import picture_of
-
-_FEW_CLASSES = 20  # a table of more has no room for numbers
+from .pictures import FEW_CLASSES, picture_of
 
 
 class Mistakes(pl.Callback):
@@ -72,7 +70,7 @@ class Mistakes(pl.Callback):
         import matplotlib
 
         matplotlib.use("Agg")
-        figure, _ = confusion.plot(add_text=confusion.num_classes <= _FEW_CLASSES)
+        figure, _ = confusion.plot(add_text=confusion.num_classes <= FEW_CLASSES)
         with replacing(self.folder / "confusion.png") as path:
             figure.savefig(path, format="png", dpi=120)
         matplotlib.pyplot.close(figure)

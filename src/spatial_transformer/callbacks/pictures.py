@@ -18,7 +18,8 @@ from ..files import replacing
 from ..transformer import SpatialTransformer
 from .drawing import COLOURS, Reading, strip, to_image, with_lines
 
-_FEW_CLASSES = 20  # of which mean images are shown; photographs of many species have no mean worth a look
+FEW_CLASSES = 20
+"""Up to so many, each class has a mean image and its numbers in the confusion matrix: of more nothing could be read."""
 
 
 class CropPictures(pl.Callback):
@@ -53,7 +54,7 @@ class CropPictures(pl.Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         images, labels = batch
-        if labels.ndim == 1 and trainer.datamodule.classes <= _FEW_CLASSES:  # a number has no class
+        if labels.ndim == 1 and trainer.datamodule.classes <= FEW_CLASSES:  # a number has no class
             self._means["input"].update(images, labels)
             if self._output is not None:
                 self._means["output"].update(self._output, labels)
