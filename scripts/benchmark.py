@@ -24,10 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from spatial_transformer import Affine, Affine3d, Attention, Projective, SpatialTransformer, ThinPlateSpline, sample
-from spatial_transformer.data import svhn_cache, svhn_synthetic
+from spatial_transformer.data import cub_cache, svhn_cache, svhn_synthetic
+from spatial_transformer.data.cub import cut
 from spatial_transformer.data.distortions import DISTORTIONS, Distortion
 from spatial_transformer.data.keyed import sample_keys
 from spatial_transformer.data.svhn import SvhnData
@@ -434,7 +436,8 @@ def _svhn_data_rows(folder: Path, quick: bool) -> Iterator[dict]:
 def benchmark_birds(quick: bool) -> list[dict]:
     """The networks of Table 3 with EfficientNet-Lite0, forward and backward: images per second, and what is kept for backward.
 
-    The transformer, that is the localisation network and the warp, is timed alone, too: the rest is the streams.
+    The transformer, that is the localisation network and the warp, is timed alone, too: the rest is the streams. And how fast
+    one process decodes and resizes photographs of the size of CUB's, and cuts training batches out of what it has resized.
     """
     rows: list[dict] = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -463,7 +466,31 @@ def benchmark_birds(quick: bool) -> list[dict]:
             row["transformer ms"] = round(times[f"{n} {size} transformer"], 1)
         rows.append(row)
         print(row, flush=True)
+    with tempfile.TemporaryDirectory() as folder, _threads(1):
+        for row in _birds_data_rows(Path(folder), 10 if quick else 200):
+            rows.append(row)
+            print(row, flush=True)
     return rows
+
+
+def _birds_data_rows(folder: Path, n: int) -> Iterator[dict]:
+    rng = np.random.default_rng(1)
+    photographs = [folder / f"{i}.jpg" for i in range(n)]
+    for path in photographs:  # smooth, but for the noise of a camera: about 100 kB each, as CUB's are
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        Image.fromarray((np.asarray(coarse) + rng.normal(0, 8, (375, 500, 3))).clip(0, 255).astype(np.uint8)).save(path)
+    for size, longest in cub_cache.LONGEST.items():
+        start = time.perf_counter()
+        images = [cub_cache.resized(path, longest) for path in photographs]
+        row: dict = {"size": size, "decoded/s": round(n / (time.perf_counter() - start))}
+        sizes, lengths = np.array([image.shape[:0:-1] for image in images]), [image.size for image in images]
+        starts = np.cumsum([0, *lengths[:-1]])
+        pictures = cub_cache.Pictures(np.concatenate([image.ravel() for image in images]), sizes, sizes, starts)
+        positions, mirrored = np.arange(32) % n, np.arange(32) % 2 == 0
+        corners = (sizes[positions] - size) // 2
+        batch = partial(cut, pictures, positions, corners, mirrored, size, torch.device("cpu"))
+        times = median_times({"cut": batch}, 1 if n < 32 else 20, 0)
+        yield row | {"cut/s": round(32e3 / times["cut"])}
 
 
 def _kept_for_backward(network: nn.Module, x: Tensor) -> float:

@@ -104,7 +104,7 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
     assert record["seed"] == 7
     assert set(record) >= {"commit", "dirty", "device", "seconds", "packages", "parameters", "config", "label"}
     with Image.open(folder / "crops" / "training.gif") as animation:
-        assert animation.n_frames == 2
+        assert animation.n_frames == 3, "before training and after each validation"
     with Image.open(folder / "crops" / "crops_0000004.png") as picture:
         assert picture.width > 12 * 3 * 42
 
@@ -278,3 +278,7 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
         for name in (f"test/parts_{k}/beak", f"test/box_{k}", "theta/outside" if k == 1 else f"theta_{k}/outside"):
             assert (name in record["metrics"]) is (k <= transformers)
     assert (tmp_path / "run" / "crops" / "parts.csv").is_file() is (transformers > 0)
+    with Image.open(tmp_path / "run" / "crops" / "contact_sheet.jpg") as sheet:
+        assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
+    wrong = (tmp_path / "run" / "crops" / "mistakes.csv").read_text()
+    assert "Kind a Wren" in wrong

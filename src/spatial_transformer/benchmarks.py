@@ -127,15 +127,21 @@ def _svhn(rows: Rows) -> str:
 
 
 def _birds(rows: Rows) -> str:
-    return _table(
+    networks, data = [row for row in rows if "transformers" in row], [row for row in rows if "transformers" not in row]
+    first = _table(
         ["transformers", "image, px", "images/s", "of it the transformer", "the streams, ms", "kept for backward, MB an image"],
         [
             [str(row["transformers"]), str(row["size"]), str(row["images/s"])]
             + ([f"{100 * row['transformer ms'] / row['ms']:.0f} %"] if row["transformers"] else ["–"])
             + [f"{row['ms'] - row.get('transformer ms', 0):,.0f}", f"{row['kept MB/image']:,.0f}"]
-            for row in rows
+            for row in networks
         ],
     )
+    second = _table(
+        ["px", "decoded and resized, images/s", "batches, images/s"],
+        [[str(row["size"]), f"{row['decoded/s']:,}", f"{row['cut/s']:,}"] for row in data],
+    )
+    return f"{first}\n\n{second}"
 
 
 def _table_1(rows: Rows, recipes: Path) -> str:

@@ -106,6 +106,20 @@ def test_a_strip_wraps_into_rows():
     assert two.width < one.width
 
 
+def test_long_captions_are_broken_into_lines_as_wide_as_their_picture():
+    columns = [[to_image(torch.ones(1, 4, 15), 4)]] * 2
+    short, long = strip(columns, ["one line", "two"]), strip(columns, ["one line", "two or even three lines"])
+    assert long.width == short.width
+    assert long.height == short.height + 2 * 14
+
+
+def test_an_image_made_smaller_is_smoothed():
+    checks = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(8, 8)[None]
+    small = to_image(checks, zoom=0.25)
+    assert small.size == (4, 4)
+    assert all(100 < value < 155 for value in small.convert("L").tobytes())
+
+
 def test_class_means_are_those_of_each_class():
     means = ClassMeans(3)
     images, labels = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 0, 2, 2, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ COLOURS = {"green": REGION, "yellow": (250, 210, 60), "blue": (90, 160, 255), "v
 """Names and colours of the regions of several transformers."""
 PAPER = (24, 24, 28)
 INK = (235, 235, 235)
-_GAP, _CAPTION = 6, 14
+_GAP, _LINE, _LETTER = 6, 14, 6
 
 
 class Reading:
@@ -81,13 +82,14 @@ class Reading:
         return [self.at(n, line).cpu() for line in lines]
 
 
-def to_image(picture: Tensor, zoom: int) -> Image.Image:
-    """``(1 or 3, H, W)`` in [0, 1] as an RGB image, enlarged ``zoom`` times without smoothing."""
+def to_image(picture: Tensor, zoom: float) -> Image.Image:
+    """``(1 or 3, H, W)`` in [0, 1] as an RGB image, ``zoom`` times as large: pixels stay squares where it is more than 1."""
     picture = picture.detach().cpu().float().clamp(0, 1).mul(255).byte()
     picture = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous()
     height, width = picture.shape[:2]
     image = Image.frombytes("RGB", (width, height), picture.numpy().tobytes())
-    return image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+    size = round(width * zoom), round(height * zoom)
+    return image.resize(size, Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS)
 
 
 def with_lines(image: Image.Image, lines: Sequence[Tensor], colour: tuple[int, int, int] = REGION) -> Image.Image:
@@ -105,20 +107,21 @@ def with_lines(image: Image.Image, lines: Sequence[Tensor], colour: tuple[int, i
 def strip(columns: Sequence[Sequence[Image.Image]], captions: Sequence[str], title: str = "", per_row: int = 12) -> Image.Image:
     """Columns of pictures side by side, a caption under each, ``per_row`` columns to a row.
 
-    All columns have the same number of pictures of the same sizes.
+    All columns have the same number of pictures of the same sizes. Captions are broken into lines as wide as the pictures.
     """
     heights = [picture.height for picture in columns[0]]
     width = max(picture.width for picture in columns[0]) + _GAP
-    row_height = sum(heights) + _GAP * len(heights) + _CAPTION
+    texts = [textwrap.wrap(caption, max(1, (width - _GAP) // _LETTER)) for caption in captions]
+    row_height = sum(heights) + _GAP * len(heights) + _LINE * max(map(len, texts))
     rows = -(-len(columns) // per_row)
-    top = _CAPTION + _GAP if title else _GAP
+    top = _LINE + _GAP if title else _GAP
     sheet = Image.new("RGB", (min(per_row, len(columns)) * width + _GAP, rows * row_height + top), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, 4), title, fill=INK)
-    for n, (pictures, caption) in enumerate(zip(columns, captions, strict=True)):
+    for n, (pictures, text) in enumerate(zip(columns, texts, strict=True)):
         left, y = _GAP + (n % per_row) * width, top + (n // per_row) * row_height
         for picture in pictures:
             sheet.paste(picture, (left + (width - _GAP - picture.width) // 2, y))
             y += picture.height + _GAP
-        draw.text((left, y - 3), caption, fill=INK)
+        draw.text((left, y - 3), "\n".join(text), fill=INK, spacing=2)
     return sheet

@@ -24,7 +24,7 @@ class Mistakes(pl.Callback):
         zoom: screen pixels to a pixel.
     """
 
-    def __init__(self, folder: str | Path, shown: int = 36, zoom: int = 2) -> None:
+    def __init__(self, folder: str | Path, shown: int = 36, zoom: float = 2) -> None:
         self.folder = Path(folder)
         self.shown = shown
         self.zoom = zoom

@@ -20,26 +20,32 @@ from .drawing import COLOURS, Reading, strip, to_image, with_lines
 
 FEW_CLASSES = 20
 """Up to so many, each class has a mean image and its numbers in the confusion matrix: of more nothing could be read."""
+_AT_ONCE = 50  # samples of a picture that a network sees at once
 
 
 class CropPictures(pl.Callback):
-    """After each validation: what the transformer reads of some fixed samples, what it gives, and what is read off it.
+    """Before training and after each validation: what the transformer reads of some fixed samples, what it gives, and what is
+    read off it.
 
     Also the mean output of each class, which shows whether the digits come to one pose (section 4.1 of the paper), and, when
     training ends, an animation of the crops over the steps. All land in ``folder`` as PNG and GIF, and in W&B if it is on.
 
     Args:
         folder: where the pictures go.
-        samples: how many validation samples are shown, the first ones.
+        samples: how many validation samples are shown, evenly spread over the set.
         zoom: screen pixels to a pixel.
     """
 
-    def __init__(self, folder: str | Path, samples: int = 12, zoom: int = 3) -> None:
+    def __init__(self, folder: str | Path, samples: int = 12, zoom: float = 3) -> None:
         self.folder = Path(folder)
         self.samples = samples
         self.zoom = zoom
         self._means: dict[str, ClassMeans] = {}
         self._hook: RemovableHandle | None = None
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if trainer.global_step == 0 and trainer.is_global_zero:  # not where a run is resumed
+            self._save(trainer, {"crops": self._crops(trainer, pl_module)})
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
         classes = trainer.datamodule.classes
@@ -65,14 +71,21 @@ class CropPictures(pl.Callback):
             self._hook = None
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        step = trainer.global_step
-        shown = torch.arange(min(self.samples, trainer.datamodule.size("val")))
-        pictures = {"crops": picture_of(trainer, pl_module, "val", shown, f"step {step:,}", self.zoom)}
+        pictures = {"crops": self._crops(trainer, pl_module)}
         seen = {name: means.images(self.zoom) for name, means in self._means.items() if means.seen}
         if seen:
             digits = [str(n) for n in range(trainer.datamodule.classes)]
-            title = f"mean of each class, {' and '.join(seen)}, step {step:,}"
+            title = f"mean of each class, {' and '.join(seen)}, step {trainer.global_step:,}"
             pictures["mean_images"] = strip(list(zip(*seen.values(), strict=True)), digits, title)
+        self._save(trainer, pictures)
+
+    def _crops(self, trainer: Any, pl_module: Any) -> Image.Image:
+        size = trainer.datamodule.size("val")
+        shown = torch.linspace(0, size - 1, min(self.samples, size)).long()
+        return picture_of(trainer, pl_module, "val", shown, f"step {trainer.global_step:,}", self.zoom)
+
+    def _save(self, trainer: Any, pictures: dict[str, Image.Image]) -> None:
+        step = trainer.global_step
         for name, picture in pictures.items():
             with replacing(self.folder / f"{name}_{step:07d}.png") as path:
                 picture.save(path, "PNG")
@@ -103,10 +116,42 @@ def _transformer(network: nn.Module) -> SpatialTransformer | None:
     return transformers[0] if len(transformers) == 1 and transformers[0].parallel == 1 else None
 
 
+class ContactSheet(pl.Callback):
+    """After the test: the first samples of each class, with what is read of them and what they are taken for.
+
+    Args:
+        folder: where ``contact_sheet.jpg`` goes.
+        per_class: how many samples of each class, a divisor of 12 so that none is torn apart by the end of a row.
+        zoom: screen pixels to a pixel.
+    """
+
+    def __init__(self, folder: str | Path, per_class: int = 3, zoom: float = 0.5) -> None:
+        self.folder = Path(folder)
+        self.per_class = per_class
+        self.zoom = zoom
+
+    def on_test_epoch_start(self, trainer, pl_module) -> None:
+        self._labels: list[Tensor] = []
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self._labels.append(batch[1])
+
+    def on_test_epoch_end(self, trainer, pl_module) -> None:
+        if trainer.world_size > 1:
+            return  # a sample's place in the test set is known on one device only
+        labels = torch.cat(self._labels)
+        firsts = [(labels == label).nonzero()[: self.per_class, 0] for label in labels.unique()]
+        title = f"the first {self.per_class} test samples of each class"
+        picture = picture_of(trainer, pl_module, "test", torch.cat(firsts), title, self.zoom)
+        with replacing(self.folder / "contact_sheet.jpg") as path:
+            picture.save(path, "JPEG", quality=85)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("pictures/contact_sheet", [picture])
+
+
 @torch.inference_mode()
-def picture_of(
-    trainer: Any, pl_module: Any, split: str, index: Tensor, title: str, zoom: int, per_row: int = 12
-) -> Image.Image:
+def picture_of(trainer: Any, pl_module: Any, split: str, index: Tensor, title: str, zoom: float) -> Image.Image:
     """A strip of samples: each with the region that is read, what is read there, and what it is taken for.
 
     Of several transformers in a row, the region is that of all together; below, each one's own is drawn, by itself. Of
@@ -121,26 +166,36 @@ def picture_of(
         zoom: screen pixels to a pixel.
     """
     data = trainer.datamodule
-    images, labels = data.samples(split, index.to(pl_module.device))
-    was_training = pl_module.training
+    modes = [(module, module.training) for module in pl_module.modules()]
     pl_module.eval()
-    readings, logits = Reading.of(pl_module.network, images)
-    pl_module.train(was_training)
-    apart = readings[0].apart() if readings else []
-    if len(apart) > 1:
+    columns: list[list[Image.Image]] = []
+    captions: list[str] = []
+    for part in index.to(pl_module.device).split(_AT_ONCE):
+        images, labels = data.samples(split, part)
+        readings, logits = Reading.of(pl_module.network, images)
+        columns += _columns(data, images, readings, zoom)
+        truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
+        captions += [
+            prediction + ("" if truth == prediction else f" (is {truth})")
+            for truth, prediction in zip(truths, predictions, strict=True)
+        ]
+    for module, training in modes:
+        module.training = training
+    if readings and len(readings[0].apart()) > 1:
         title += f"; below, each transformer by itself: {', '.join(COLOURS)}"
+    return strip(columns, captions, title)
+
+
+def _columns(data: Any, images: Tensor, readings: Sequence[Reading], zoom: float) -> list[list[Image.Image]]:
+    """For each image a column: with all regions that are read, the crops, and with each of transformers in a row by itself."""
+    apart = readings[0].apart() if readings else []
     columns = []
     for n, image in enumerate(images):
         plain = to_image(data.shown(image), zoom)
         crops = [to_image(data.shown(reading.crop(n, image)), zoom) for reading in readings]
         column = [_with_regions(plain, readings, n), *crops]
         columns.append([*column, _with_regions(plain, apart, n)] if len(apart) > 1 else column)
-    truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
-    captions = [
-        prediction + ("" if truth == prediction else f" (is {truth})")
-        for truth, prediction in zip(truths, predictions, strict=True)
-    ]
-    return strip(columns, captions, title)
+    return columns
 
 
 def _with_regions(image: Image.Image, readings: Sequence[Reading], n: int) -> Image.Image:
@@ -169,7 +224,7 @@ class ClassMeans:
         self.sums.index_add_(0, labels, images)
         self.counts += torch.bincount(labels, minlength=self.classes)
 
-    def images(self, zoom: int) -> list[Image.Image]:
+    def images(self, zoom: float) -> list[Image.Image]:
         assert self.sums is not None
         assert self.counts is not None
         means = self.sums / self.counts.clamp(min=1).view(-1, 1, 1, 1)

@@ -124,7 +124,7 @@ class CubData(BatchedData):
         else:
             corners = _at_centre(pictures.sizes[positions], self.input_size)
             mirrored = np.zeros(len(positions), dtype=bool)
-        images = _cut(pictures, positions, corners, mirrored, self.input_size, device)
+        images = cut(pictures, positions, corners, mirrored, self.input_size, device)
         return images, torch.from_numpy(birds.labels[positions]).to(device)
 
     # For measuring, never for training
@@ -220,7 +220,7 @@ def _at_centre(sizes: np.ndarray, size: int) -> np.ndarray:
     return np.sign(slack) * (abs(slack) // 2)
 
 
-def _cut(
+def cut(
     pictures: Pictures, positions: np.ndarray, corners: np.ndarray, mirrored: np.ndarray, size: int, device: torch.device
 ) -> Tensor:
     """Crops ``(B, 3, size, size)`` float32 in [0, 1] on a device, with the mean colour beside the images."""

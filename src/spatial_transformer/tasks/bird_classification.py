@@ -58,6 +58,10 @@ class BirdClassification(Classification):
             for backbone in self.network.backbones:
                 backbone.zero_grad()
 
+    def texts(self, labels: Tensor) -> list[str]:
+        names = self.trainer.datamodule.names  # type: ignore[attr-defined]
+        return [names[label].replace("_", " ") for label in labels.tolist()]
+
     @property
     def _frozen(self) -> bool:
         return self.global_step < self.frozen_steps
