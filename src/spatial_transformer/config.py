@@ -53,6 +53,7 @@ class Recipe:
     localisation_lr_factor: float = 1.0
     dropout: float = 0.0
     frozen_steps: int = 0
+    theta_step: float | None = None
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] | None = None
 

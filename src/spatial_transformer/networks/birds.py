@@ -46,9 +46,9 @@ class BirdNetwork(nn.Module):
         localisation = [] if self.transformer is None else [self.transformer.localisation.backbone]
         return [*self.streams, *localisation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` images in [0, 1] -> ``(B, classes)`` logits."""
-        crops = [x] if self.transformer is None else self.transformer(x).split(x.shape[1], dim=1)
+    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
+        """``(B, 3, H, W)`` images in [0, 1] -> ``(B, classes)`` logits; of the crops at ``theta`` where it is given."""
+        crops = [x] if self.transformer is None else self.transformer(x, theta=theta).split(x.shape[1], dim=1)
         features = [stream(crop).mean((2, 3)) for stream, crop in zip(self.streams, crops, strict=True)]
         return self.classifier(torch.cat(features, dim=1))
 

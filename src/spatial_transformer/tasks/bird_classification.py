@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,6 +24,8 @@ class BirdClassification(Classification):
         network: with :attr:`~spatial_transformer.networks.birds.BirdNetwork.backbones`.
         optimizer, scheduler, localisation_lr_factor: as for :class:`Classification`.
         frozen_steps: steps at the start in which the backbones stay as they are, and only what is new learns (ours).
+        theta_step: None trains the localisation network by the gradient of the sampler, as the paper does. A number trains it by
+            differences of the loss between crops that lie this far apart to either side, see :meth:`logits_and_loss` (ours).
 
     Logged
         As for :class:`Classification`, and ``val/accuracy``, ``test/accuracy``, the paper's, and ``macro_accuracy``, the mean
@@ -38,13 +41,20 @@ class BirdClassification(Classification):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         localisation_lr_factor: float = 1.0,
         frozen_steps: int = 0,
+        theta_step: float | None = None,
     ) -> None:
         super().__init__(network, optimizer, scheduler, localisation_lr_factor)
         if frozen_steps < 0:
             raise UsageError(f"recipe.frozen_steps={frozen_steps} is not a number of steps. Way out: 0 or more.")
         if network.classes < 2:
             raise UsageError("data.species names one species: there is nothing to tell apart. Way out: two or more, as 1-50.")
+        if theta_step is not None and theta_step <= 0:
+            raise UsageError(
+                f"recipe.theta_step={theta_step} is not a distance. Way out: a fraction of half the image, as 0.15, or null for "
+                "the gradient of the sampler."
+            )
         self.frozen_steps = frozen_steps
+        self.theta_step = theta_step
         macro = MulticlassAccuracy(network.classes, average="macro")
         self.val_by_species, self.test_by_species = macro.clone(), macro.clone()
 
@@ -57,6 +67,28 @@ class BirdClassification(Classification):
         if self._frozen:  # without a gradient the optimiser leaves a weight alone
             for backbone in self.network.backbones:
                 backbone.zero_grad()
+
+    def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As for :class:`Classification`, with the slope of the loss over theta measured at a distance on demand.
+
+        The gradient that a deep stream of convolutions sends back to the place of a crop is that of the finest detail: far
+        steeper than what the loss does when the crop moves by more than some pixels, and in another direction as often as not
+        (docs/birds.md). With ``theta_step``, all parameters of theta go that far one way or the other at random, and back the
+        opposite way; the difference of the two losses is the slope in that direction (simultaneous perturbation, Spall 1992).
+        """
+        transformer = self.network.transformer
+        if self.theta_step is None or transformer is None:
+            return super().logits_and_loss(images, labels)
+        theta = transformer.localisation(images).float()
+        logits = self.network(images, theta.detach())
+        with torch.no_grad():
+            step = self.theta_step * (2.0 * torch.randint_like(theta, 2) - 1)
+            self.network.eval()  # both sides without dropout, and by the same statistics
+            there, back = (self.losses(self.network(images, theta + sign * step), labels) for sign in (1, -1))
+            self.network.train()
+            slope = ((there - back).float() / 2).unsqueeze(1) / step
+        pull = (slope * theta).sum(dim=1).mean()  # has that slope for its gradient
+        return logits, self.losses(logits, labels).mean() + pull - pull.detach()
 
     def texts(self, labels: Tensor) -> list[str]:
         names = self.trainer.datamodule.names  # type: ignore[attr-defined]

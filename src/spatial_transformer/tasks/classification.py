@@ -91,13 +91,17 @@ class Classification(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self.network(images)
-        loss = self.losses(logits, labels).mean()
+        logits, loss = self.logits_and_loss(images, labels)
         if self.is_logging_step:  # scoring every batch would slow small networks down
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
             errors = self.errors(logits.detach(), labels)
             self.log_dict({f"train/{name}": values.mean() for name, values in errors.items()}, batch_size=len(images))
         return loss
+
+    def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network gives for a training batch, and the loss whose gradient trains it."""
+        logits = self.network(images)
+        return logits, self.losses(logits, labels).mean()
 
     @property
     def is_logging_step(self) -> bool:

@@ -54,23 +54,25 @@ class SpatialTransformer(nn.Module):
         self.fill = fill
         self.parallel = parallel
 
-    def forward(self, x: Tensor, return_theta: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, return_theta: bool = False, theta: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Warps ``x``.
 
         Args:
             x: ``(B, C, H, W)``, or ``(B, C, D, H, W)`` for a transform in three dimensions.
             return_theta: also return theta, float32 (float64 for a float64 network).
+            theta: ``(B, parallel * n_params)``, to warp by instead of by what the localisation network says.
 
         Returns:
             ``(B, C, H', W')``, and ``(B, n_params)`` on demand. With n transformers in parallel: their outputs
             side by side as channels, ``(B, n C, H', W')``, and ``(B, n, n_params)``.
         """
-        theta = self.localisation(x)
+        given, theta = theta is not None, self.localisation(x) if theta is None else theta
         expected = (x.shape[0], self.parallel * self.transform.n_params)
         if theta.shape != expected:
+            what = "theta must be of shape" if given else "the localisation network must return theta of shape"
             raise ValueError(
-                f"the localisation network must return theta of shape {tuple(expected)} for {self.parallel} x "
-                f"{self.transform}, it returned {tuple(theta.shape)}"
+                f"{what} {tuple(expected)} for {self.parallel} x {self.transform}, it {'is' if given else 'returned'} "
+                f"{tuple(theta.shape)}"
             )
         theta = theta if theta.dtype == torch.float64 else theta.float()
         size = self.output_size or tuple(x.shape[2:])
