@@ -16,7 +16,13 @@ from spatial_transformer.paper import NETWORKS
 CONF = REPOSITORY / "conf"
 OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
 
-WITH_EXPERIMENT = {"svhn": "svhn_cnn", "svhn_part": "svhn_cnn", "cub": "birds_cnn", "birds_fast": "birds_cnn", "birds_differences": "birds_2st"}
+WITH_EXPERIMENT = {
+    "svhn": "svhn_cnn",
+    "svhn_part": "svhn_cnn",
+    "cub": "birds_cnn",
+    "birds_fast": "birds_cnn",
+    "birds_differences": "birds_2st",
+}
 """Options that do not go with the default experiment, and one with which they do."""
 
 

@@ -69,3 +69,48 @@ def test_a_single_species_is_refused(network):
     network.classes = 1
     with pytest.raises(UsageError, match="nothing to tell apart"):
         BirdClassification(network, sgd)
+
+
+class Fixed(nn.Module):
+    """A localisation network whose theta is its only parameter."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta))
+
+    def forward(self, x):
+        return self.theta.expand(len(x), -1)
+
+
+def test_differences_of_the_loss_have_its_slope_for_their_mean(network):
+    torch.manual_seed(0)
+    network.transformer.localisation = Fixed([0.1, -0.2, 0.3, 0.0])
+    task = BirdClassification(network, sgd, theta_step=0.2)
+    slope = torch.tensor([3.0, -1.0, 0.5, 0.0])
+    modes = []
+    network.forward = lambda images, theta: modes.append(network.training) or theta
+    task.losses = lambda logits, labels: logits @ slope + 7
+    images = torch.zeros(20_000, 3, 1, 1)
+    _, loss = task.logits_and_loss(images, torch.zeros(len(images)))
+    assert float(loss) == pytest.approx(float(torch.tensor([0.1, -0.2, 0.3, 0.0]) @ slope + 7))
+    loss.backward()
+    torch.testing.assert_close(network.transformer.localisation.theta.grad, slope, atol=0.1, rtol=0)
+    assert modes == [True, False, False], "both sides without dropout"
+    assert network.training
+
+
+def test_with_differences_streams_learn_as_they_did(network):
+    images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    gradients = []
+    for theta_step in (None, 0.1):
+        network.zero_grad()
+        BirdClassification(network, sgd, theta_step=theta_step).logits_and_loss(images, labels)[1].backward()
+        gradients.append([p.grad.clone() for p in network.streams.parameters()])
+        assert all(p.grad.abs().sum() > 0 for p in network.transformer.localisation.head.parameters())
+    for plain, differences in zip(*gradients, strict=True):
+        torch.testing.assert_close(differences, plain)
+
+
+def test_a_theta_step_of_nothing_is_refused(network):
+    with pytest.raises(UsageError, match=r"recipe.theta_step=0"):
+        BirdClassification(network, sgd, theta_step=0)

@@ -429,3 +429,15 @@ def test_a_theta_that_does_not_fit_is_refused(shape):
 def test_too_few_thetas_for_the_transformers_in_parallel_are_refused():
     with pytest.raises(ValueError, match=r"theta of shape \(2, 18\) for 3 x Affine\(n_params=6\), it returned \(2, 6\)"):
         SpatialTransformer(Given(torch.zeros(2, 6)), Affine(), parallel=3)(random(2, 1, 9, 7))
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_given_theta_takes_the_place_of_the_regressed_one(parallel):
+    transform = Attention()
+    start = torch.tensor([[0.5, 0.1, 0.2]] * parallel)
+    transformer = SpatialTransformer(FcLocalisation((1, 8, 8), transform, start=start), transform, (4, 4), parallel=parallel)
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(transformer(x, theta=start.flatten().expand(2, -1)), transformer(x))
+    assert not torch.equal(transformer(x, theta=start.flatten().expand(2, -1) + 0.1), transformer(x))
+    with pytest.raises(ValueError, match=f"theta must be of shape .2, {3 * parallel}.* it is .2, 5"):
+        transformer(x, theta=torch.zeros(2, 5))

@@ -24,8 +24,8 @@ class BirdClassification(Classification):
         network: with :attr:`~spatial_transformer.networks.birds.BirdNetwork.backbones`.
         optimizer, scheduler, localisation_lr_factor: as for :class:`Classification`.
         frozen_steps: steps at the start in which the backbones stay as they are, and only what is new learns (ours).
-        theta_step: None trains the localisation network by the gradient of the sampler, as the paper does. A number trains it by
-            differences of the loss between crops that lie this far apart to either side, see :meth:`logits_and_loss` (ours).
+        theta_step: None trains the localisation network by the gradient of the sampler, as the paper does. A number trains it
+            by differences of the loss between crops that lie this far to either side, see :meth:`logits_and_loss` (ours).
 
     Logged
         As for :class:`Classification`, and ``val/accuracy``, ``test/accuracy``, the paper's, and ``macro_accuracy``, the mean
@@ -50,8 +50,8 @@ class BirdClassification(Classification):
             raise UsageError("data.species names one species: there is nothing to tell apart. Way out: two or more, as 1-50.")
         if theta_step is not None and theta_step <= 0:
             raise UsageError(
-                f"recipe.theta_step={theta_step} is not a distance. Way out: a fraction of half the image, as 0.15, or null for "
-                "the gradient of the sampler."
+                f"recipe.theta_step={theta_step} is not a distance. Way out: a fraction of half the image, as 0.15, or null "
+                "for the gradient of the sampler."
             )
         self.frozen_steps = frozen_steps
         self.theta_step = theta_step
