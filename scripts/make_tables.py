@@ -5,6 +5,7 @@ python scripts/make_tables.py [--add RUN_FOLDER ...] [--into FOLDER]
 
 import argparse
 import hashlib
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from spatial_transformer.results import (
     parts_table,
     read_records,
     recipe_table,
+    slopes_table,
     steps_chart,
     svhn_table,
     svhn_windows,
@@ -30,22 +32,24 @@ from spatial_transformer.results import (
 
 ROOT = Path(__file__).parent.parent
 CONF, RESULTS = ROOT / "conf", ROOT / "results"
-BENCHMARKS, MNIST, RECIPES = RESULTS / "benchmarks", RESULTS / "mnist", RESULTS / "recipes"
+BENCHMARKS, MNIST, RECIPES, SLOPES = (RESULTS / name for name in ("benchmarks", "mnist", "recipes", "slopes"))
 
 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
     svhn, birds = _records_of("svhn"), _records_of("birds")
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
+    slopes = [json.loads(path.read_text()) for path in sorted(SLOPES.glob("*.json"))]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
         "README.md": {
             "mnist": mnist_table(read_records(MNIST), CONF),
             "svhn": svhn_table(svhn, CONF),
+            "birds": birds_table(birds, CONF),
             "networks": speed["networks"],
         },
         "docs/svhn.md": {"svhn": svhn_table(svhn, CONF), "svhn windows": svhn_windows(svhn, CONF)},
-        "docs/birds.md": {"birds": birds_table(birds, CONF)} | parts,
+        "docs/birds.md": {"birds": birds_table(birds, CONF), "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }

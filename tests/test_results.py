@@ -4,7 +4,10 @@ import json
 import re
 import sys
 
+import make_tables
 import pytest
+import slopes
+import torch
 from conftest import REPOSITORY
 from omegaconf import OmegaConf
 from PIL import Image
@@ -21,14 +24,12 @@ from spatial_transformer.results import (
     parts_table,
     read_records,
     recipe_table,
+    slopes_table,
     steps_chart,
     svhn_table,
     svhn_windows,
     with_tables,
 )
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-import make_tables
 
 CONF = REPOSITORY / "conf"
 
@@ -119,12 +120,34 @@ def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
     runs = [record(30.0, f"seed={seed}", experiment="birds_2st") for seed in (1, 2)]
     for n, run in enumerate(runs):
         run["metrics"] |= {"test/parts_1/beak": 60.0 + 20 * n, "test/parts_2/beak": 5.0, "test/parts_random/beak": 33.0}
-    assert parts_table(runs, CONF, "birds_2st").splitlines() == [
+        run["metrics"] |= {"test/box_1": 40.0, "test/on_box_2": 90.0}
+    assert parts_table(runs, CONF, "birds_2st").splitlines()[2:] == [
         "| part | crop 1 | crop 2 | random crop |",
         "|---|---|---|---|",
         "| beak | 70 | 5 | 33 |",
+        "| *the box, of which the crop holds* | 40 | – | – |",
+        "| *the crop, of which is box* | – | 90 | – |",
     ]
+    runs[0]["recipe"] = "birds_differences"
+    runs[0]["config"]["recipe"]["theta_step"] = 0.15
+    tables = parts_table(runs, CONF, "birds_2st").split("\n\n")
+    assert [text.split(",")[0] for text in tables[::2]] == ["birds_differences", "birds_fast"]
+    assert "| beak | 60 | 5 | 33 |" in tables[1]
     assert parts_table(runs, CONF, "birds_4st") == "not run"
+
+
+def test_the_table_of_slopes_has_a_row_for_each_distance():
+    row = {"distance": 0.1, "pixels": 22, "gradient": 131.0, "slope": 3.2, "correlation": 0.17, "same sign": 0.57}
+    assert slopes_table([{"label": "x", "rows": [row]}]).splitlines()[2:] == ["| `x` | 22 | 3.2 | 131.0 | 0.17 | 57 % |"]
+    assert slopes_table([]) == "not run"
+
+
+def test_gradient_and_slopes_of_a_parabola_are_the_same_at_any_distance():
+    theta = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
+    weights = torch.tensor([1.0, 3.0])
+    found = slopes.gradient_and_slopes(lambda t: (weights * t.square()).sum(dim=1), theta, (0.1, 1.0))
+    for values in found:
+        torch.testing.assert_close(values, 2 * weights * theta)
 
 
 def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):

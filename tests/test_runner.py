@@ -6,6 +6,7 @@ import os
 import time
 
 import pytest
+import slopes
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -280,5 +281,11 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
     assert (tmp_path / "run" / "crops" / "parts.csv").is_file() is (transformers > 0)
     with Image.open(tmp_path / "run" / "crops" / "contact_sheet.jpg") as sheet:
         assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
+    if transformers:
+        measured = slopes.measure(tmp_path / "run", samples=2, data_root=None)
+        assert [row["pixels"] for row in measured["rows"]] == ([2, 11, 28] if experiment == "birds_2st" else [4, 22, 56])
+    else:
+        with pytest.raises(UsageError, match="without parallel transformers"):
+            slopes.measure(tmp_path / "run", samples=2, data_root=None)
     wrong = (tmp_path / "run" / "crops" / "mistakes.csv").read_text()
     assert "Kind a Wren" in wrong

@@ -172,8 +172,7 @@ def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     for record in records:
         if is_standard(record, conf):
             config = record["config"]
-            species = "all species" if config["data"]["species"] is None else f"species {config['data']['species']}"
-            row = (config["model"]["backbone"], record["recipe"], record["steps"], species, record["samples"]["train"])
+            row = (config["model"]["backbone"], record["recipe"], record["steps"], _species(record), record["samples"]["train"])
             accuracies[record["experiment"]][row].append(record["metrics"]["test/accuracy"])
     experiments = {name: experiment for experiment, name in BIRDS.items()}
     lines = ["| network | backbone; recipe, steps; data | accuracy |", "|---|---|---|"]
@@ -188,24 +187,58 @@ def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
 
 
 def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> str:
-    """How often each part of a bird is in each crop, mean over the seeds of an experiment's standard runs, as Markdown."""
-    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """How often each part of a bird is in each crop, and how crops lie on the bird's box, as Markdown.
+
+    Means over the seeds of an experiment's standard runs, a table for each recipe.
+    """
+    runs: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
         if record["experiment"] == experiment and is_standard(record, conf):
-            for name, value in record["metrics"].items():
-                if name.startswith("test/parts_"):
-                    who, part = name.removeprefix("test/parts_").split("/")
-                    figures[part][who].append(value)
-    if not figures:
-        return NOT_RUN
+            runs[record["recipe"], record["steps"], _species(record)].append(record["metrics"])
+    tables = [
+        f"{recipe}, {steps:,} steps; {species}:\n\n{_parts_of(metrics)}"
+        for (recipe, steps, species), metrics in sorted(runs.items())
+    ]
+    return "\n\n".join(tables) or NOT_RUN
+
+
+def _parts_of(runs: list[dict[str, float]]) -> str:
+    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for metrics in runs:
+        for name, value in metrics.items():
+            if name.startswith("test/parts_"):
+                who, part = name.removeprefix("test/parts_").split("/")
+                figures[part][who].append(value)
+        for title, prefix in (
+            ("*the box, of which the crop holds*", "test/box_"),
+            ("*the crop, of which is box*", "test/on_box_"),
+        ):
+            for name, value in metrics.items():
+                if name.startswith(prefix):
+                    figures[title][name.removeprefix(prefix)].append(value)
     columns = sorted({who for values in figures.values() for who in values}, key=lambda who: (not who.isdigit(), who))
     heads = [f"crop {who}" if who.isdigit() else f"{who} crop" for who in columns]
     lines = ["| part | " + " | ".join(heads) + " |", "|---|" + "---|" * len(columns)]
     lines += [
-        f"| {part} | " + " | ".join(f"{statistics.fmean(values[who]):.0f}" for who in columns) + " |"
+        f"| {part} | " + " | ".join(f"{statistics.fmean(values[who]):.0f}" if who in values else "–" for who in columns) + " |"
         for part, values in figures.items()
     ]
     return "\n".join(lines)
+
+
+def slopes_table(records: Iterable[dict[str, Any]]) -> str:
+    """Gradients of theta beside slopes of the loss, of records of ``scripts/slopes.py``, as Markdown."""
+    lines = [
+        "| run | moved by, px | the loss's slope, spread | the gradient, spread | correlation | same sign |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in sorted(records, key=lambda record: record["label"]):
+        for row in record["rows"]:
+            lines.append(
+                f"| `{record['label']}` | {row['pixels']} | {row['slope']:.1f} | {row['gradient']:.1f} | "
+                f"{row['correlation']:.2f} | {100 * row['same sign']:.0f} % |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
 
 
 def _error_table(
@@ -236,6 +269,11 @@ def _error_table(
         if not rows and name in networks:
             lines.append("| | ours | " + " | ".join([NOT_RUN] * len(columns)) + " |")
     return "\n".join(lines)
+
+
+def _species(record: dict[str, Any]) -> str:
+    species = record["config"]["data"]["species"]
+    return "all species" if species is None else f"species {species}"
 
 
 def _images(record: dict[str, Any]) -> str:
