@@ -117,6 +117,12 @@ def check(config: DictConfig) -> None:
         value = OmegaConf.select(config, path)
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"{path}={value} is not a number of steps, given {_origin(config, path)}. Way out: 1 or more.")
+    for name in ("frozen_steps", "theta_step"):
+        if config.recipe.get(name) and name not in config.task:
+            raise UsageError(
+                f"recipe.{name} is of the birds' networks, and nothing here would heed it, given "
+                f"{_origin(config, f'recipe.{name}')}. Way out: leave it out, or experiment=birds_2st, say."
+            )
     _check_transform(config)
 
 
