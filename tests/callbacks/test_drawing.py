@@ -52,8 +52,8 @@ def test_transformers_in_a_row_read_by_the_product_of_their_matrices():
 def test_parallel_transformers_read_what_each_gives():
     torch.manual_seed(0)
     transform = Attention(0.5)
-    localisation = FcLocalisation((1, 20, 20), transform, start=torch.tensor([[-0.5, 0.0], [0.5, 0.2]]))
-    transformer = SpatialTransformer(localisation, transform, (10, 10), parallel=2)
+    localisation = FcLocalisation((1, 20, 20), transform, start=torch.tensor([[-0.7, 0.0], [0.5, 0.2]]))  # one beyond the edge
+    transformer = SpatialTransformer(localisation, transform, (10, 10), fill=0.5, parallel=2)
     x = torch.rand(3, 1, 20, 20)
     readings, crops = Reading.of(nn.Sequential(transformer), x)
     for k, reading in enumerate(readings):

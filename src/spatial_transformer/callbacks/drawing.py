@@ -28,10 +28,17 @@ class Reading:
         transforms: of the transformers, from the input on.
         thetas: theta of each, ``(B, n_params)``.
         size: height and width of the crops that are shown.
+        fill: what is read outside of the image.
     """
 
-    def __init__(self, transforms: Sequence[Transform], thetas: Sequence[Tensor], size: Sequence[int]) -> None:
-        self.transforms, self.thetas, self.size = list(transforms), list(thetas), tuple(size)
+    def __init__(
+        self,
+        transforms: Sequence[Transform],
+        thetas: Sequence[Tensor],
+        size: Sequence[int],
+        fill: float | Sequence[float] = 0.0,
+    ) -> None:
+        self.transforms, self.thetas, self.size, self.fill = list(transforms), list(thetas), tuple(size), fill
 
     @classmethod
     def of(cls, network: nn.Module, images: Tensor) -> tuple[list[Reading], Tensor]:
@@ -51,8 +58,8 @@ class Reading:
         size = first.output_size or images.shape[2:]  # deeper ones give smaller maps of the same region
         if first.parallel > 1:
             parts = thetas[0].chunk(first.parallel, dim=1)
-            return [cls([first.transform], [theta], size) for theta in parts], output
-        return [cls([t.transform for t in transformers], thetas, size)], output
+            return [cls([first.transform], [theta], size, first.fill) for theta in parts], output
+        return [cls([t.transform for t in transformers], thetas, size, first.fill)], output
 
     def apart(self) -> list[Reading]:
         """Each transformer by itself, as if it read the input of the first."""
@@ -67,7 +74,7 @@ class Reading:
     def crop(self, n: int, image: Tensor) -> Tensor:
         """What is read of the input ``(C, H, W)`` of sample ``n``: ``(C, *size)``."""
         points = pixel_centres(self.size, torch.float32).T.to(image.device)
-        return sample(image[None], self.at(n, points).view(1, *self.size, 2))[0]
+        return sample(image[None], self.at(n, points).view(1, *self.size, 2), fill=self.fill)[0]
 
     def lines(self, n: int) -> list[Tensor]:
         """The region of sample ``n`` that is read, as lines of ``(N, 2)`` points, (x, y) in [-1, 1].
