@@ -229,13 +229,13 @@ def _parts_of(runs: list[dict[str, float]]) -> str:
 def slopes_table(records: Iterable[dict[str, Any]]) -> str:
     """Gradients of theta beside slopes of the loss, of records of ``scripts/slopes.py``, as Markdown."""
     lines = [
-        "| run | moved by, px | the loss's slope, spread | the gradient, spread | correlation | same sign |",
-        "|---|---|---|---|---|---|",
+        "| run | test images | moved by, px | the loss's slope, spread | the gradient, spread | correlation | same sign |",
+        "|---|---|---|---|---|---|---|",
     ]
     for record in sorted(records, key=lambda record: record["label"]):
         for row in record["rows"]:
             lines.append(
-                f"| `{record['label']}` | {row['pixels']} | {row['slope']:.1f} | {row['gradient']:.1f} | "
+                f"| `{record['label']}` | {record['samples']} | {row['pixels']} | {row['slope']:.1f} | {row['gradient']:.1f} | "
                 f"{row['correlation']:.2f} | {100 * row['same sign']:.0f} % |"
             )
     return "\n".join(lines) if len(lines) > 2 else NOT_RUN
