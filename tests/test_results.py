@@ -138,7 +138,9 @@ def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
 
 def test_the_table_of_slopes_has_a_row_for_each_distance():
     row = {"distance": 0.1, "pixels": 22, "gradient": 131.0, "slope": 3.2, "correlation": 0.17, "same sign": 0.57}
-    assert slopes_table([{"label": "x", "samples": 40, "rows": [row]}]).splitlines()[2:] == ["| `x` | 40 | 22 | 3.2 | 131.0 | 0.17 | 57 % |"]
+    assert slopes_table([{"label": "x", "samples": 40, "rows": [row]}]).splitlines()[2:] == [
+        "| `x` | 40 | 22 | 3.2 | 131.0 | 0.17 | 57 % |"
+    ]
     assert slopes_table([]) == "not run"
 
 
