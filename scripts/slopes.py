@@ -105,13 +105,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--samples", type=int, default=100, help="test samples, evenly spread (100)")
     parser.add_argument("--data-root", help="where the images are, if not where the run found them")
-    parser.add_argument("--into", type=Path, default=RESULTS, help="folder of the record (results/slopes)")
     options = parser.parse_args()
     try:
         record = measure(options.run, options.samples, options.data_root)
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None
-    path = options.into / f"{record['label']}.json"
+    path = RESULTS / f"{record['label']}.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{path}; `make tables` shows it")

@@ -166,7 +166,7 @@ def picture_of(trainer: Any, pl_module: Any, split: str, index: Tensor, title: s
         zoom: screen pixels to a pixel.
     """
     data = trainer.datamodule
-    modes = [(module, module.training) for module in pl_module.modules()]
+    was_training = pl_module.training
     pl_module.eval()
     columns: list[list[Image.Image]] = []
     captions: list[str] = []
@@ -179,8 +179,7 @@ def picture_of(trainer: Any, pl_module: Any, split: str, index: Tensor, title: s
             prediction + ("" if truth == prediction else f" (is {truth})")
             for truth, prediction in zip(truths, predictions, strict=True)
         ]
-    for module, training in modes:
-        module.training = training
+    pl_module.train(was_training)
     if readings and len(readings[0].apart()) > 1:
         title += f"; below, each transformer by itself: {', '.join(COLOURS)}"
     return strip(columns, captions, title)
