@@ -18,6 +18,8 @@ from spatial_transformer.files import replacing
 from spatial_transformer.paper import BIRDS
 from spatial_transformer.results import (
     add_record,
+    addition_poses,
+    addition_table,
     birds_table,
     mnist_table,
     parts_table,
@@ -37,18 +39,20 @@ BENCHMARKS, MNIST, RECIPES, SLOPES = (RESULTS / name for name in ("benchmarks", 
 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
-    svhn, birds = _records_of("svhn"), _records_of("birds")
+    svhn, birds, addition = _records_of("svhn"), _records_of("birds"), read_records(RESULTS / "mnist_addition")
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
     slopes = [json.loads(path.read_text()) for path in sorted(SLOPES.glob("*.json"))]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
         "README.md": {
             "mnist": mnist_table(read_records(MNIST), CONF),
+            "addition": addition_table(addition, CONF),
             "svhn": svhn_table(svhn, CONF),
             "birds": birds_table(birds, CONF),
             "networks": speed["networks"],
         },
         "docs/svhn.md": {"svhn": svhn_table(svhn, CONF), "svhn windows": svhn_windows(svhn, CONF)},
+        "docs/addition.md": {"addition": addition_table(addition, CONF), "poses": addition_poses(addition, CONF)},
         "docs/birds.md": {"birds": birds_table(birds, CONF), "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},

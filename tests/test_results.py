@@ -17,6 +17,8 @@ from spatial_transformer import paper
 from spatial_transformer.errors import UsageError
 from spatial_transformer.results import (
     add_record,
+    addition_poses,
+    addition_table,
     birds_table,
     cell,
     interval,
@@ -89,6 +91,35 @@ def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
     assert "; 1,824 images | not run | 40.00 (1) |\n" in table
     assert "| **ST-CNN Single** | *paper, 400k* | *3.7* | *3.9* |\n| | ours | not run | not run |\n" in table
     assert "99." not in table
+
+
+def test_the_tables_of_addition_have_errors_and_poses(record):
+    def run(error, *more):
+        return record(error, *more, experiment="mnist_addition")
+
+    both = run(8.0), run(9.0, "seed=2")
+    for n, made in enumerate(both):
+        made["metrics"] |= {"test/pose_input_1": 8.0, "test/pose_input_2": 8.0}
+        for k in (1, 2):
+            made["metrics"] |= {
+                f"test/pose_{k}_1": 2.0 + n,
+                f"test/pose_{k}_2": 6.0,
+                f"test/resolves_first_{k}": 100.0 - 80 * (k == 2),
+            }
+    runs = [*both, run(40.0, "model=addition_fcn"), run(9.99, "data.fresh=false")]
+    table = addition_table(runs, CONF)
+    assert "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 15,000 | 8.50 ± 6.35 (2) |\n" in table
+    assert (
+        "| **FCN** | *paper* | *47.7* |\n| | fast, 15,000 | 40.00 (1) |\n| **CNN** | *paper* | *14.7* |\n| | ours | not run |"
+        in table
+    )
+    assert "9.99" not in table
+    assert addition_poses(runs, CONF).splitlines()[2:] == [
+        "| 2 × ST-FCN affine | fast, 15,000 | nothing: the image | 8.0 | 8.0 | – |",
+        "| 2 × ST-FCN affine | fast, 15,000 | transformer 1 | 2.5 | 6.0 | 100 |",
+        "| 2 × ST-FCN affine | fast, 15,000 | transformer 2 | 2.5 | 6.0 | 20 |",
+    ]
+    assert addition_poses(runs[2:3], CONF) == "not run"
 
 
 def test_the_window_of_several_transformers_is_their_product(record):

@@ -14,7 +14,7 @@ from tiny_birds import Bird, write_birds
 
 from spatial_transformer.data.svhn_synthetic import make as make_numbers
 from spatial_transformer.errors import UsageError
-from spatial_transformer.paper import NETWORKS
+from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
 from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.runner import evaluate, run
 
@@ -249,6 +249,19 @@ def test_a_run_without_any_logger_works(short):
 def test_figures_of_theta_are_of_the_validation_samples_whatever_else_is_drawn(short):
     with_pictures, without = (run(short(*more))["metrics"] for more in ((), ("~callbacks.crops",)))
     assert with_pictures["theta/std_2"] == without["theta/std_2"] > 0
+
+
+@pytest.mark.parametrize(("model", "transform"), ADDITION_NETWORKS.values())
+def test_sums_are_trained_on_and_evaluated_alike(short, tmp_path, model, transform):
+    chosen = [] if transform == "none" else [f"transform={transform}"]
+    metrics = run(short("experiment=mnist_addition", f"model={model}", *chosen))["metrics"]
+    assert evaluate(evaluation(tmp_path / "run"))["test/error"] == metrics["test/error"]
+    transformers = {"addition_st_fcn": 1, "addition_2st_fcn": 2}.get(model, 0)
+    for k in (1, 2):
+        assert (f"test/pose_{k}_1" in metrics) is (f"test/resolves_first_{k}" in metrics) is (k <= transformers)
+    if transformers:
+        assert metrics["test/pose_input_1"] > 3
+        assert (tmp_path / "run" / "crops" / "mean_images_0000002.png").is_file()
 
 
 @pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])

@@ -29,6 +29,30 @@ TABLE_1 = {
 CLUTTERED = {"FCN": 13.2, "CNN": 3.5, "ST-FCN affine": 2.0, "ST-CNN affine": 1.7}
 """Section 4.1: error on translated and cluttered MNIST in percent."""
 
+ADDITION_NETWORKS = {
+    "FCN": ("addition_fcn", "none"),
+    "CNN": ("addition_cnn", "none"),
+    "ST-FCN affine": ("addition_st_fcn", "affine"),
+    "ST-FCN projective": ("addition_st_fcn", "projective"),
+    "ST-FCN TPS": ("addition_st_fcn", "tps"),
+    "2 × ST-FCN affine": ("addition_2st_fcn", "affine"),
+    "2 × ST-FCN projective": ("addition_2st_fcn", "projective"),
+    "2 × ST-FCN TPS": ("addition_2st_fcn", "tps"),
+}
+"""Rows of appendix A.1, and their model and transform."""
+
+ADDITION = {
+    "FCN": 47.7,
+    "CNN": 14.7,
+    "ST-FCN affine": 22.6,
+    "ST-FCN projective": 18.5,
+    "ST-FCN TPS": 19.1,
+    "2 × ST-FCN affine": 9.0,
+    "2 × ST-FCN projective": 5.9,
+    "2 × ST-FCN TPS": 5.8,
+}
+"""Appendix A.1: error on MNIST addition in percent."""
+
 SVHN_NETWORKS = {
     "CNN": ("svhn_cnn", "none"),
     "ST-CNN Single": ("svhn_st_single", "affine"),

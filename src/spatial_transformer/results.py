@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from .config import composed
 from .errors import UsageError
 from .files import replacing
-from .paper import BIRDS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1, TABLE_2, TABLE_3
+from .paper import ADDITION, ADDITION_NETWORKS, BIRDS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1, TABLE_2, TABLE_3
 
 NOT_RUN = "not run"
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
@@ -130,7 +130,7 @@ def mnist_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """
     errors = {name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})} for name in NETWORKS}
     columns = {name: name.upper() for name in ("r", "rts", "p", "e", "tc")}
-    return _error_table(records, conf, "distortion", columns, NETWORKS, errors, "150k")
+    return _error_table(records, conf, "distortion", columns, NETWORKS, errors, "paper, 150k")
 
 
 def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -138,7 +138,45 @@ def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
 
     Args: as for :func:`mnist_table`.
     """
-    return _error_table(records, conf, "size", {64: "64 px", 128: "128 px"}, SVHN_NETWORKS, TABLE_2, "400k")
+    return _error_table(records, conf, "size", {64: "64 px", 128: "128 px"}, SVHN_NETWORKS, TABLE_2, "paper, 400k")
+
+
+def addition_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """The row of appendix A.1 as Markdown, likewise.
+
+    Args: as for :func:`mnist_table`.
+    """
+    errors = {name: {None: error} for name, error in ADDITION.items()}
+    return _error_table(records, conf, None, {None: "error"}, ADDITION_NETWORKS, errors, "paper")
+
+
+def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """How far each digit lies from its usual pose in the output of each transformer, as Markdown; means over the seeds."""
+    figures: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if is_standard(record, conf):
+            for name, value in record["metrics"].items():
+                if name.startswith(("test/pose_", "test/resolves_first_")):
+                    key = (record["model"], record["transform"], record["recipe"], record["steps"])
+                    figures[key][name.removeprefix("test/")].append(value)
+    rows = {options: name for name, options in ADDITION_NETWORKS.items()}
+    lines = [
+        "| network | recipe, steps | read by | first digit, px | second digit, px | first is nearer, % of samples |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (model, transform, recipe, steps), values in sorted(figures.items()):
+        means = {name: statistics.fmean(each) for name, each in values.items()}
+        readers = sorted(
+            {name.split("_")[1] for name in means if name.startswith("pose_")}, key=lambda who: (who.isdigit(), who)
+        )
+        for who in readers:
+            nearer = f"{means[f'resolves_first_{who}']:.0f}" if who.isdigit() else "–"
+            reader = f"transformer {who}" if who.isdigit() else "nothing: the image"
+            lines.append(
+                f"| {rows[model, transform]} | {recipe}, {steps:,} | {reader} | {means[f'pose_{who}_1']:.1f} | "
+                f"{means[f'pose_{who}_2']:.1f} | {nearer} |"
+            )
+    return "\n".join(lines) if figures else NOT_RUN
 
 
 def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -244,23 +282,21 @@ def slopes_table(records: Iterable[dict[str, Any]]) -> str:
 def _error_table(
     records: Iterable[dict[str, Any]],
     conf: Path,
-    setting: str,
+    setting: str | None,
     columns: Mapping[Any, str],
     networks: Mapping[str, tuple[str, str]],
     paper: Mapping[str, Mapping[Any, float]],
-    paper_steps: str,
+    paper_row: str,
 ) -> str:
-    """Errors of ``networks`` under the paper's: a column for each value of ``setting`` of the data."""
+    """Errors of ``networks`` under the paper's: a column for each value of ``setting`` of the data, or for all."""
     errors: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
         if is_standard(record, conf):
             row = (record["model"], record["transform"], record["recipe"], record["steps"], _images(record))
-            errors[(*row, record["config"]["data"][setting])].append(record["metrics"]["test/error"])
+            errors[(*row, record["config"]["data"][setting] if setting else None)].append(record["metrics"]["test/error"])
     lines = ["| network | recipe, steps | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
     for name, of_paper in paper.items():
-        lines.append(
-            f"| **{name}** | *paper, {paper_steps}* | " + " | ".join(f"*{of_paper.get(c, '–')}*" for c in columns) + " |"
-        )
+        lines.append(f"| **{name}** | *{paper_row}* | " + " | ".join(f"*{of_paper.get(c, '–')}*" for c in columns) + " |")
         rows = sorted({key[:-1] for key in errors if key[:2] == networks.get(name)})
         for row in rows:
             recipe, steps, images = row[2:]
@@ -278,7 +314,7 @@ def _species(record: dict[str, Any]) -> str:
 
 def _images(record: dict[str, Any]) -> str:
     """A remark where a data set may be there in part: on how many images a run was trained."""
-    return "" if record["model"] in dict(NETWORKS.values()) else f"; {record['samples']['train']:,} images"
+    return f"; {record['samples']['train']:,} images" if record["model"] in dict(SVHN_NETWORKS.values()) else ""
 
 
 def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:

@@ -72,7 +72,11 @@ class CropPictures(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         pictures = {"crops": self._crops(trainer, pl_module)}
-        seen = {name: means.images(self.zoom) for name, means in self._means.items() if means.seen}
+        seen = {
+            name: [to_image(mean / mean.max().clamp(min=1e-6), self.zoom) for mean in trainer.datamodule.shown(means.images())]
+            for name, means in self._means.items()
+            if means.seen
+        }
         if seen:
             digits = [str(n) for n in range(trainer.datamodule.classes)]
             title = f"mean of each class, {' and '.join(seen)}, step {trainer.global_step:,}"
@@ -223,8 +227,8 @@ class ClassMeans:
         self.sums.index_add_(0, labels, images)
         self.counts += torch.bincount(labels, minlength=self.classes)
 
-    def images(self, zoom: float) -> list[Image.Image]:
+    def images(self) -> Tensor:
+        """``(classes, C, H, W)``."""
         assert self.sums is not None
         assert self.counts is not None
-        means = self.sums / self.counts.clamp(min=1).view(-1, 1, 1, 1)
-        return [to_image(mean / mean.max().clamp(min=1e-6), zoom) for mean in means]
+        return self.sums / self.counts.clamp(min=1).view(-1, 1, 1, 1)

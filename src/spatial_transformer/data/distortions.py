@@ -47,12 +47,16 @@ def _read(images: Tensor, points: Tensor, canvas: int) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _similarity(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, canvas: int) -> Tensor:
-    """Turns by ``angle`` (degrees), scales, then shifts by ``shift`` (pixels, (B, 2)) on the canvas."""
+def _similarity(angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Turns by ``angle`` (degrees), scales, then shifts by ``shift`` (pixels, (B, 2)): the way back, ``(B, 2, 3)``."""
     angle = angle * (math.pi / 180)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     x, y = shift.unbind(1)
-    back = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1)
+    return torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1).view(-1, 2, 3)
+
+
+def _warp(images: Tensor, back: Tensor, canvas: int) -> Tensor:
+    """Reads images for each pixel of a canvas where ``back``, ``(B, 2, 3)``, says."""
     points = back.view(-1, 3) @ _homogeneous(_canvas_points(canvas, images.device))
     return _read(images, points.unflatten(0, (-1, 2)), canvas)
 
@@ -60,7 +64,7 @@ def _similarity(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, can
 def rotate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
     """R: turned by an angle uniform in +-90 degrees."""
     angle = _between(uniform(keys, 1)[:, 0], -90, 90)
-    return _similarity(images, angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2), canvas)
+    return _warp(images, _similarity(angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2)), canvas)
 
 
 def rotate_scale_translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
@@ -69,11 +73,16 @@ def rotate_scale_translate(images: Tensor, keys: Tensor, canvas: int, pool: Tens
     The location is uniform over those where the scaled image, before its turn, lies inside the canvas. That keeps the
     20 x 20 pixels of the digit whole. The paper leaves it open.
     """
+    return _warp(images, rts_pose(keys, canvas), canvas)
+
+
+def rts_pose(keys: Tensor, canvas: int) -> Tensor:
+    """Where RTS has put each digit: ``(B, 2, 3)``, from pixels of the canvas to pixels of the digit, both from the centre."""
     unit = uniform(keys, 4)
     scale = _between(unit[:, 1], 0.7, 1.2)
     room = (canvas - DIGIT * scale) / 2
     shift = _between(unit[:, 2:], -1, 1) * room[:, None]
-    return _similarity(images, _between(unit[:, 0], -45, 45), scale, shift, canvas)
+    return _similarity(_between(unit[:, 0], -45, 45), scale, shift)
 
 
 def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:

@@ -99,13 +99,19 @@ class MnistData(BatchedData):
             index: ``(B,)`` positions in the split.
             epoch: of the training split; the others do not change.
         """
+        images = self._distorted(split, index, self._keys(split, index, epoch))
+        return images, self._labels[split][index]
+
+    def _keys(self, split: str, index: Tensor, epoch: int = 0, stream: int = 0) -> Tensor:
+        """What the random numbers of samples are made of; each ``stream`` gives others."""
+        if split == "train":
+            return sample_keys(self.seed ^ stream, epoch if self.fresh else 0, index)
+        return sample_keys(_FIXED_SEEDS[split] ^ stream, 0, index)
+
+    def _distorted(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
+        """The digits at ``index``, distorted as ``keys`` say: ``(B, 1, canvas, canvas)``."""
         for tensors in (self._images, self._labels):
             for name in {split, "train"}:
                 tensors[name] = tensors[name].to(index.device)
-        if split == "train":
-            keys = sample_keys(self.seed, epoch if self.fresh else 0, index)
-        else:
-            keys = sample_keys(_FIXED_SEEDS[split], 0, index)
         digits = self._images[split][index].unsqueeze(1).float() / 255
-        images = self.distortion.apply(digits, keys, self.input_size, self._images["train"])
-        return images, self._labels[split][index]
+        return self.distortion.apply(digits, keys, self.input_size, self._images["train"])

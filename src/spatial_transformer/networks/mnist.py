@@ -38,7 +38,7 @@ class MnistNetwork(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, 1, H, W)`` images in [0, 1] -> ``(B, classes)`` logits."""
+        """``(B, C, H, W)`` images in [0, 1] -> ``(B, classes)`` logits."""
         if self.transformer is not None:
             x = self.transformer(x)
         if self.pool > 1:
@@ -56,7 +56,7 @@ def fcn(size: int, width: int | None = None, dropout: float = 0.0, classes: int 
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _at_width(width, budget, lambda units: MnistNetwork(_fcn_layers(size, units, dropout, classes)))
+    return at_width(width, budget, lambda units: MnistNetwork(fcn_layers(size, units, dropout, classes)))
 
 
 def cnn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
@@ -69,7 +69,7 @@ def cnn(size: int, width: int | None = None, dropout: float = 0.0, classes: int 
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _at_width(width, budget, lambda filters: MnistNetwork(_cnn_layers(size, filters, dropout, classes)))
+    return at_width(width, budget, lambda filters: MnistNetwork(cnn_layers(size, filters, dropout, classes)))
 
 
 def st_fcn(
@@ -93,7 +93,7 @@ def st_fcn(
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _behind_transformer(FcLocalisation, _fcn_layers, size, transform, width, pool, dropout, classes, budget)
+    return _behind_transformer(FcLocalisation, fcn_layers, size, transform, width, pool, dropout, classes, budget)
 
 
 def st_cnn(
@@ -109,7 +109,7 @@ def st_cnn(
 
     Args: as for :func:`st_fcn`; ``width`` is the number of filters of both convolutions of the CNN.
     """
-    return _behind_transformer(ConvLocalisation, _cnn_layers, size, transform, width, pool, dropout, classes, budget)
+    return _behind_transformer(ConvLocalisation, cnn_layers, size, transform, width, pool, dropout, classes, budget)
 
 
 def _behind_transformer(
@@ -132,13 +132,14 @@ def _behind_transformer(
         transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
         return MnistNetwork(layers(size // pool, width, dropout, classes), transformer, pool)
 
-    return _at_width(width, budget, build)
+    return at_width(width, budget, build)
 
 
-def _fcn_layers(size: int, units: int, dropout: float, classes: int) -> nn.Sequential:
+def fcn_layers(size: int, units: int, dropout: float, classes: int, channels: int = 1) -> nn.Sequential:
+    """The classifier of FCN, for images of ``channels`` and ``size`` pixels."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(size * size, units),
+        nn.Linear(channels * size * size, units),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.Linear(units, units),
@@ -148,7 +149,12 @@ def _fcn_layers(size: int, units: int, dropout: float, classes: int) -> nn.Seque
     )
 
 
-def _cnn_layers(size: int, filters: int, dropout: float, classes: int) -> nn.Sequential:
+def cnn_layers(size: int, filters: int, dropout: float, classes: int, channels: int = 1) -> nn.Sequential:
+    """The classifier of CNN, likewise.
+
+    Raises:
+        ValueError: images below 21 x 21 px.
+    """
     # Pooling rounds up where rounding down would drop a column of the first map, or all of the second: RTS behind a
     # transformer, pooled to 21 px, leaves maps of 13 and 1.
     first = size - 8
@@ -157,7 +163,7 @@ def _cnn_layers(size: int, filters: int, dropout: float, classes: int) -> nn.Seq
     if second < 1:
         raise ValueError(f"the CNN of A.4 (convolutions 9x9 and 7x7) needs images of at least 21 x 21 px, got {size}")
     return nn.Sequential(
-        OneChannelConv2d(filters, 9),
+        OneChannelConv2d(filters, 9) if channels == 1 else nn.Conv2d(channels, filters, 9),
         nn.ReLU(),
         nn.MaxPool2d(2, ceil_mode=first % 2 == 1),
         nn.Conv2d(filters, filters, 7),
@@ -169,7 +175,7 @@ def _cnn_layers(size: int, filters: int, dropout: float, classes: int) -> nn.Seq
     )
 
 
-def _at_width(width: int | None, budget: int, build: Callable[[int], MnistNetwork]) -> MnistNetwork:
+def at_width(width: int | None, budget: int, build: Callable[[int], MnistNetwork]) -> MnistNetwork:
     """Builds at ``width``, or at the largest width that the budget allows; a thousandth over it counts as on it."""
     if width is None:
         budget = budget * 1001 // 1000

@@ -3,7 +3,7 @@
 Nothing here knows the rest of the project; the folder can be lifted out and used alone.
 """
 
-from .localisation import ConvLocalisation, FcLocalisation, Regression
+from .localisation import ConvLocalisation, FcLocalisation, JoinedLocalisation, Regression
 from .sampler import sample
 from .spatial_transformer import SpatialTransformer, localisation_networks
 from .transforms import Affine, Affine3d, Attention, Projective, ThinPlateSpline, Transform, pixel_centres
@@ -14,6 +14,7 @@ __all__ = [
     "Attention",
     "ConvLocalisation",
     "FcLocalisation",
+    "JoinedLocalisation",
     "Projective",
     "Regression",
     "SpatialTransformer",

@@ -5,7 +5,7 @@ Any module that maps ``(B, C, H, W)`` to ``(B, n_params)`` will do, as long as i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,21 @@ class FcLocalisation(nn.Sequential):
             layers += [nn.Linear(width, units), nn.ReLU()]
             width = units
         super().__init__(*layers, Regression(width, transform, start))
+
+
+class JoinedLocalisation(nn.Module):
+    """Localisation networks of parallel transformers, each with weights of its own.
+
+    Args:
+        networks: each from ``(B, C, H, W)`` to its transformer's ``(B, n_params)``; together ``(B, n n_params)``.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([network(x) for network in self.networks], dim=1)
 
 
 class ConvLocalisation(nn.Sequential):

@@ -16,7 +16,7 @@ class SpatialTransformer(nn.Module):
 
     Put several in a row, or at any depth of a network, as any other layer. For several **in parallel** on one input, set
     ``parallel`` and let the localisation network regress that many thetas at once (one shared network, as for birds in
-    A.6, or a module that joins the thetas of several networks).
+    A.6, or several in a :class:`~spatial_transformer.transformer.JoinedLocalisation`).
 
     Args:
         localisation: module from ``(B, C, H, W)`` to ``(B, parallel * n_params)``, ending in a

@@ -1,0 +1,67 @@
+"""The networks of MNIST addition (appendix A.1 of the paper): FCN, CNN, ST-FCN and 2 x ST-FCN on images of two channels.
+
+Layers, localisation networks, pooling and the budget are those of Table 1 (:mod:`.mnist`). Each transformer reads both channels
+and warps both; two of them, in parallel, give four channels to the classifier.
+"""
+
+from __future__ import annotations
+
+from ..transformer import FcLocalisation, JoinedLocalisation, SpatialTransformer, Transform
+from .mnist import BUDGET, MnistNetwork, at_width, cnn_layers, fcn_layers
+
+CHANNELS = 2
+"""One for each digit."""
+
+
+def fcn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 19, budget: int = BUDGET) -> MnistNetwork:
+    """FCN on two channels.
+
+    Args: as for :func:`.mnist.fcn`.
+    """
+    return at_width(width, budget, lambda units: MnistNetwork(fcn_layers(size, units, dropout, classes, CHANNELS)))
+
+
+def cnn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 19, budget: int = BUDGET) -> MnistNetwork:
+    """CNN on two channels.
+
+    Args: as for :func:`.mnist.cnn`.
+    """
+    return at_width(width, budget, lambda filters: MnistNetwork(cnn_layers(size, filters, dropout, classes, CHANNELS)))
+
+
+def st_fcn(
+    size: int,
+    transform: Transform,
+    transformers: int = 1,
+    width: int | None = None,
+    pool: int = 2,
+    dropout: float = 0.0,
+    classes: int = 19,
+    budget: int = BUDGET,
+) -> MnistNetwork:
+    """ST-FCN, or n x ST-FCN: transformers in parallel on the input, each with a localisation network of its own, then FCN.
+
+    Args:
+        size: height and width of the image in pixels; each transformer's output has the same.
+        transform: the family of transformations.
+        transformers: how many, 1 or 2 in the paper.
+        width: units of both hidden layers of the FCN; None solves it from the budget.
+        pool: average pooling after the transformers; by 2, as for RTS in Table 1 (ours: A.1 does not say).
+        dropout, classes, budget: as for :func:`.mnist.fcn`.
+
+    Raises:
+        ValueError: no transformer, a pooling larger than the image, or no width within the budget.
+    """
+    if transformers < 1:
+        raise ValueError(f"transformers must be at least 1, got {transformers}")
+    if not 1 <= pool <= size:
+        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
+
+    def build(width: int) -> MnistNetwork:
+        shape = CHANNELS, size, size
+        localisation = JoinedLocalisation(FcLocalisation(shape, transform) for _ in range(transformers))
+        transformer = SpatialTransformer(localisation, transform, (size, size), parallel=transformers)
+        layers = fcn_layers(size // pool, width, dropout, classes, CHANNELS * transformers)
+        return MnistNetwork(layers, transformer, pool)
+
+    return at_width(width, budget, build)

@@ -1,0 +1,36 @@
+"""How far digits lie from their usual pose, against hand cases."""
+
+import torch
+
+from spatial_transformer.callbacks.poses import distances_to_usual_pose
+from spatial_transformer.data.distortions import rts_pose
+from spatial_transformer.data.keyed import sample_keys
+from spatial_transformer.transformer import Affine
+
+SIZE = 42
+
+
+def two_digits(n):
+    return torch.stack([rts_pose(sample_keys(seed, 0, torch.arange(n)), SIZE) for seed in (1, 2)], dim=1)
+
+
+def straightening(pose):
+    """The affine theta that gives each digit upright, 28 px as large as the output: (B, 6)."""
+    back = torch.linalg.inv(pose[:, :, :2])
+    matrix = back * (14 / (SIZE / 2))  # from the output's [-1, 1] to the digit's pixels, then to the image's [-1, 1]
+    return torch.cat([matrix, -(back @ pose[:, :, 2:]) / (SIZE / 2)], dim=2).flatten(1)
+
+
+def test_a_transformer_that_straightens_one_digit_has_it_in_one_pose():
+    poses = two_digits(200)
+    for channel in (0, 1):
+        distances = distances_to_usual_pose(Affine(), straightening(poses[:, channel]), poses, SIZE)
+        assert distances[:, channel].max() < 1e-3
+        assert distances[:, 1 - channel].median() > 3
+
+
+def test_a_digit_moved_by_three_pixels_is_three_pixels_from_its_usual_pose():
+    poses = torch.eye(2, 3).repeat(5, 1, 1, 1)
+    poses[2, 0, 0, 2] = 3.0
+    distances = distances_to_usual_pose(Affine(), Affine().identity().expand(5, -1), poses, SIZE)
+    assert distances[:, 0].tolist() == [0.0, 0.0, 3.0, 0.0, 0.0]
