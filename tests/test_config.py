@@ -17,6 +17,7 @@ CONF = REPOSITORY / "conf"
 OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
 
 WITH_EXPERIMENT = {
+    "mnist_addition": "mnist_addition",
     "svhn": "svhn_cnn",
     "svhn_part": "svhn_cnn",
     "cub": "birds_cnn",
@@ -129,7 +130,7 @@ def test_an_experiment_file_with_an_unknown_group_is_named(tmp_path):
 def test_help_lists_examples_experiments_and_groups():
     result = command("train.py", "--help")
     assert result.returncode == 0
-    for part in ("python train.py experiment=quickstart", "mnist, quickstart, svhn_cnn", "transform: affine", "data.root"):
+    for part in ("experiment=quickstart", "mnist, mnist_addition, quickstart, svhn_cnn", "transform: affine", "data.root"):
         assert part in result.stdout
 
 
