@@ -115,9 +115,13 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
     )
     assert "9.99" not in table
     assert addition_poses(runs, CONF).splitlines()[2:] == [
-        "| 2 × ST-FCN affine | fast, 15,000 | nothing: the image | 8.0 | 8.0 | – |",
-        "| 2 × ST-FCN affine | fast, 15,000 | transformer 1 | 2.5 | 6.0 | 100 |",
-        "| 2 × ST-FCN affine | fast, 15,000 | transformer 2 | 2.5 | 6.0 | 20 |",
+        f"| 2 × ST-FCN affine | fast, 15,000 | {seed} | {row}"
+        for seed in (1, 2)
+        for row in (
+            "nothing: the image | 8.0 | 8.0 | – |",
+            f"transformer 1 | {1 + seed}.0 | 6.0 | 100 |",
+            f"transformer 2 | {1 + seed}.0 | 6.0 | 20 |",
+        )
     ]
     assert addition_poses(runs[2:3], CONF) == "not run"
 

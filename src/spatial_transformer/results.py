@@ -151,32 +151,29 @@ def addition_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
 
 
 def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """How far each digit lies from its usual pose in the output of each transformer, as Markdown; means over the seeds."""
-    figures: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """How far each digit lies from its usual pose in the output of each transformer, as Markdown.
+
+    Rows for each run: which transformer takes which digit is chance, so a mean over the seeds would say nothing.
+    """
+    names = {options: name for name, options in ADDITION_NETWORKS.items()}
+    rows = []
     for record in records:
-        if is_standard(record, conf):
-            for name, value in record["metrics"].items():
-                if name.startswith(("test/pose_", "test/resolves_first_")):
-                    key = (record["model"], record["transform"], record["recipe"], record["steps"])
-                    figures[key][name.removeprefix("test/")].append(value)
-    rows = {options: name for name, options in ADDITION_NETWORKS.items()}
+        figures = record["metrics"]
+        if "test/pose_input_1" not in figures or not is_standard(record, conf):
+            continue
+        run = f"{names[record['model'], record['transform']]} | {record['recipe']}, {record['steps']:,} | {record['seed']}"
+        for who in ("input", "1", "2"):
+            if f"test/pose_{who}_1" in figures:
+                nearer = "–" if who == "input" else f"{figures[f'test/resolves_first_{who}']:.0f}"
+                reader = "nothing: the image" if who == "input" else f"transformer {who}"
+                distances = f"{figures[f'test/pose_{who}_1']:.1f} | {figures[f'test/pose_{who}_2']:.1f}"
+                rows.append(f"| {run} | {reader} | {distances} | {nearer} |")
     lines = [
-        "| network | recipe, steps | read by | first digit, px | second digit, px | first is nearer, % of samples |",
-        "|---|---|---|---|---|---|",
+        "| network | recipe, steps | seed | read by | first digit, px | second digit, px | first is nearer, % of samples |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
     ]
-    for (model, transform, recipe, steps), values in sorted(figures.items()):
-        means = {name: statistics.fmean(each) for name, each in values.items()}
-        readers = sorted(
-            {name.split("_")[1] for name in means if name.startswith("pose_")}, key=lambda who: (who.isdigit(), who)
-        )
-        for who in readers:
-            nearer = f"{means[f'resolves_first_{who}']:.0f}" if who.isdigit() else "–"
-            reader = f"transformer {who}" if who.isdigit() else "nothing: the image"
-            lines.append(
-                f"| {rows[model, transform]} | {recipe}, {steps:,} | {reader} | {means[f'pose_{who}_1']:.1f} | "
-                f"{means[f'pose_{who}_2']:.1f} | {nearer} |"
-            )
-    return "\n".join(lines) if figures else NOT_RUN
+    return "\n".join(lines) if rows else NOT_RUN
 
 
 def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from ..files import replacing
 from ..transformer import Affine, SpatialTransformer
+from .statistics import AfterTest
 
 _LATTICE = 48  # points along each side of the image on which areas are counted
 
 
-class PartCoverage(pl.Callback):
+class PartCoverage(AfterTest):
     """After the test: a table of the parts in each transformer's crop, and how crops lie on the bird and on each other.
 
     The data module gives ``parts(split)`` ``(N, parts, 3)``: x, y in [-1, 1] and whether it is to be seen; ``boxes(split)``
@@ -38,33 +38,13 @@ class PartCoverage(pl.Callback):
     """
 
     def __init__(self, folder: str | Path) -> None:
+        super().__init__()
         self.folder = Path(folder)
-        self._thetas: list[Tensor] = []
-        self._hook: RemovableHandle | None = None
 
-    def on_test_epoch_start(self, trainer, pl_module) -> None:
-        transformers = [m for m in pl_module.network.modules() if isinstance(m, SpatialTransformer)]
-        self._transformer = transformers[0] if len(transformers) == 1 and trainer.world_size == 1 else None
-        if self._transformer is not None:  # a sample's place in the test set is known on one device only
-            self._thetas = []
-            self._hook = self._transformer.localisation.register_forward_hook(self._keep_theta)
-
-    def _keep_theta(self, module: nn.Module, args: tuple, theta: Tensor) -> None:
-        self._theta = theta.float().cpu()
-
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if self._hook is not None:  # not in the hook: other callbacks run the network for their pictures
-            self._thetas.append(self._theta)
-
-    def on_test_epoch_end(self, trainer, pl_module) -> None:
-        if self._hook is None or self._transformer is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        transform, n = self._transformer.transform, self._transformer.parallel
+    def measure(self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor) -> None:
+        transform = transformer.transform
         assert isinstance(transform, Affine)
-        thetas = torch.cat(self._thetas).unflatten(1, (n, -1))
-        crops = torch.stack([matrices(transform, thetas[:, k]) for k in range(n)], dim=1)
+        crops = torch.stack([matrices(transform, theta) for theta in thetas.unbind(1)], dim=1)
         data = trainer.datamodule
         parts, boxes = (values[: len(crops)] for values in (data.parts("test"), data.boxes("test")))  # a short test has fewer
         table = part_table(crops, parts)

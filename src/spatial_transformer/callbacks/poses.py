@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import pytorch_lightning as pl
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from ..transformer import SpatialTransformer, Transform
 from ..transformer.transforms import pixel_centres
+from .statistics import AfterTest
 
 _LATTICE = 8  # points along each side of the output at which poses are compared
 
 
-class Poses(pl.Callback):
+class Poses(AfterTest):
     """After the test: how far a digit in a transformer's output lies from its usual pose there (appendix A.1 of the paper).
 
     The data module gives ``poses(split, index)``, ``(B, C, 2, 3)``: for each channel the matrix from pixels of the image to
@@ -27,40 +28,13 @@ class Poses(pl.Callback):
         its usual pose than the second's.
     """
 
-    def __init__(self) -> None:
-        self._thetas: list[Tensor] = []
-        self._hook: RemovableHandle | None = None
-
-    def on_test_epoch_start(self, trainer, pl_module) -> None:
-        transformers = [module for module in pl_module.network.modules() if isinstance(module, SpatialTransformer)]
-        self._transformer = transformers[0] if len(transformers) == 1 and trainer.world_size == 1 else None
-        if self._transformer is not None:  # a sample's place in the test set is known on one device only
-            self._thetas = []
-            self._hook = self._transformer.localisation.register_forward_hook(self._keep_theta)
-
-    def _keep_theta(self, module: nn.Module, args: tuple, theta: Tensor) -> None:
-        self._theta = theta.float()
-
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if self._hook is not None:  # not in the hook: other callbacks run the network for their pictures
-            self._thetas.append(self._theta)
-
-    def on_test_epoch_end(self, trainer, pl_module) -> None:
-        if self._hook is None or self._transformer is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        transform, data = self._transformer.transform, trainer.datamodule
-        theta = torch.cat(self._thetas)
-        poses = data.poses("test", torch.arange(len(theta), device=theta.device))
-        identity = transform.identity().to(theta.device).expand(len(theta), -1)
+    def measure(self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor) -> None:
+        transform, data = transformer.transform, trainer.datamodule
+        poses = data.poses("test", torch.arange(len(thetas)))
+        identity = transform.identity().expand(len(thetas), -1)
         figures = {}
-        for name, of_one in zip(
-            ["input", *(str(k + 1) for k in range(self._transformer.parallel))],
-            [identity, *theta.chunk(self._transformer.parallel, dim=1)],
-            strict=True,
-        ):
-            distances = distances_to_usual_pose(transform, of_one, poses, data.input_size)
+        for name, theta in [("input", identity), *((str(k), theta) for k, theta in enumerate(thetas.unbind(1), start=1))]:
+            distances = distances_to_usual_pose(transform, theta, poses, data.input_size)
             for channel, values in enumerate(distances.unbind(1), start=1):
                 figures[f"test/pose_{name}_{channel}"] = values.median()
             if name != "input":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -67,3 +69,40 @@ class ThetaStatistics(pl.Callback):
         gradients = [p.grad for net in localisation_networks(pl_module.network) for p in net.parameters() if p.grad is not None]
         if gradients:
             pl_module.log("localisation/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+
+class AfterTest(pl.Callback, ABC):
+    """Measures, after the test, what the only transformer of a network did to each test sample.
+
+    Networks without a transformer or with several in a row are passed over, and so are tests on several devices, where a
+    sample's place in the test set is not known.
+    """
+
+    def __init__(self) -> None:
+        self._thetas: list[Tensor] = []
+        self._hook: RemovableHandle | None = None
+
+    @abstractmethod
+    def measure(self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor) -> None:
+        """Logs what is to be said of ``thetas``, ``(N, parallel, n_params)`` on the CPU, of the first N test samples."""
+
+    def on_test_epoch_start(self, trainer, pl_module) -> None:
+        transformers = [module for module in pl_module.network.modules() if isinstance(module, SpatialTransformer)]
+        if len(transformers) == 1 and trainer.world_size == 1:
+            self._transformer = transformers[0]
+            self._thetas = []
+            self._hook = self._transformer.localisation.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: tuple, theta: Tensor) -> None:
+        self._latest = theta.float()
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if self._hook is not None:  # not in the hook: other callbacks run the network for their pictures
+            self._thetas.append(self._latest)
+
+    def on_test_epoch_end(self, trainer, pl_module) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            thetas = torch.cat(self._thetas).cpu().unflatten(1, (self._transformer.parallel, -1))
+            self.measure(trainer, pl_module, self._transformer, thetas)

@@ -109,7 +109,7 @@ class MnistData(BatchedData):
         return sample_keys(_FIXED_SEEDS[split] ^ stream, 0, index)
 
     def _distorted(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
-        """The digits at ``index``, distorted as ``keys`` say: ``(B, 1, canvas, canvas)``."""
+        """The digits at ``index``, distorted as ``keys`` say: ``(B, 1, canvas, canvas)``. Moves the data to their device."""
         for tensors in (self._images, self._labels):
             for name in {split, "train"}:
                 tensors[name] = tensors[name].to(index.device)
