@@ -108,14 +108,14 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
             }
     runs = [*both, run(40.0, "model=addition_fcn"), run(9.99, "data.fresh=false")]
     table = addition_table(runs, CONF)
-    assert "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 15,000 | 8.50 ± 6.35 (2) |\n" in table
+    assert "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 30,000 | 8.50 ± 6.35 (2) |\n" in table
     assert (
-        "| **FCN** | *paper* | *47.7* |\n| | fast, 15,000 | 40.00 (1) |\n| **CNN** | *paper* | *14.7* |\n| | ours | not run |"
+        "| **FCN** | *paper* | *47.7* |\n| | fast, 30,000 | 40.00 (1) |\n| **CNN** | *paper* | *14.7* |\n| | ours | not run |"
         in table
     )
     assert "9.99" not in table
     assert addition_poses(runs, CONF).splitlines()[2:] == [
-        f"| 2 × ST-FCN affine | fast, 15,000 | {seed} | {row}"
+        f"| 2 × ST-FCN affine | fast, 30,000 | {seed} | {row}"
         for seed in (1, 2)
         for row in (
             "nothing: the image | 8.0 | 8.0 | – |",
