@@ -21,6 +21,8 @@ from spatial_transformer.results import (
     addition_poses,
     addition_table,
     birds_table,
+    colocalisation_choices,
+    colocalisation_table,
     mnist_table,
     parts_table,
     read_records,
@@ -29,6 +31,7 @@ from spatial_transformer.results import (
     steps_chart,
     svhn_table,
     svhn_windows,
+    volumes_table,
     with_tables,
 )
 
@@ -40,6 +43,9 @@ BENCHMARKS, MNIST, RECIPES, SLOPES = (RESULTS / name for name in ("benchmarks", 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
     svhn, birds, addition = _records_of("svhn"), _records_of("birds"), read_records(RESULTS / "mnist_addition")
+    found = read_records(RESULTS / "colocalisation")
+    choices = read_records(RESULTS / "colocalisation_choices")
+    volumes = volumes_table(read_records(RESULTS / "mnist_3d"), CONF)
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
     slopes = [json.loads(path.read_text()) for path in sorted(SLOPES.glob("*.json"))]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
@@ -47,12 +53,19 @@ def documents() -> dict[Path, str]:
         "README.md": {
             "mnist": mnist_table(read_records(MNIST), CONF),
             "addition": addition_table(addition, CONF),
+            "colocalisation": colocalisation_table(found, CONF),
+            "volumes": volumes,
             "svhn": svhn_table(svhn, CONF),
             "birds": birds_table(birds, CONF),
             "networks": speed["networks"],
         },
         "docs/svhn.md": {"svhn": svhn_table(svhn, CONF), "svhn windows": svhn_windows(svhn, CONF)},
         "docs/addition.md": {"addition": addition_table(addition, CONF), "poses": addition_poses(addition, CONF)},
+        "docs/colocalisation.md": {
+            "colocalisation": colocalisation_table(found, CONF),
+            "choices": colocalisation_choices(found + choices, CONF),
+        },
+        "docs/volumes.md": {"volumes": volumes},
         "docs/birds.md": {"birds": birds_table(birds, CONF), "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},

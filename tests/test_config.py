@@ -18,6 +18,9 @@ OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"
 
 WITH_EXPERIMENT = {
     "mnist_addition": "mnist_addition",
+    "colocalisation": "colocalisation",
+    "mnist_3d": "mnist_3d",
+    "volume_st_fcn": "mnist_3d",
     "svhn": "svhn_cnn",
     "svhn_part": "svhn_cnn",
     "cub": "birds_cnn",
@@ -130,7 +133,12 @@ def test_an_experiment_file_with_an_unknown_group_is_named(tmp_path):
 def test_help_lists_examples_experiments_and_groups():
     result = command("train.py", "--help")
     assert result.returncode == 0
-    for part in ("experiment=quickstart", "mnist, mnist_addition, quickstart, svhn_cnn", "transform: affine", "data.root"):
+    for part in (
+        "experiment=quickstart",
+        "colocalisation, mnist, mnist_3d, mnist_addition, quickstart, svhn_cnn",
+        "transform: affine",
+        "data.root",
+    ):
         assert part in result.stdout
 
 

@@ -8,6 +8,7 @@ from test_runner import SHORT
 from tiny_birds import Bird, write_birds
 
 from spatial_transformer.runner import run
+from spatial_transformer.tasks import digit_encoder
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
@@ -16,7 +17,7 @@ TRAINING = [words[2:] for words in COMMANDS if words[:2] == ["python", "train.py
 
 
 @pytest.mark.parametrize("overrides", TRAINING, ids=" ".join)
-def test_a_training_command_runs(composed, request, tmp_path, overrides):
+def test_a_training_command_runs(composed, request, tmp_path, monkeypatch, overrides):
     first_of_each = [word.split(",")[0] for word in overrides if word not in ("-m", "data.root=FOLDER")]
     more = []
     if any("birds" in word for word in overrides):
@@ -28,6 +29,9 @@ def test_a_training_command_runs(composed, request, tmp_path, overrides):
         more = [f"data.cache={tmp_path}", "data.eval_batch_size=4"]
     else:
         root = request.getfixturevalue("mnist_root")
+    if "experiment=colocalisation" in overrides:
+        monkeypatch.setitem(digit_encoder.RECIPE, "steps", 2)
+        more = [f"task.cache={tmp_path}"]
     config = composed(*first_of_each, *SHORT, f"data.root={root}", "logger=csv", *more)
     assert run(config)["steps"] == 2
 

@@ -21,6 +21,8 @@ from spatial_transformer.results import (
     addition_table,
     birds_table,
     cell,
+    colocalisation_choices,
+    colocalisation_table,
     interval,
     mnist_table,
     parts_table,
@@ -30,6 +32,7 @@ from spatial_transformer.results import (
     steps_chart,
     svhn_table,
     svhn_windows,
+    volumes_table,
     with_tables,
 )
 
@@ -50,7 +53,7 @@ def record(composed):
             "steps": config.trainer.max_steps,
             "samples": {"train": 1824},
             "metrics": {"test/error": error, "val/best_error": 1.0},
-            "config": {name: settings[name] for name in ("data", "transform", "model", "recipe")},
+            "config": {name: settings[name] for name in ("data", "transform", "model", "recipe", "task")},
         }
 
     return record_
@@ -126,6 +129,37 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
     assert addition_poses(runs[2:3], CONF) == "not run"
 
 
+def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for_each_change(record):
+    def run(error, digit, *more):
+        return record(error, f"data.digit={digit}", *more, experiment="colocalisation")
+
+    tried = [run(99.0, 3, "task.locate=0"), run(60.0, 5, "task.locate=0")]
+    runs = [run(20.0, 3), run(10.0, 3, "seed=2"), run(4.0, 9), run(24.0, 3, "data.distortion=tc"), *tried]
+    of_paper = "| **T** | *paper* |" + " *100* |" * 10
+    missing = " | ".join(["not run"] * 3)
+    ours = f"| | colocalisation, 2,000 | {missing} | 85.00 ± 63.53 (2) | {missing} | not run | not run | 96 |"
+    table = colocalisation_table(runs, CONF)
+    assert f"{of_paper}\n{ours}\n| **TC** | *paper* | *81* |" in table
+    assert f"\n| | colocalisation, 2,000 | {missing} | 76 | not run |" in table
+    tried.append(run(70.0, 3, "recipe.optimizer._target_=torch.optim.SGD"))
+    assert colocalisation_choices([runs[0], runs[2], *tried], CONF).splitlines() == [
+        "| changed | T, 3 | T, 5 |",
+        "|---|---|---|",
+        "| nothing | 80 | not run |",
+        "| `recipe.optimizer._target_=SGD` | 30 | not run |",
+        "| `task.locate=0` | 1 | 40 |",
+    ]
+
+
+def test_the_table_of_volumes_has_both_networks(record):
+    runs = [record(4.0, f"seed={seed}", experiment="mnist_3d") for seed in (1, 2)]
+    table = volumes_table([*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF)
+    assert table.splitlines()[2:] == [
+        "| **projection, FCN** | ours | not run |",
+        "| **3-D transformer, projection, FCN** | fast, 3,000 | 4.00 ± 0.00 (2) |",
+    ]
+
+
 def test_the_window_of_several_transformers_is_their_product(record):
     run = record(31.0, "recipe=svhn_part", experiment="svhn_st_multi")
     for name, scale in (("theta", 0.5), ("theta_2", 0.8), ("theta_3", 1.0), ("theta_4", 1.0)):
@@ -164,7 +198,8 @@ def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
         "| *the crop, of which is box* | – | 90 | – |",
     ]
     runs[0]["recipe"] = "birds_differences"
-    runs[0]["config"]["recipe"]["theta_step"] = 0.15
+    for group in ("recipe", "task"):
+        runs[0]["config"][group]["theta_step"] = 0.15
     tables = parts_table(runs, CONF, "birds_2st").split("\n\n")
     assert [text.split(",")[0] for text in tables[::2]] == ["birds_differences", "birds_fast"]
     assert "| beak | 60 | 5 | 33 |" in tables[1]

@@ -130,7 +130,9 @@ def _check_transform(config: DictConfig) -> None:
     model, transform = config.choices.model, config.choices.transform
     wants = "transform" in config.model
     if wants and transform == "none":
-        raise UsageError(f"model={model} needs a transform. Way out: transform=affine, attention, projective or tps.")
+        raise UsageError(
+            f"model={model} needs a transform. Way out: transform=affine, attention, projective or tps; of a volume, affine3d."
+        )
     if not wants and transform != "none":
         raise UsageError(
             f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "

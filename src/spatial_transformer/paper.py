@@ -53,6 +53,12 @@ ADDITION = {
 }
 """Appendix A.1: error on MNIST addition in percent."""
 
+COLOCALISATION = {"t": (100,) * 10, "tc": (81, 82, 88, 75, 94, 84, 93, 85, 89, 87)}
+"""Appendix A.2: percentage of images with an IoU above 0.5, for the digits 0 to 9, without and with clutter."""
+
+VOLUME_NETWORKS = {"projection, FCN": ("volume_fcn", "none"), "3-D transformer, projection, FCN": ("volume_st_fcn", "affine3d")}
+"""Networks of appendix A.3, of which the paper has no number, and their model and transform."""
+
 SVHN_NETWORKS = {
     "CNN": ("svhn_cnn", "none"),
     "ST-CNN Single": ("svhn_st_single", "affine"),

@@ -19,7 +19,19 @@ from omegaconf import OmegaConf
 from .config import composed
 from .errors import UsageError
 from .files import replacing
-from .paper import ADDITION, ADDITION_NETWORKS, BIRDS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1, TABLE_2, TABLE_3
+from .paper import (
+    ADDITION,
+    ADDITION_NETWORKS,
+    BIRDS,
+    CLUTTERED,
+    COLOCALISATION,
+    NETWORKS,
+    SVHN_NETWORKS,
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    VOLUME_NETWORKS,
+)
 
 NOT_RUN = "not run"
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
@@ -88,8 +100,19 @@ def cell(values: list[float]) -> str:
     return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
 
 
-_COMPARED = ("data", "transform", "model", "recipe")
-_NOT_COMPARED = ("_target_", "_partial_", "defaults", "distortion", "size", "species", "max_steps", "total_steps", "root")
+_COMPARED = ("data", "transform", "model", "recipe", "task")
+_NOT_COMPARED = (
+    "_partial_",
+    "defaults",
+    "distortion",
+    "digit",
+    "eval_batch_size",
+    "size",
+    "species",
+    "max_steps",
+    "total_steps",
+    "root",
+)
 
 
 def is_standard(record: dict[str, Any], conf: Path) -> bool:
@@ -174,6 +197,75 @@ def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
         *rows,
     ]
     return "\n".join(lines) if rows else NOT_RUN
+
+
+def colocalisation_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """The rows of appendix A.2 as Markdown: percentage of images with an IoU above 0.5, a column for each digit.
+
+    Args: as for :func:`mnist_table`.
+    """
+    found: dict[tuple, list[float]] = defaultdict(list)
+    for record in records:
+        if is_standard(record, conf):
+            data = record["config"]["data"]
+            found[data["distortion"], record["recipe"], record["steps"], data["digit"]].append(
+                100 - record["metrics"]["test/error"]
+            )
+    lines = ["| images | recipe, steps | " + " | ".join(map(str, range(10))) + " |", "|---|---|" + "---|" * 10]
+    for name, of_paper in COLOCALISATION.items():
+        lines.append(f"| **{name.upper()}** | *paper* | " + " | ".join(f"*{value}*" for value in of_paper) + " |")
+        rows = sorted({key[1:3] for key in found if key[0] == name})
+        for recipe, steps in rows:
+            cells = [_percent(found.get((name, recipe, steps, digit), [])) for digit in range(10)]
+            lines.append(f"| | {recipe}, {steps:,} | " + " | ".join(cells) + " |")
+        if not rows:
+            lines.append("| | ours | " + " | ".join([NOT_RUN] * 10) + " |")
+    return "\n".join(lines)
+
+
+def _percent(values: list[float]) -> str:
+    """Percentages of several seeds as ``mean ± half-width (n)``, of one as a number."""
+    return f"{values[0]:.0f}" if len(values) == 1 else cell(values)
+
+
+def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """What was tried where the paper is silent, as Markdown: what each run changed, and the percentage found of each digit.
+
+    Args: as for :func:`mnist_table`; of the standard runs only those with the digits of the others are shown.
+    """
+    standard = "nothing"
+    found: dict[str, dict[tuple, float]] = defaultdict(dict)
+    for record in records:
+        expected, settings = _flat(_standard(record, conf)), _flat({g: record["config"][g] or {} for g in _COMPARED})
+        other = ", ".join(f"`{name}={settings.get(name)}`" for name in _differing(expected, settings))
+        data = record["config"]["data"]
+        found[other or standard][data["distortion"].upper(), data["digit"]] = 100 - record["metrics"]["test/error"]
+    columns = sorted({column for other, values in found.items() if other != standard for column in values})
+    lines = ["| changed | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |", "|---|" + "---|" * len(columns)]
+    for other, values in sorted(found.items(), key=lambda item: (item[0] != standard, item[0])):
+        cells = [f"{values[column]:.0f}" if column in values else NOT_RUN for column in columns]
+        lines.append(f"| {other} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if columns else NOT_RUN
+
+
+def volumes_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """Errors on volumes (appendix A.3) as Markdown, likewise; the paper has none.
+
+    Args: as for :func:`mnist_table`.
+    """
+    errors: dict[tuple, list[float]] = defaultdict(list)
+    for record in records:
+        if is_standard(record, conf):
+            errors[record["model"], record["transform"], record["recipe"], record["steps"]].append(
+                record["metrics"]["test/error"]
+            )
+    lines = ["| network | recipe, steps | error |", "|---|---|---|"]
+    for name, options in VOLUME_NETWORKS.items():
+        rows = {key[2:]: values for key, values in sorted(errors.items()) if key[:2] == options}
+        lines += [f"| **{name}** | {recipe}, {steps:,} | {cell(values)} |" for (recipe, steps), values in rows.items()]
+        if not rows:
+            lines.append(f"| **{name}** | ours | {NOT_RUN} |")
+    return "\n".join(lines)
 
 
 def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -341,6 +433,8 @@ def _flat(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{before}{name}.")
+        elif name == "_target_":
+            flat[before + name] = value.rpartition(".")[2]  # whatever module it has moved to
         elif name not in _NOT_COMPARED:
             flat[before + name] = value
     return flat

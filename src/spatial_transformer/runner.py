@@ -46,6 +46,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     _quiet()
     data, task = build(config)
     data.prepare_data()
+    task.prepare_data()
     checkpoint = None if config.ckpt_path is None else _fitting_checkpoint(Path(config.ckpt_path), task)
     _validate_to_the_end(config)
     with replacing(folder / "config.yaml") as path:
@@ -67,7 +68,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
         tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
-        if best:
+        if best and trainer.checkpoint_callback.monitor == "val/error":
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
         record = _record(config, figures | tested, trainer, data, time.monotonic() - start)
         for logger in loggers:
@@ -215,7 +216,8 @@ def _record(
     device = trainer.strategy.root_device
     settings: Any = OmegaConf.to_container(config, resolve=True)
     for name in ("root", "cache"):  # where the data lay says nothing of the result
-        settings["data"].pop(name, None)
+        for part in ("data", "task"):
+            settings[part].pop(name, None)
     return {
         "label": config.label,
         **settings["choices"],

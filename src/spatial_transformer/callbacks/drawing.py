@@ -72,15 +72,17 @@ class Reading:
         return points
 
     def crop(self, n: int, image: Tensor) -> Tensor:
-        """What is read of the input ``(C, H, W)`` of sample ``n``: ``(C, *size)``."""
+        """What is read of the input ``(C, H, W)``, or ``(C, D, H, W)``, of sample ``n``: ``(C, *size)``."""
         points = pixel_centres(self.size, torch.float32).T.to(image.device)
-        return sample(image[None], self.at(n, points).view(1, *self.size, 2), fill=self.fill)[0]
+        return sample(image[None], self.at(n, points).view(1, *self.size, len(self.size)), fill=self.fill)[0]
 
     def lines(self, n: int) -> list[Tensor]:
         """The region of sample ``n`` that is read, as lines of ``(N, 2)`` points, (x, y) in [-1, 1].
 
         The outline of the output, and for warps that bend or foreshorten a lattice of lines inside. The top edge comes first.
         """
+        if len(self.size) == 3:
+            return []  # a volume is shown by its projections, on which a turned box would hide what it holds
         along = torch.linspace(-1, 1, 25, device=self.thetas[0].device)
         straight = all(isinstance(transform, Affine) for transform in self.transforms)
         levels = (-1.0, 1.0) if straight else (-1.0, -0.5, 0.0, 0.5, 1.0)

@@ -231,4 +231,4 @@ class ClassMeans:
         """``(classes, C, H, W)``."""
         assert self.sums is not None
         assert self.counts is not None
-        return self.sums / self.counts.clamp(min=1).view(-1, 1, 1, 1)
+        return self.sums / self.counts.clamp(min=1).view(-1, *[1] * (self.sums.ndim - 1))

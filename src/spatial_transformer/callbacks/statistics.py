@@ -57,7 +57,9 @@ class ThetaStatistics(pl.Callback):
             for k in range(len(mean)):
                 values[f"{name}/mean_{k}"], values[f"{name}/std_{k}"] = mean[k], std[k]
             # A coarse lattice: of a large crop's points every one would take long, and say the same.
-            size = [min(side, 32) for side in transformer.output_size or (32,) * transformer.transform.dims]
+            dims = transformer.transform.dims
+            coarse = 32 if dims == 2 else 10
+            size = [min(side, coarse) for side in transformer.output_size or (coarse,) * dims]
             outside = (transformer.transform.grid(theta, size).abs() > 1).any(dim=-1)
             values[f"{name}/outside"] = outside.float().mean()
         self._thetas = {}

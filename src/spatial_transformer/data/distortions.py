@@ -164,8 +164,13 @@ _SPLINE_BASES: dict[tuple[int, torch.device], Tensor] = {}
 
 def translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
     """T: the image, unchanged, at a uniform random whole-pixel location of a black canvas."""
-    corner = integers(keys, 2, canvas - DIGIT + 1)
+    corner = place(keys, canvas)
     return _paste(images.new_zeros(len(images), canvas, canvas), images, corner[:, None])[:, None]
+
+
+def place(keys: Tensor, canvas: int) -> Tensor:
+    """Where T and TC have put each digit: ``(B, 2)``, row and column of its top left pixel."""
+    return integers(keys, 2, canvas - DIGIT + 1)
 
 
 def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, patches: int = 6) -> Tensor:

@@ -110,8 +110,12 @@ class MnistData(BatchedData):
 
     def _distorted(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
         """The digits at ``index``, distorted as ``keys`` say: ``(B, 1, canvas, canvas)``. Moves the data to their device."""
+        digits = self._digits(split, index)
+        return self.distortion.apply(digits, keys, self.input_size, self._images["train"])
+
+    def _digits(self, split: str, index: Tensor) -> Tensor:
+        """The digits at ``index`` as they are: ``(B, 1, 28, 28)`` in [0, 1]. Moves the data to the device of ``index``."""
         for tensors in (self._images, self._labels):
             for name in {split, "train"}:
                 tensors[name] = tensors[name].to(index.device)
-        digits = self._images[split][index].unsqueeze(1).float() / 255
-        return self.distortion.apply(digits, keys, self.input_size, self._images["train"])
+        return self._images[split][index].unsqueeze(1).float() / 255
