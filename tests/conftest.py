@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 import spatial_transformer.config  # noqa: F401  registers the schema
+from spatial_transformer.data import mnist_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -76,3 +77,11 @@ def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
     yield compose_
     HydraConfig.instance().cfg = None
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits drawn here in the place of MNIST, ten of them again and again."""
+    images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
+    monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
+    monkeypatch.setattr(mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10))

@@ -3,18 +3,14 @@
 import pytest
 import torch
 
-from spatial_transformer.data import mnist_files
 from spatial_transformer.data.colocalisation import ColocalisationData
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.colocalisation import boxes_of
 
 
 @pytest.fixture
-def drawn(digits, monkeypatch):
+def drawn(drawn_mnist):
     """Makes data of drawn digits in the place of MNIST."""
-    images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
-    monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
-    monkeypatch.setattr(mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10))
 
     def make(**settings):
         data = ColocalisationData(root="drawn", **settings)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spatial_transformer.data import mnist_files
 from spatial_transformer.data.distortions import rotate
 from spatial_transformer.data.keyed import sample_keys, uniform
 from spatial_transformer.data.mnist_3d import CUBE, MAX_TILT, THICKNESS, Mnist3dData, extrude, project, rotation, rotations
@@ -17,11 +16,8 @@ INDEX = torch.arange(12)
 
 
 @pytest.fixture
-def drawn(digits, monkeypatch):
+def drawn(drawn_mnist):
     """Makes data of drawn digits in the place of MNIST."""
-    images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
-    monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
-    monkeypatch.setattr(mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10))
 
     def make(**settings):
         data = Mnist3dData(root="drawn", **settings)
