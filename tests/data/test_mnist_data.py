@@ -331,6 +331,8 @@ def test_a_fixed_set_comes_in_order_and_the_last_batch_is_what_remains():
         ({"distortion": "r", "canvas": 27}, r"data\.canvas=27 is too small: .*at least 28 px.*Way out: data\.canvas=28"),
         ({"distortion": "rts", "canvas": 33}, r"data\.canvas=33 is too small: .*at least 34 px.*Way out: data\.canvas=42"),
         ({"distortion": "tc", "canvas": 0}, r"data\.canvas=0 is too small: .*at least 28 px.*Way out: data\.canvas=60"),
+        ({"distortion": "r", "corner_std": 2.5}, r"only p moves corners.*Way out: data\.distortion=p"),
+        ({"distortion": "p", "corner_std": -1.0}, r"data\.corner_std=-1\.0 .*0 px or more"),
         ({"batch_size": 0}, r"data\.batch_size=0 is not a batch size.*Way out"),
         ({"batch_size": -1}, r"data\.batch_size=-1 is not a batch size.*Way out"),
         ({"eval_batch_size": 0}, r"data\.eval_batch_size=0 is not a batch size.*Way out"),
@@ -342,6 +344,14 @@ def test_a_fixed_set_comes_in_order_and_the_last_batch_is_what_remains():
 def test_a_setting_out_of_range_is_named_with_the_way_out(settings, message):
     with pytest.raises(UsageError, match=message):
         MnistData(**settings)
+
+
+def test_the_corners_of_p_move_as_far_as_asked():
+    index = torch.arange(50)
+    at_rest, mild, papers = (mnist("p", corner_std=std).samples("val", index)[0] for std in (0, 2.5, None))
+    assert torch.equal(papers, mnist("p", corner_std=5).samples("val", index)[0])
+    moved = [(images - at_rest).abs().mean() for images in (mild, papers)]
+    assert 0 < moved[0] < moved[1]
 
 
 @pytest.mark.parametrize(("name", "distortion"), DISTORTIONS.items(), ids=DISTORTIONS)

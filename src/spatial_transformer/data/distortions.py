@@ -23,6 +23,8 @@ from .keyed import integers, normal, uniform
 
 DIGIT = 28
 """Height and width of an MNIST image in pixels."""
+CORNER_STD = 5.0
+"""P: standard deviation of a corner's displacement, of each coordinate, in pixels."""
 
 
 def _between(unit: Tensor, low: float, high: float) -> Tensor:
@@ -85,15 +87,18 @@ def rts_pose(keys: Tensor, canvas: int) -> Tensor:
     return _similarity(_between(unit[:, 0], -45, 45), scale, shift)
 
 
-def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, corner_std: float = CORNER_STD) -> Tensor:
     """P: scaled by 0.75 to 1.0, then each corner displaced by N(0, 5 px), perspective warp.
 
     Displacements after which the quadrilateral is not convex (1.4 % of the draws), where no perspective view of the digit
     exists, are drawn again; the paper does not speak of them. Nearly flat ones stay, and leave a few digits unreadable.
+
+    Args:
+        corner_std: standard deviation of each coordinate of a corner's displacement, in pixels.
     """
     half = DIGIT / 2
     corners = images.new_tensor([[-half, -half], [half, -half], [half, half], [-half, half]])
-    displaced = _displaced_corners(corners, keys)
+    displaced = _displaced_corners(corners, keys, corner_std)
     matrix = _homography(displaced.double(), corners.double().expand_as(displaced)).float()
     canvas_points = _canvas_points(canvas, images.device)
     x, y, w = (matrix.view(-1, 3) @ _homogeneous(canvas_points)).unflatten(0, (-1, 3)).unbind(1)
@@ -101,10 +106,10 @@ def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
     return _read(images, torch.stack([x, y], dim=1) / w[:, None], canvas)
 
 
-def _displaced_corners(corners: Tensor, keys: Tensor, draws: int = 4) -> Tensor:
+def _displaced_corners(corners: Tensor, keys: Tensor, std: float = CORNER_STD, draws: int = 4) -> Tensor:
     """The corners of P on the canvas, ``(B, 4, 2)``: of several draws the first that is convex (else the last, one in 10^7)."""
     scale = _between(uniform(keys, 1), 0.75, 1.0)
-    candidates = corners * scale[:, :, None, None] + 5 * normal(keys, 8 * draws, stream=1).view(-1, draws, 4, 2)
+    candidates = corners * scale[:, :, None, None] + std * normal(keys, 8 * draws, stream=1).view(-1, draws, 4, 2)
     convex = is_convex(candidates)
     convex[:, -1] = True
     first = convex.int().argmax(dim=1)

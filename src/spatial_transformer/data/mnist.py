@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from ..errors import UsageError
 from . import mnist_files
 from .batched import BatchedData
-from .distortions import DISTORTIONS
+from .distortions import DISTORTIONS, project
 from .keyed import sample_keys
 
 VALIDATION_SIZE = 5_000
@@ -31,6 +33,8 @@ class MnistData(BatchedData):
         eval_batch_size: batch size of validation and test.
         fresh: draw new training distortions each epoch; False keeps those of the first.
         seed: seed of training distortions and order.
+        corner_std: of distortion p, the standard deviation of each coordinate of a corner's displacement in pixels; None is
+            the paper's, 5.
 
     Attributes
         input_size: height and width of what a network gets, in pixels.
@@ -51,11 +55,19 @@ class MnistData(BatchedData):
         eval_batch_size: int = 1000,
         fresh: bool = True,
         seed: int = 1,
+        corner_std: float | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         if distortion not in DISTORTIONS:
             raise UsageError(f"data.distortion={distortion} does not exist. Way out: one of {', '.join(DISTORTIONS)}.")
         self.distortion = DISTORTIONS[distortion]
+        if corner_std is not None:
+            if distortion != "p" or corner_std < 0:
+                raise UsageError(
+                    f"data.corner_std={corner_std} with data.distortion={distortion}: only p moves corners, by 0 "
+                    "px or more. Way out: data.distortion=p data.corner_std=2.5, say, or leave it out."
+                )
+            self.distortion = replace(self.distortion, apply=partial(project, corner_std=corner_std))
         self.input_size = self.distortion.canvas if canvas is None else canvas
         if self.input_size < self.distortion.smallest:
             raise UsageError(
