@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all lint types check tables benchmark clean
+.PHONY: train test test-all test-slurm lint types check tables benchmark clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,7 +30,11 @@ test: $(VENV)/dev.done ## the tests, minutes
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: $(VENV)/dev.done ## also the slow tests
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slurm" $(ARGS)
+
+test-slurm: $(VENV)/dev.done ## the tests that need a SLURM, on one that is set up for them; as root, on Debian
+	scripts/slurm.sh start
+	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from spatial_transformer.runner import evaluate, run
 from spatial_transformer.tasks import digit_encoder
 
 SHORT = [
+    "ckpt_path=null",
     "data.batch_size=16",
     "data.eval_batch_size=50",
     "++trainer.limit_val_batches=2",

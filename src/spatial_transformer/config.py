@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import UsageError
+from .errors import Stopped, UsageError
 
 CONF = "conf"
 ALLOWED_TARGETS = ("spatial_transformer.", "torch.optim.", "pytorch_lightning.")
@@ -63,7 +63,8 @@ class Config:
     """The root of a training run's configuration."""
 
     seed: int = MISSING
-    ckpt_path: str | None = None
+    ckpt_path: str | None = "auto"
+    checkpoint_minutes: float = 5
     run_dir: str = MISSING
     label: str = MISSING
     choices: Choices = field(default_factory=Choices)
@@ -234,6 +235,9 @@ def explained(main: Callable[[], None]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving
         try:
             main()
+        except Stopped as stop:
+            print(f"\n{stop}", file=sys.stderr)
+            sys.exit(stop.code)
         except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
             print(f"\nError: {explanation(error)}", file=sys.stderr)
             sys.exit(1)

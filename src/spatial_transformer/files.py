@@ -9,12 +9,21 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to, and renames it to ``path`` when all went well."""
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to, and renames it to ``path`` when all went well.
+
+    Args:
+        path: the file.
+        durable: waits until what was written is on the disk, so that even after a power failure there is the old file or
+            the new one. It can take a good part of a second.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

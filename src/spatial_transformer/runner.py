@@ -8,10 +8,10 @@ import math
 import os
 import platform
 import subprocess
-import time
+import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,63 +22,116 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
 from .config import check
 from .data.batched import BatchedData
-from .errors import UsageError
+from .errors import Stopped, UsageError
 from .files import replacing
 from .process import keep_freed_memory
+from .run_folder import RunFolder
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Trains and tests as configured; returns the record that ``metrics.json`` holds.
+    """Trains and tests as configured, or goes on where the run folder's own run was stopped.
+
+    Returns the record that ``metrics.json`` holds; of a finished run at once.
 
     Raises:
         UsageError: whatever the user can put right, before training where it can be known then.
+        Stopped: the run was asked to end before it was finished.
     """
     check(config)
+    folder = RunFolder(config.run_dir)
+    if config.ckpt_path == "auto":
+        record = folder.finished(config)
+        if record is not None:
+            if _is_first():
+                print(_summary(record, folder.path), "  finished before; ckpt_path=null runs it anew", sep="\n")
+            return record
+    try:
+        return _run(config, folder)
+    except Exception as error:
+        if _is_first() and folder.config.is_file():  # no folder for a run that never began
+            with suppress(OSError):
+                folder.note_failure(str(error) if isinstance(error, UsageError) else traceback.format_exc())
+        raise
+
+
+def _run(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
     keep_freed_memory()
-    start = time.monotonic()
-    folder = Path(config.run_dir)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     _quiet()
     data, task = build(config)
-    data.prepare_data()
-    task.prepare_data()
-    checkpoint = None if config.ckpt_path is None else _fitting_checkpoint(Path(config.ckpt_path), task)
+    if _is_first():  # the others wait for it where they come together, at the start of training
+        data.prepare_data()
+        task.prepare_data()
+    checkpoint = None
+    if config.ckpt_path == "auto":
+        checkpoint = folder.newest_checkpoint()
+    elif config.ckpt_path is not None:
+        checkpoint = _fitting_checkpoint(Path(config.ckpt_path), task)
+    if checkpoint is not None and _is_first():
+        print(f"going on from {checkpoint}")
     _validate_to_the_end(config)
-    with replacing(folder / "config.yaml") as path:
-        path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    if _is_first():
+        if checkpoint is None:
+            folder.clear()
+        folder.error.unlink(missing_ok=True)
+        with replacing(folder.config) as path:
+            path.write_text(OmegaConf.to_yaml(config, resolve=True))
     with _loggers(config) as loggers:
         callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
-        trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
+        last = LastCheckpoint(folder.checkpoints, config.checkpoint_minutes)
+        trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=[*callbacks, last], plugins=_plugins())
         settings: Any = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
             logger.log_hyperparams(settings)
         try:
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # so Lightning leaves when it is interrupted
-            last = folder / "checkpoints" / "last.ckpt"
-            way_out = f"go on with ckpt_path={last}" if last.is_file() else "start again; there was no checkpoint yet"
-            raise UsageError(f"stopped by hand at step {trainer.global_step:,}. Way out: {way_out}.") from None
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        except SystemExit as end:  # so Lightning leaves when it is interrupted
+            if isinstance(end, SIGTERMException):
+                reason, code = "stopped by SIGTERM", 143
+            else:
+                reason, code = "stopped by hand", 130
+            way_out = f"the same settings with hydra.run.dir={folder.path} go on from its last checkpoint"
+            if not folder.last.is_file():
+                way_out = "start again; there was no checkpoint yet"
+            raise Stopped(f"{reason} at step {trainer.global_step:,}. Way out: {way_out}.", code) from None
+        figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
         tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
         if best and trainer.checkpoint_callback.monitor == "val/error":
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
-        record = _record(config, figures | tested, trainer, data, time.monotonic() - start)
+        record = _record(config, figures | tested, trainer, data, last.elapsed())
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(record["metrics"])
     if trainer.is_global_zero:
-        with replacing(folder / "metrics.json") as path:
+        with replacing(folder.record, durable=True) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
-        print(_summary(record, folder))
+        print(_summary(record, folder.path))
     return record
+
+
+def _is_first() -> bool:
+    """Whether this is the first of all processes of the run, or the only one; known before they come together."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _plugins() -> list[Any]:
+    """How checkpoints are written; and on SLURM, that Lightning leaves requeueing to the cluster, and resuming to us."""
+    plugins: list[Any] = [WholeFiles()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -135,6 +188,7 @@ def _quiet() -> None:
         ".*The dirpath has changed.*",  # a resumed run writes to its own folder
         ".*is smaller than the logging interval.*",  # steps are counted on through the epochs
         ".*LeafSpec.*deprecated.*",
+        ".*srun.*command is available.*",  # on a cluster, where a run is started without it
         ".*__array__ implementation.*",  # matplotlib, of a tensor
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,0 +1,103 @@
+"""Where a run goes on after whatever stopped it."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from ..files import replacing
+from .metrics_table import MetricsTable
+
+
+class LastCheckpoint(pl.callbacks.Checkpoint):
+    """Keeps ``last.ckpt`` and, in case that gets lost, the one before it, ``previous.ckpt``.
+
+    They are written after each validation, every few minutes, at the end, and when the run is asked to end by SIGTERM. A
+    run that goes on from one ends with the same weights and figures as if it had not been stopped. For that the
+    checkpoint also says how many rows of the table of figures were written, what was last measured, and the time spent.
+
+    Args:
+        folder: where they go.
+        minutes: longest time between two.
+    """
+
+    def __init__(self, folder: str | Path, minutes: float = 5) -> None:
+        self.folder = Path(folder)
+        self.minutes = minutes
+        self.figures: dict[str, float] = {}
+        self.seconds = 0.0
+        self._rows: int | None = None
+        self._start = self._saved = time.monotonic()
+        self._saved_step = -1
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if stage == "fit":
+            self._start = self._saved = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows, "figures": self.figures, "seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows, self.figures, self.seconds = state_dict["rows"], state_dict["figures"], state_dict["seconds"]
+
+    def elapsed(self) -> float:
+        """Seconds spent on the run, those before it was stopped among them."""
+        return self.seconds + time.monotonic() - self._start
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        for table in _tables(trainer):
+            table.go_on(self._rows or 0)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        due = time.monotonic() - self._saved > 60 * self.minutes
+        if trainer.world_size > 1:  # all processes save together, and asking the first at each step would cost
+            due = trainer.global_step % 100 == 1 and trainer.strategy.broadcast(due)
+        # Not where a validation follows, which saves, nor where this step's figures are still to be written.
+        validates = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        if due and not validates and trainer.global_step % trainer.log_every_n_steps:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
+        # Within a validation a part of it would count twice; the checkpoint before it does.
+        if isinstance(exception, SIGTERMException) and trainer.training and self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for table in _tables(trainer):
+            table.save(durable=True)
+            self._rows = len(table.rows)
+        self.figures |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        path = self.folder / "last.ckpt"
+        if trainer.is_global_zero and path.is_file():
+            os.replace(path, self.folder / "previous.ckpt")
+        trainer.save_checkpoint(path)
+        self._saved, self._saved_step = time.monotonic(), trainer.global_step
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk, and only then renames it: it is whole or not there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch tells a full disk as an error of its own format
+        torch.save(checkpoint, buffer)
+        with replacing(Path(path), durable=True) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+
+def _tables(trainer: pl.Trainer) -> list[MetricsTable]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsTable)]

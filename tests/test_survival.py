@@ -1,0 +1,214 @@
+"""A run that is stopped, however, goes on where it was and ends as if it had not been."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+STEPS = 40
+SETTINGS = [
+    "model=st_fcn",
+    "model.width=16",
+    "data.batch_size=16",
+    "data.eval_batch_size=50",
+    "recipe.validate_every=8",
+    "recipe.dropout=0.2",
+    f"trainer.max_steps={STEPS}",
+    "trainer.log_every_n_steps=3",
+    "++trainer.limit_train_batches=14",
+    "++trainer.limit_val_batches=2",
+    "++trainer.limit_test_batches=2",
+    "checkpoint_minutes=0",
+    "logger=csv",
+]
+
+PIPES = {
+    "cwd": REPOSITORY,
+    "env": {**os.environ, "OMP_NUM_THREADS": "1"},  # another number of threads adds up in another order
+    "stdout": subprocess.DEVNULL,
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
+
+
+def command(folder, root, *more):
+    return [sys.executable, "train.py", *SETTINGS, f"data.root={root}", f"hydra.run.dir={folder}", *more]
+
+
+def start(folder, root, *more, **options):
+    return subprocess.Popen(command(folder, root, *more), **PIPES, **options)
+
+
+def finish(folder, root, *more):
+    process = start(folder, root, *more)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def outcome(folder):
+    """Weights, figures and table of a finished run."""
+    checkpoints = {name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best")}
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    return checkpoints, metrics, (folder / "metrics.csv").read_text()
+
+
+def assert_same(folder, undisturbed):
+    (checkpoints, metrics, table), (expected_checkpoints, expected_metrics, expected_table) = outcome(folder), undisturbed
+    for name, expected in expected_checkpoints.items():
+        assert checkpoints[name]["global_step"] == expected["global_step"]
+        for key, tensor in expected["state_dict"].items():
+            assert torch.equal(checkpoints[name]["state_dict"][key], tensor), (name, key)
+    assert metrics == expected_metrics
+    assert table == expected_table
+    left = [path.name for path in folder.rglob(".*") if ".hydra" not in path.parts and path.name != ".hydra"]
+    assert [name for name in left if not name.startswith((".last.ckpt", ".best.ckpt", ".metrics"))] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mnist_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    begin = time.monotonic()
+    finish(folder, mnist_root)
+    return outcome(folder), time.monotonic() - begin
+
+
+def kill(process, folder, mark, wait, number=signal.SIGKILL):
+    """Sends a signal a while after ``mark`` is in the folder; whether the process was still running then."""
+    while not (folder / mark).exists() and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(wait)
+    if process.poll() is not None:
+        return False
+    process.send_signal(number)
+    return True
+
+
+def test_a_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undisturbed):
+    expected, _ = undisturbed
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(5):
+        process = start(tmp_path, mnist_root)
+        killed += kill(process, tmp_path, "checkpoints/last.ckpt" if killed else "config.yaml", moments.uniform(0, 2))
+        process.communicate()
+    assert killed >= 2
+    finish(tmp_path, mnist_root)
+    assert_same(tmp_path, expected)
+
+
+@pytest.mark.parametrize("place", ["on_train_batch_end", "on_validation_batch_end", "saving", "renaming", "on_test_epoch_end"])
+def test_a_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
+    expected, _ = undisturbed
+    # A program of its own that trains as train.py does and ends itself at the place, the tenth time it comes there.
+    lines = {
+        "saving": "from pathlib import Path; owner, name = Path, 'write_bytes'",
+        "renaming": "owner, name = os, 'replace'",
+    }.get(place, f"from spatial_transformer.callbacks.mistakes import Mistakes as owner; name = {place!r}")
+    program = f"""
+import os, runpy, signal, sys
+import pytorch_lightning
+from spatial_transformer.callbacks.last_checkpoint import LastCheckpoint
+{lines}
+inner, times = getattr(owner, name), [0]
+def deadly(*arguments, **more):
+    times[0] += 1
+    if times[0] == {1 if place == "on_test_epoch_end" else 10}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(*arguments, **more)
+setattr(owner, name, deadly)
+runpy.run_path("train.py", run_name="__main__")
+"""
+    arguments = command(tmp_path, mnist_root)[2:]
+    killed = subprocess.run([sys.executable, "-c", program, *arguments], **PIPES)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    finish(tmp_path, mnist_root)
+    assert_same(tmp_path, expected)
+
+
+def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
+    expected, _ = undisturbed
+    process = start(tmp_path, mnist_root, "checkpoint_minutes=60", "trainer.max_steps=40")
+    terminated = kill(process, tmp_path, "checkpoints/last.ckpt", 0.02, signal.SIGTERM)
+    _, errors = process.communicate()
+    assert terminated
+    assert process.returncode == 143, errors
+    assert "stopped by SIGTERM at step" in errors
+    assert f"hydra.run.dir={tmp_path}" in errors
+    assert "Traceback" not in errors
+    finish(tmp_path, mnist_root)
+    assert_same(tmp_path, expected)
+
+
+@pytest.fixture
+def stopped(mnist_root, tmp_path):
+    """A run folder whose run was killed after it had written two checkpoints."""
+    process = start(tmp_path, mnist_root)
+    assert kill(process, tmp_path, "checkpoints/best.ckpt", 0)
+    process.communicate()
+    return tmp_path
+
+
+def test_a_broken_last_checkpoint_is_named_and_the_one_before_it_used(mnist_root, stopped, undisturbed):
+    last = stopped / "checkpoints" / "last.ckpt"
+    last.write_bytes(b"PK" + os.urandom(5000))
+    errors = finish(stopped, mnist_root)
+    assert f"{last} cannot be read as a checkpoint" in errors
+    assert "going on from the one before it" in errors
+    assert_same(stopped, undisturbed[0])
+
+
+def test_without_any_readable_checkpoint_the_way_out_is_told(mnist_root, stopped):
+    for name in ("last", "previous"):
+        (stopped / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    process = start(stopped, mnist_root)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "cannot be read as a checkpoint" in errors
+    assert "ckpt_path=null" in errors
+    assert "Traceback" not in errors
+
+
+def test_other_settings_do_not_go_on_with_a_run(mnist_root, stopped):
+    before = (stopped / "checkpoints" / "previous.ckpt").read_bytes()
+    process = start(stopped, mnist_root, "recipe.optimizer.lr=0.5")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "holds another run: recipe.optimizer.lr is 0.002 there, 0.5 here" in errors
+    assert (stopped / "checkpoints" / "previous.ckpt").read_bytes() == before
+
+
+def test_a_finished_run_is_not_run_again(mnist_root, tmp_path):
+    finish(tmp_path, mnist_root, "trainer.max_steps=2")
+    record = (tmp_path / "metrics.json").stat().st_mtime_ns
+    finish(tmp_path, mnist_root, "trainer.max_steps=2")
+    assert (tmp_path / "metrics.json").stat().st_mtime_ns == record
+    finish(tmp_path, mnist_root, "trainer.max_steps=2", "ckpt_path=null")
+    assert (tmp_path / "metrics.json").stat().st_mtime_ns != record
+
+
+def test_a_full_disk_ends_the_run_clearly_and_keeps_the_last_good_checkpoint(mnist_root, stopped, undisturbed):
+    def small_files():  # a file that grows past this fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    checkpoints = stopped / "checkpoints"
+    good = {
+        (checkpoints / f"{name}.ckpt").read_bytes() for name in ("last", "previous") if (checkpoints / f"{name}.ckpt").exists()
+    }
+    process = start(stopped, mnist_root, preexec_fn=small_files)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "File too large" in errors
+    assert "has room" in errors
+    assert "Traceback" not in errors
+    assert good & {path.read_bytes() for path in checkpoints.glob("*.ckpt")}
+    finish(stopped, mnist_root)
+    assert_same(stopped, undisturbed[0])
