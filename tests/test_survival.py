@@ -1,5 +1,6 @@
 """A run that is stopped, however, goes on where it was and ends as if it had not been."""
 
+import csv
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import torch
+import wandb_file
 from conftest import REPOSITORY
 
 STEPS = 40
@@ -155,6 +157,49 @@ def stopped(mnist_root, tmp_path):
     assert kill(process, tmp_path, "checkpoints/best.ckpt", 0)
     process.communicate()
     return tmp_path
+
+
+def whole_rows(folder):
+    """The rows of the last W&B file of a run folder, by their number, when W&B's own process has ended it."""
+    file = max((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    end = time.monotonic() + 60
+    while not wandb_file.ended(file):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return {row["_step"]: row for row in wandb_file.rows(file)}, wandb_file.rows(file)
+
+
+def assert_all_rows_are_in_wandb(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        table = [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    by_number, rows = whole_rows(folder)
+    assert len(rows) == len(table)
+    for number, expected in enumerate(table):
+        for name, value in expected.items():
+            assert by_number[number]["trainer/global_step" if name == "step" else name] == float(value), (number, name)
+    pictures = 1 + sum("val/error" in row for row in table)  # one before training
+    assert sum("pictures/crops/_type" in row for row in rows) == pictures
+
+
+def test_a_killed_run_stays_one_run_in_wandb_with_each_row_once(mnist_root, tmp_path, undisturbed):
+    process = start(tmp_path, mnist_root, "logger=wandb", "logger.wandb.offline=true")
+    assert kill(process, tmp_path, "checkpoints/best.ckpt", 0.1)
+    process.communicate()
+    finish(tmp_path, mnist_root, "logger=wandb", "logger.wandb.offline=true")
+    assert_same(tmp_path, undisturbed[0])
+    assert len({path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")}) == 1
+    assert_all_rows_are_in_wandb(tmp_path)
+
+
+@pytest.mark.slow
+def test_training_goes_on_offline_where_wandb_cannot_be_reached(mnist_root, tmp_path):
+    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    environment = PIPES["env"] | nobody
+    result = subprocess.run(command(tmp_path, mnist_root, "logger=wandb"), **PIPES | {"env": environment})
+    assert result.returncode == 0, result.stderr
+    assert "no connection to W&B" in result.stderr
+    assert "`wandb sync` sends it later" in result.stderr
+    assert_all_rows_are_in_wandb(tmp_path)
 
 
 def test_a_broken_last_checkpoint_is_named_and_the_one_before_it_used(mnist_root, stopped, undisturbed):

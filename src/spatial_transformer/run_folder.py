@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,7 @@ class RunFolder:
         """Makes ready for a run from its start: no checkpoint and no record of an earlier one stays."""
         for path in (self.record, self.error, *self.checkpoints.glob("*.ckpt"), self.path / "metrics.csv"):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "wandb", ignore_errors=True)  # or the new run would be a part of the old one in W&B
 
     def newest_checkpoint(self) -> Path | None:
         """Where to go on: the last checkpoint, or the one before it if that cannot be read; None if there is none yet.

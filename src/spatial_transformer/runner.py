@@ -239,27 +239,18 @@ def _validate_to_the_end(config: DictConfig) -> None:
 
 @contextmanager
 def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
-    """The configured loggers; W&B online if there is a key, else offline. Closed whatever happens."""
-    if "wandb" not in config.logger:
-        yield [_build(node, f"logger.{name}") for name, node in config.logger.items()]
-        return
-    import wandb
-
+    """The configured loggers; W&B's run is closed whatever happens, and its mode is not left in the environment."""
     mode = os.environ.get("WANDB_MODE")
-    offline = config.logger.wandb.offline
-    offline = not wandb.login(prompt=False) if offline is None else offline
-    # The mode too: Lightning only sets the environment, and leaves it so, and W&B may have read it by now.
-    more = {"mode": "offline", "settings": wandb.Settings(silent=True)} if offline else {}
     try:
-        yield [
-            _build(node, f"logger.{name}", **({"offline": offline} | more if name == "wandb" else {}))
-            for name, node in config.logger.items()
-        ]
+        yield [_build(node, f"logger.{name}") for name, node in config.logger.items()]
     finally:
-        wandb.finish()
-        os.environ.pop("WANDB_MODE", None)
-        if mode is not None:
-            os.environ["WANDB_MODE"] = mode
+        if "wandb" in config.logger:
+            import wandb
+
+            wandb.finish()
+            os.environ.pop("WANDB_MODE", None)
+            if mode is not None:
+                os.environ["WANDB_MODE"] = mode
 
 
 def _record(

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..files import replacing
 from .metrics_table import MetricsTable
+from .wandb_run import WandbRun
 
 
 class LastCheckpoint(pl.callbacks.Checkpoint):
@@ -55,6 +56,9 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
     def on_fit_start(self, trainer, pl_module) -> None:
         for table in _tables(trainer):
             table.go_on(self._rows or 0)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    logger.go_on(table.rows)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         due = time.monotonic() - self._saved > 60 * self.minutes

@@ -109,9 +109,7 @@ class CropPictures(pl.Callback):
             frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                import wandb
-
-                logger.experiment.log({"pictures/training": wandb.Video(str(path), format="gif")})
+                logger.log_video("pictures/training", [str(path)], format=["gif"])
 
 
 def _transformer(network: nn.Module) -> SpatialTransformer | None:

@@ -1,0 +1,65 @@
+"""W&B's run of a run folder."""
+
+import pytest
+
+from spatial_transformer.callbacks.wandb_run import STEP, WandbRun
+
+ROWS = [{"step": n, "train/loss": 1 / (n + 1)} for n in range(5)]
+
+
+class Server:
+    """A run in W&B that has some rows already, of a process that was stopped."""
+
+    def __init__(self, rows):
+        self.step, self.rows = rows, []
+
+    def log(self, row, step, commit):
+        assert commit
+        self.rows.append((step, row))
+
+
+@pytest.fixture
+def run(tmp_path):
+    def begin(rows_there):
+        run = WandbRun(tmp_path, offline=True, project="test")
+        run._experiment = Server(rows_there)
+        return run
+
+    return begin
+
+
+def test_a_run_that_goes_on_sends_what_is_not_there_and_nothing_twice(run):
+    stopped = run(3)
+    stopped.go_on(ROWS)
+    stopped.log_metrics({"val/error": 2.0}, 5)
+    assert stopped.experiment.rows == [
+        (3, {STEP: 3, "train/loss": 1 / 4}),
+        (4, {STEP: 4, "train/loss": 1 / 5}),
+        (5, {STEP: 5, "val/error": 2.0}),
+    ]
+
+
+def test_rows_that_are_there_are_passed_over_though_the_checkpoint_is_older(run):
+    stopped = run(4)
+    stopped.go_on(ROWS[:2])
+    for row in ROWS[2:]:
+        stopped.log_metrics({"train/loss": row["train/loss"]}, row["step"])
+    assert [step for step, _ in stopped.experiment.rows] == [4]
+
+
+def test_pictures_travel_with_the_next_row_of_figures(run):
+    new = run(0)
+    new.log_metrics({"pictures/crops": ["a picture"]}, 0)
+    assert new.experiment.rows == []
+    new.log_metrics({"val/error": 2.0}, 1)
+    new.log_metrics({"train/loss": 1.0}, 2)
+    assert new.experiment.rows == [
+        (0, {STEP: 1, "val/error": 2.0, "pictures/crops": ["a picture"]}),
+        (1, {STEP: 2, "train/loss": 1.0}),
+    ]
+
+
+def test_the_id_is_that_of_the_process_before(tmp_path):
+    assert WandbRun(tmp_path, offline=True, project="test").version is None
+    (tmp_path / "wandb" / "offline-run-20260102_030405-abcd1234").mkdir(parents=True)
+    assert WandbRun(tmp_path, offline=True, project="test").version == "abcd1234"
