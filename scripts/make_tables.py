@@ -25,6 +25,7 @@ from spatial_transformer.results import (
     colocalisation_table,
     mnist_table,
     parts_table,
+    projective_table,
     read_records,
     recipe_table,
     slopes_table,
@@ -68,6 +69,9 @@ def documents() -> dict[Path, str]:
         "docs/volumes.md": {"volumes": volumes},
         "docs/birds.md": {"birds": birds_table(birds, CONF), "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
+        "docs/distorted-mnist.md": {
+            "projective": projective_table(read_records(RESULTS / "projective"), read_records(MNIST), CONF)
+        },
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }
     return {ROOT / name: with_tables((ROOT / name).read_text(), parts) for name, parts in tables.items()}

@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
 from .config import composed
+from .data.distortions import CORNER_STD, DISTORTIONS
 from .errors import UsageError
 from .files import replacing
 from .paper import (
@@ -196,6 +197,32 @@ def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
         "|---|---|---|---|---|---|---|",
         *rows,
     ]
+    return "\n".join(lines) if rows else NOT_RUN
+
+
+def projective_table(trials: Iterable[dict[str, Any]], records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """Errors on P by how far corners are displaced, as Markdown, between the paper's.
+
+    Args:
+        trials: records with other displacements or canvases. One that names no displacement is of the time when 5 px was the
+            deviation of each coordinate.
+        records, conf: as for :func:`mnist_table`; the standard ones on P have a row, too.
+    """
+    standard = [record for record in records if record["config"]["data"]["distortion"] == "p" and is_standard(record, conf)]
+    rows: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record, default in [*((record, 5.0) for record in trials), *((record, CORNER_STD) for record in standard)]:
+        data = record["config"]["data"]
+        row = (data.get("corner_std") or default, data["canvas"] or DISTORTIONS["p"].canvas, record["steps"])
+        rows[row][record["model"], record["transform"]].append(record["metrics"]["test/error"])
+    names = {name: options for name, options in NETWORKS.items() if any(options in found for found in rows.values())}
+    lines = [
+        "| deviation of each coordinate, px | canvas | steps | " + " | ".join(names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    lines.append("| *paper* | | *150k* | " + " | ".join(f"*{TABLE_1[name]['p']}*" for name in names) + " |")
+    for (std, canvas, steps), found in sorted(rows.items()):
+        cells = [cell(found.get(options, [])) for options in names.values()]
+        lines.append(f"| {std:.2f} | {canvas} | {steps:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if rows else NOT_RUN
 
 

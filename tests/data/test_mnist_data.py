@@ -1,5 +1,6 @@
 """The data module: splits, what a sample depends on, and which samples the loaders hand over."""
 
+import math
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -349,7 +350,7 @@ def test_a_setting_out_of_range_is_named_with_the_way_out(settings, message):
 def test_the_corners_of_p_move_as_far_as_asked():
     index = torch.arange(50)
     at_rest, mild, papers = (mnist("p", corner_std=std).samples("val", index)[0] for std in (0, 2.5, None))
-    assert torch.equal(papers, mnist("p", corner_std=5).samples("val", index)[0])
+    assert torch.equal(papers, mnist("p", corner_std=5 / math.sqrt(2)).samples("val", index)[0])
     moved = [(images - at_rest).abs().mean() for images in (mild, papers)]
     assert 0 < moved[0] < moved[1]
 

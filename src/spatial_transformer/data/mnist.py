@@ -34,7 +34,7 @@ class MnistData(BatchedData):
         fresh: draw new training distortions each epoch; False keeps those of the first.
         seed: seed of training distortions and order.
         corner_std: of distortion p, the standard deviation of each coordinate of a corner's displacement in pixels; None is
-            the paper's, 5.
+            5 / sqrt(2), see :data:`~spatial_transformer.data.distortions.CORNER_STD`.
 
     Attributes
         input_size: height and width of what a network gets, in pixels.
