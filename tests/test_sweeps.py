@@ -113,7 +113,7 @@ def wait_for(found, seconds=120):
 
 
 @pytest.mark.slurm
-def test_a_sweep_on_slurm_survives_requeueing_and_cancelling(mnist_root, tmp_path):
+def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_root, tmp_path):
     run = ["model=st_fcn", "model.width=16", "data.batch_size=64", "recipe.validate_every=100", "trainer.max_steps=2000"]
     run += ["++trainer.limit_val_batches=2", "++trainer.limit_test_batches=2", "logger=csv", f"data.root={mnist_root}"]
     run += ["checkpoint_minutes=0.02"]
@@ -126,14 +126,19 @@ def test_a_sweep_on_slurm_survives_requeueing_and_cancelling(mnist_root, tmp_pat
     ]
     process = start(*on_slurm, *run)
     folders = {n: lambda n=n: next(iter(tmp_path.glob(f"*seed-{n}*")), None) for n in (1, 2, 3, 4)}
-    wait_for(lambda: folders[1]() and (folders[1]() / "checkpoints" / "last.ckpt").exists())
+    for n in (1, 2):
+        wait_for(lambda n=n: folders[n]() and (folders[n]() / "checkpoints" / "last.ckpt").exists())
     queue = subprocess.run(["squeue", "--noheader", "--format=%F %k"], capture_output=True, text=True, check=True).stdout
     number = next(line.split()[0] for line in queue.splitlines() if str(tmp_path) in line)
-    subprocess.run(["scontrol", "requeue", f"{number}_0"], check=True)
-    subprocess.run(["scancel", f"{number}_3"], check=True)
-    # SLURM itself would let the run wait for two minutes.
-    soon = ["scontrol", "update", f"jobid={number}_0", "starttime=now"]
-    wait_for(lambda: subprocess.run(soon, capture_output=True).returncode == 0)
+    for command in (
+        ["scontrol", "requeue", f"{number}_0"],
+        ["scancel", "--signal=USR2", f"{number}_1"],  # as before the time limit or a preemption
+        ["scancel", f"{number}_3"],
+        # SLURM itself would let those that it has queued again wait for two minutes.
+        ["scontrol", "update", f"jobid={number}_0", "starttime=now"],
+        ["scontrol", "update", f"jobid={number}_1", "starttime=now"],
+    ):  # SLURM refuses what comes too soon
+        wait_for(lambda command=command: subprocess.run(command, capture_output=True).returncode == 0)
     code, _, errors = sweep(*on_slurm, *run)
     assert code == 1
     assert f"in the queue already, as job {number}" in errors
@@ -142,8 +147,9 @@ def test_a_sweep_on_slurm_survives_requeueing_and_cancelling(mnist_root, tmp_pat
     assert "4 runs, 0 finished before" in output
     told = states(output)
     assert sorted(told.values()) in (["finished"] * 3 + ["not begun"], ["finished"] * 3 + ["stopped"])
-    log = next(tmp_path.glob(f".submitit/{number}_0/*_log.out")).read_text()
-    assert "going on from" in log
+    for n in (0, 1):
+        log = next(tmp_path.glob(f".submitit/{number}_{n}/*_log.out")).read_text()
+        assert "going on from" in log
     records = {n: (folders[n]() / "metrics.json") for n in (1, 2, 3)}
     written = {n: path.stat().st_mtime_ns for n, path in records.items()}
     # The requeued run ends as one that nothing disturbed.
