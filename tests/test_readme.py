@@ -52,3 +52,10 @@ def test_links_and_pictures_are_there(document):
     file = REPOSITORY / document
     for target in re.findall(r"\]\(([^)]+)\)", file.read_text()):
         assert target.startswith("https://") or (file.parent / target).is_file(), target
+
+
+def test_the_tests_that_the_fault_table_names_are_there():
+    table = (REPOSITORY / "docs" / "reliability.md").read_text()
+    assert len(re.findall(r"^\| .*(?:`|the same) \|$", table, re.M)) >= 15
+    for file, test in re.findall(r"`(test_\w+\.py)::(\w+)", table):
+        assert f"def {test}(" in next((REPOSITORY / "tests").rglob(file)).read_text(), f"{file}::{test}"
