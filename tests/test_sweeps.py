@@ -134,11 +134,15 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
         ["scontrol", "requeue", f"{number}_0"],
         ["scancel", "--signal=USR2", f"{number}_1"],  # as before the time limit or a preemption
         ["scancel", f"{number}_3"],
-        # SLURM itself would let those that it has queued again wait for two minutes.
-        ["scontrol", "update", f"jobid={number}_0", "starttime=now"],
-        ["scontrol", "update", f"jobid={number}_1", "starttime=now"],
     ):  # SLURM refuses what comes too soon
         wait_for(lambda command=command: subprocess.run(command, capture_output=True).returncode == 0)
+
+    def goes_on(n):
+        # SLURM itself would let a job that it has queued again wait for two minutes.
+        subprocess.run(["scontrol", "update", f"jobid={number}_{n}", "starttime=now"], capture_output=True)
+        return any("going on from" in log.read_text() for log in tmp_path.glob(f".submitit/{number}_{n}/*_log.out"))
+
+    wait_for(lambda: all([goes_on(0), goes_on(1)]), seconds=300)
     code, _, errors = sweep(*on_slurm, *run)
     assert code == 1
     assert f"in the queue already, as job {number}" in errors
@@ -147,9 +151,6 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
     assert "4 runs, 0 finished before" in output
     told = states(output)
     assert sorted(told.values()) in (["finished"] * 3 + ["not begun"], ["finished"] * 3 + ["stopped"])
-    for n in (0, 1):
-        log = next(tmp_path.glob(f".submitit/{number}_{n}/*_log.out")).read_text()
-        assert "going on from" in log
     records = {n: (folders[n]() / "metrics.json") for n in (1, 2, 3)}
     written = {n: path.stat().st_mtime_ns for n, path in records.items()}
     # The requeued run ends as one that nothing disturbed.
