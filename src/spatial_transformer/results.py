@@ -46,17 +46,23 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: a file is not a record.
     """
-    records = []
-    for path in sorted(folder.rglob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-            record["experiment"], record["metrics"]["test/error"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path} is not the record of a run: {error}. Way out: scripts/make_tables.py --add RUN_FOLDER."
-            ) from error
-        records.append(record)
-    return records
+    return [read_record(path) for path in sorted(folder.rglob("*.json"))]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        UsageError: the file is not one.
+    """
+    try:
+        record = json.loads(path.read_text())
+        record["experiment"], record["metrics"]["test/error"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not the record of a run: {error}. Way out: scripts/make_tables.py --add RUN_FOLDER."
+        ) from error
+    return record
 
 
 def add_record(run: Path, results: Path, into: str | None = None) -> Path:
