@@ -277,10 +277,13 @@ def _means(runs: list[Run], problems: list[str]) -> list[tuple[Run, int, str, tu
 
 
 def _opened(path: Path, problems: list[str]) -> Image.Image | None:
-    """A picture no wider than the page's, of a far wider strip the left half; None, and a problem, where it cannot be read."""
+    """A picture no wider than the page's, of strips more than twice as wide the left half.
+
+    None, and a problem, where it cannot be read.
+    """
     try:
         with Image.open(path) as file:
-            picture = file if file.width < 1.5 * WIDTH else file.crop((0, 0, file.width // 2, file.height))
+            picture = file if file.width < 2 * WIDTH else file.crop((0, 0, file.width // 2, file.height))
             scale = min(1, WIDTH / picture.width)
             return picture.convert("RGB").resize(
                 (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
