@@ -311,7 +311,7 @@ def _curves(runs: list[Run]) -> list[tuple[str, Markup]]:
 
 
 def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
-    figure = Figure(figsize=(5.6, 3.2 + 0.2 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(5, 3.2 + 0.2 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
     said = [f"Validation error, {group}"]
     for n, (label, runs) in enumerate(lines.items()):
@@ -341,7 +341,7 @@ def _lengths(results: Path, conf: Path) -> Markup:
 
 
 def _parts_chart(parts: dict[str, dict[str, float]], name: str) -> Markup:
-    figure = Figure(figsize=(5.6, 1.1 + 0.27 * len(parts)), layout="constrained")
+    figure = Figure(figsize=(5, 1.1 + 0.27 * len(parts)), layout="constrained")
     axes = figure.add_subplot()
     rows = {part: -n for n, part in enumerate(parts)}
     markers = dict(zip(crops_of(parts), "os^Dv*Xx"))
