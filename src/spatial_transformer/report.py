@@ -45,7 +45,7 @@ from .results import (
 
 FILMS, FRAMES, WIDTH = 4, 16, 1060
 """A section shows so many films of so many frames at most, so many pixels wide: the page stays light."""
-_FILM_BYTES = 220_000
+_FILM_BYTES = 300_000
 _GROUPS = {
     "mnist": "distorted MNIST",
     "svhn": "house numbers",
@@ -69,7 +69,7 @@ class Run:
     record: dict[str, Any]
     group: str
     network: str
-    other: tuple[str, ...]
+    other: list[str]
     errors: dict[int, float]
 
     @property
@@ -78,7 +78,7 @@ class Run:
 
     def pictures(self, name: str) -> dict[int, Path]:
         """By the step in their names."""
-        return {int(path.stem.rpartition("_")[2]): path for path in sorted((self.folder / "crops").glob(f"{name}_[0-9]*.png"))}
+        return {int(path.stem[-7:]): path for path in sorted((self.folder / "crops").glob(f"{name}_{'[0-9]' * 7}.png"))}
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,12 @@ def _read_runs(folders: Iterable[Path], tables: dict[str, Comparison], conf: Pat
         for path in sorted(folder.rglob("metrics.json")):
             try:
                 runs.append(_read_run(path.parent, tables, conf))
-            except (UsageError, HydraException) as error:
+            except UsageError as error:
                 problems.append(str(error).partition(" Way out")[0])
+            except HydraException as error:
+                problems.append(f"{path} has options that are not in {conf.name}/: {str(error).partition(chr(10))[0]}")
+            except KeyError as error:
+                problems.append(f"{path} is not the record of a run: it has no {error}.")
     return sorted(runs, key=lambda run: (bool(run.other), run.group, run.network, run.record["seed"]))
 
 
@@ -197,17 +201,15 @@ def _read_run(folder: Path, tables: dict[str, Comparison], conf: Path) -> Run:
     for name, table in tables.items():
         for one in table.networks:
             # A model's name says enough: the quickstart's runs are of Table 1's networks.
-            wanted = {
-                option: value for option, value in one.options.items() if option != "experiment" or "model" not in one.options
-            }
-            if wanted and wanted.items() <= options.items():
+            wanted = one.options.items() - ({("experiment", one.options["experiment"])} if "model" in one.options else set())
+            if wanted and wanted <= options.items():
                 group, network = _GROUPS[name], "" if name == "colocalisation" else one.name
     data = {"data.distortion": "{}", "data.digit": "digit {}", "data.size": "{} px", "data.species": "species {}"}
     of_data = [text.format(options[option]) for option, text in data.items() if option in options]
     if "data.distortion" in options:
         of_data[0] = of_data[0].upper()
     group = ", ".join([group, *of_data])
-    return Run(folder, record, group, network, tuple(other_settings(record, conf)), _errors(folder / "metrics.csv"))
+    return Run(folder, record, group, network, other_settings(record, conf), _errors(folder / "metrics.csv"))
 
 
 def _errors(path: Path) -> dict[int, float]:
@@ -235,7 +237,10 @@ def _family(record: dict[str, Any]) -> str:
 
 def _one_of_each(runs: list[Run]) -> list[Run]:
     """The first run of each title, as its seeds show much the same."""
-    return list({run.title: run for run in reversed(runs)}.values())[::-1]
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.title, run)
+    return list(first.values())
 
 
 def _films(runs: list[Run], problems: list[str]) -> list[Film]:
@@ -247,23 +252,27 @@ def _films(runs: list[Run], problems: list[str]) -> list[Film]:
 
 
 def _film(run: Run, problems: list[str]) -> Film | None:
-    """Some crops of a run in one picture, more of the early ones, as they change the most; fewer where they weigh too much."""
+    """Some crops of a run in one picture; fewer where they weigh too much."""
     paths = run.pictures("crops")
-    pictures = {step: picture for step, path in paths.items() if (picture := _opened(path, problems)) is not None}
+    pictures = [(n, picture) for n in _some(sorted(paths), FRAMES) if (picture := _opened(paths[n], problems)) is not None]
     if not pictures:
         return None
-    size = pictures[max(pictures)].size
-    for count in (FRAMES, FRAMES // 2, FRAMES // 4, 1):
-        last = len(pictures) - 1
-        chosen = sorted({last - round(last * (1 - (n / (count - 1)) ** 1.5)) for n in range(count)}) if count > 1 else [last]
-        steps = [sorted(pictures)[n] for n in chosen]
-        sheet = Image.new("RGB", (size[0], size[1] * len(steps)))
-        for n, step in enumerate(steps):
-            sheet.paste(pictures[step].resize(size, Image.Resampling.LANCZOS), (0, n * size[1]))
+    size = pictures[-1][1].size
+    while True:
+        sheet = Image.new("RGB", (size[0], size[1] * len(pictures)))
+        for n, (_, picture) in enumerate(pictures):
+            sheet.paste(picture.resize(size), (0, n * size[1]))
         source = _webp(sheet)
-        if len(source) < _FILM_BYTES * 4 / 3:
-            break
-    return Film(run, source, size, steps)
+        if len(source) < _FILM_BYTES or len(pictures) == 1:
+            return Film(run, source, size, [step for step, _ in pictures])
+        pictures = _some(pictures, len(pictures) // 2)
+
+
+def _some(items: list[Any], most: int) -> list[Any]:
+    """The last, the first, and more from the beginning than from the end, as what is learned first changes the most."""
+    last = len(items) - 1
+    places = {last} | {round(last * (n / (most - 1)) ** 1.5) for n in range(most) if most > 1}
+    return [items[place] for place in sorted(places) if items]
 
 
 def _means(runs: list[Run], problems: list[str]) -> list[tuple[Run, int, str, tuple[int, int]]]:
@@ -318,7 +327,7 @@ def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
         steps = sorted(set.intersection(*(set(run.errors) for run in runs)))
         seeds = [[run.errors[step] for run in runs] for step in steps]
         means = [statistics.fmean(values) for values in seeds]
-        label += f", {len(runs)} seeds" if len(runs) > 1 else ""
+        label += f", seeds {', '.join(str(run.record['seed']) for run in runs)}" if len(runs) > 1 else ""
         colour = f"C{n % 6}"
         axes.plot(steps, means, color=colour, linestyle=("-", "--", ":")[n // 6 % 3], marker=".", label=label)
         if len(runs) > 1:
@@ -349,19 +358,16 @@ def _parts_chart(parts: dict[str, dict[str, float]], name: str) -> Markup:
         points = [(values[crop], rows[part]) for part, values in parts.items() if crop in values]
         axes.plot(*zip(*points), marker, label=crop, alpha=0.85)
     axes.set_yticks(list(rows.values()), list(rows))
-    axes.set(xlim=(-3, 103), xlabel="in the crop, % of the test images that show it")
+    axes.set(xlim=(-3, 103), xlabel="in the crop, % of test images")
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", ncols=3, frameon=False)
     return _svg(figure, name, "How often each part of a bird is in each crop; the figures are in the table below")
 
 
 def _speed(folder: Path) -> Markup | None:
-    chart = benchmark_chart(folder)
-    return (
-        None
-        if chart is None
-        else _svg(chart, "speed", "Time of other implementations as a multiple of ours, and time against size")
-    )
+    if (chart := benchmark_chart(folder)) is None:
+        return None
+    return _svg(chart, "speed", "Time of other implementations as a multiple of ours, and time against size")
 
 
 def _svg(figure: Figure, name: str, label: str) -> Markup:

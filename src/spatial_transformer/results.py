@@ -241,7 +241,7 @@ class Comparison:
 
 
 def options_of(record: dict[str, Any], conf: Path) -> dict[str, Any]:
-    """The options of ``train.py`` that a standard run had, but for its seed."""
+    """The options of ``train.py`` that a run had, but for its seed and :func:`other_settings`."""
     groups = {group: record[group] for group in ("experiment", "model", "transform", "recipe")}
     data = {f"data.{name}": record["config"]["data"].get(name) for name in ("distortion", "digit", "size", "species")}
     options = groups | {name: value for name, value in data.items() if value is not None}
