@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="FOLDER", help="folders of runs; left out, runs/ if there is one"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "report" / "index.html", metavar="FILE", help="%(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "report" / "index.html", metavar="FILE", help="the page")
     options = parser.parse_args()
     runs = options.runs or [folder for folder in [ROOT / "runs"] if folder.is_dir()]
     try:
