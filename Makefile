@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all test-slurm lint types check tables benchmark clean
+.PHONY: train test test-all test-slurm lint types check tables report benchmark clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ check: lint types test ## lint, types and tests
 
 tables: $(VENV)/run.done ## the tables and charts of the documents from the records in results/
 	$(BIN)/python scripts/make_tables.py
+
+report: $(VENV)/run.done ## one page of results and pictures, report/index.html
+	$(BIN)/python scripts/report.py $(ARGS)
 
 benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)

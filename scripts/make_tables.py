@@ -19,20 +19,15 @@ from spatial_transformer.paper import BIRDS
 from spatial_transformer.results import (
     add_record,
     addition_poses,
-    addition_table,
-    birds_table,
     colocalisation_choices,
-    colocalisation_table,
-    mnist_table,
+    comparisons,
     parts_table,
     projective_table,
     read_records,
     recipe_table,
     slopes_table,
     steps_chart,
-    svhn_table,
     svhn_windows,
-    volumes_table,
     with_tables,
 )
 
@@ -44,30 +39,21 @@ BENCHMARKS, MNIST, RECIPES, SLOPES = (RESULTS / name for name in ("benchmarks", 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
     svhn, birds, addition = _records_of("svhn"), _records_of("birds"), read_records(RESULTS / "mnist_addition")
-    found = read_records(RESULTS / "colocalisation")
-    choices = read_records(RESULTS / "colocalisation_choices")
-    volumes = volumes_table(read_records(RESULTS / "mnist_3d"), CONF)
+    found, tried = (read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices"))
+    of_paper = {name: table.markdown() for name, table in comparisons(RESULTS, CONF).items()}
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
     slopes = [json.loads(path.read_text()) for path in sorted(SLOPES.glob("*.json"))]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
-        "README.md": {
-            "mnist": mnist_table(read_records(MNIST), CONF),
-            "addition": addition_table(addition, CONF),
-            "colocalisation": colocalisation_table(found, CONF),
-            "volumes": volumes,
-            "svhn": svhn_table(svhn, CONF),
-            "birds": birds_table(birds, CONF),
-            "networks": speed["networks"],
-        },
-        "docs/svhn.md": {"svhn": svhn_table(svhn, CONF), "svhn windows": svhn_windows(svhn, CONF)},
-        "docs/addition.md": {"addition": addition_table(addition, CONF), "poses": addition_poses(addition, CONF)},
+        "README.md": of_paper | {"networks": speed["networks"]},
+        "docs/svhn.md": {"svhn": of_paper["svhn"], "svhn windows": svhn_windows(svhn, CONF)},
+        "docs/addition.md": {"addition": of_paper["addition"], "poses": addition_poses(addition, CONF)},
         "docs/colocalisation.md": {
-            "colocalisation": colocalisation_table(found, CONF),
-            "choices": colocalisation_choices(found + choices, CONF),
+            "colocalisation": of_paper["colocalisation"],
+            "choices": colocalisation_choices(found + tried, CONF),
         },
-        "docs/volumes.md": {"volumes": volumes},
-        "docs/birds.md": {"birds": birds_table(birds, CONF), "slopes": slopes_table(slopes)} | parts,
+        "docs/volumes.md": {"volumes": of_paper["volumes"]},
+        "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
         "docs/distorted-mnist.md": {
             "projective": projective_table(read_records(RESULTS / "projective"), read_records(MNIST), CONF)

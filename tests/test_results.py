@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import make_tables
@@ -14,6 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from spatial_transformer import paper
+from spatial_transformer.config import check
 from spatial_transformer.errors import UsageError
 from spatial_transformer.results import (
     add_record,
@@ -23,6 +25,7 @@ from spatial_transformer.results import (
     cell,
     colocalisation_choices,
     colocalisation_table,
+    comparisons,
     interval,
     mnist_table,
     parts_table,
@@ -74,7 +77,7 @@ def test_cells():
 
 
 def test_a_table_has_every_network_the_papers_numbers_and_not_run(record):
-    table = mnist_table([record(1.0), record(1.2, "seed=2")], CONF)
+    table = mnist_table([record(1.0), record(1.2, "seed=2")], CONF).markdown()
     for name in paper.NETWORKS:
         assert f"| **{name}** |" in table
     assert "*0.8*" in table
@@ -88,7 +91,7 @@ def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
 
     runs = [run(31.0, "svhn_st_multi"), run(33.0, "svhn_st_multi", "seed=2"), run(40.0, "svhn_cnn", "data.size=128")]
     runs += [run(99.9, "svhn_cnn", "model.width=0.5"), run(99.8, "svhn_cnn", "data.augment=false")]
-    table = svhn_table(runs, CONF)
+    table = svhn_table(runs, CONF).markdown()
     assert "| **ST-CNN Multi** | *paper, 400k* | *3.6* | *3.9* |\n" in table
     assert "; 1,824 images | 32.00 ± 12.71 (2) | not run |" in table
     assert "; 1,824 images | not run | 40.00 (1) |\n" in table
@@ -110,7 +113,7 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
                 f"test/resolves_first_{k}": 100.0 - 80 * (k == 2),
             }
     runs = [*both, run(40.0, "model=addition_fcn"), run(9.99, "data.fresh=false")]
-    table = addition_table(runs, CONF)
+    table = addition_table(runs, CONF).markdown()
     assert "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 30,000 | 8.50 ± 6.35 (2) |\n" in table
     assert (
         "| **FCN** | *paper* | *47.7* |\n| | fast, 30,000 | 40.00 (1) |\n| **CNN** | *paper* | *14.7* |\n| | ours | not run |"
@@ -138,7 +141,7 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
     of_paper = "| **T** | *paper* |" + " *100* |" * 10
     missing = " | ".join(["not run"] * 3)
     ours = f"| | colocalisation, 2,000 | {missing} | 85.00 ± 63.53 (2) | {missing} | not run | not run | 96 |"
-    table = colocalisation_table(runs, CONF)
+    table = colocalisation_table(runs, CONF).markdown()
     assert f"{of_paper}\n{ours}\n| **TC** | *paper* | *81* |" in table
     assert f"\n| | colocalisation, 2,000 | {missing} | 76 | not run |" in table
     tried.append(run(70.0, 3, "recipe.optimizer._target_=torch.optim.SGD"))
@@ -153,7 +156,7 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
 
 def test_the_table_of_volumes_has_both_networks(record):
     runs = [record(4.0, f"seed={seed}", experiment="mnist_3d") for seed in (1, 2)]
-    table = volumes_table([*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF)
+    table = volumes_table([*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF).markdown()
     assert table.splitlines()[2:] == [
         "| **projection, FCN** | ours | not run |",
         "| **3-D transformer, projection, FCN** | fast, 3,000 | 4.00 ± 0.00 (2) |",
@@ -177,7 +180,7 @@ def test_the_table_of_birds_says_what_it_was_trained_on(record):
         return made
 
     runs = [run(70.0, "birds_4st"), run(72.0, "birds_4st", "seed=2"), run(9.99, "birds_cnn", "model.backbone=googlenet")]
-    table = birds_table(runs, CONF)
+    table = birds_table(runs, CONF).markdown()
     steps = f"{runs[0]['steps']:,}"
     assert "| **4 × ST-CNN, 448 px** | *paper; all species* | *84.1* |\n" in table
     assert f"| efficientnet_lite0; birds_differences, {steps}; species 1-50, 1,824 images | 71.00 ± 12.71 (2) |" in table
@@ -223,16 +226,16 @@ def test_gradient_and_slopes_of_a_parabola_are_the_same_at_any_distance():
 
 
 def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):
-    table = mnist_table([record(1.0), record(3.0, "trainer.max_steps=500", "data.root=elsewhere")], CONF)
+    table = mnist_table([record(1.0), record(3.0, "trainer.max_steps=500", "data.root=elsewhere")], CONF).markdown()
     assert "| | fast, 500 | not run | 3.00 (1) |" in table
 
 
 def test_a_run_of_before_a_setting_existed_counts_where_the_setting_is_off(record):
     run = record(1.0)
     del run["config"]["recipe"]["dropout"], run["config"]["model"]["dropout"]
-    assert "1.00 (1)" in mnist_table([run], CONF)
+    assert "1.00 (1)" in mnist_table([run], CONF).markdown()
     del run["config"]["recipe"]["localisation_lr_factor"]
-    assert "1.00 (1)" not in mnist_table([run], CONF)
+    assert "1.00 (1)" not in mnist_table([run], CONF).markdown()
 
 
 @pytest.mark.parametrize(
@@ -249,12 +252,12 @@ def test_a_run_of_before_a_setting_existed_counts_where_the_setting_is_off(recor
     ],
 )
 def test_a_run_with_settings_of_its_own_stays_out_of_the_table(record, override):
-    assert "9.99" not in mnist_table([record(9.99, override)], CONF)
+    assert "9.99" not in mnist_table([record(9.99, override)], CONF).markdown()
 
 
 def test_a_spline_with_another_grid_is_not_the_papers(record):
-    assert "9.99" in mnist_table([record(9.99, "transform=tps")], CONF)
-    assert "9.99" not in mnist_table([record(9.99, "transform=tps", "transform.points=[5,5]")], CONF)
+    assert "9.99" in mnist_table([record(9.99, "transform=tps")], CONF).markdown()
+    assert "9.99" not in mnist_table([record(9.99, "transform=tps", "transform.points=[5,5]")], CONF).markdown()
 
 
 def test_records_are_added_and_read_back(record, tmp_path):
@@ -329,6 +332,26 @@ def test_the_documents_say_what_the_records_say():
 def test_the_charts_are_made_of_the_records():
     for chart, (_, digest) in make_tables.charts().items():
         assert Image.open(chart).info["Records"] == digest, f"{chart.name}: run `make tables`"
+
+
+@pytest.mark.parametrize("table", ["mnist", "svhn", "addition", "colocalisation", "volumes", "birds"])
+def test_the_command_of_a_cell_runs_what_its_records_are_of(composed, table):
+    rows = [row for network in comparisons(REPOSITORY / "results", CONF)[table].networks for _, row in network.rows]
+    places = [place for row in rows for place in row]
+    assert any(place.runs for place in places)
+    for place in places:
+        words = shlex.split(place.command)
+        assert words[:2] == ["python", "train.py"]
+        overrides = [word.split(",")[0] for word in words[2:] if word != "-m"]
+        config = composed(*overrides)
+        check(config)
+        settings = OmegaConf.to_container(config, resolve=True)
+        for run in place.runs:
+            assert settings["choices"] == {name: run[name] for name in settings["choices"]}
+            assert settings["trainer"]["max_steps"] == run["steps"]
+            for name in ("distortion", "digit", "size", "species"):
+                assert settings["data"].get(name) == run["config"]["data"].get(name)
+        assert {str(run["seed"]) for run in place.runs} <= set(words[-1].removeprefix("seed=").split(","))
 
 
 def test_no_record_speaks_of_the_machine_that_it_was_made_on():

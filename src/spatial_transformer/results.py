@@ -6,9 +6,11 @@ import copy
 import functools
 import json
 import math
+import shlex
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +47,23 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: a file is not a record.
     """
-    records = []
-    for path in sorted(folder.rglob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-            record["experiment"], record["metrics"]["test/error"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path} is not the record of a run: {error}. Way out: scripts/make_tables.py --add RUN_FOLDER."
-            ) from error
-        records.append(record)
-    return records
+    return [read_record(path) for path in sorted(folder.rglob("*.json"))]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        UsageError: the file is not one.
+    """
+    try:
+        record = json.loads(path.read_text())
+        record["experiment"], record["metrics"]["test/error"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not the record of a run: {error}. Way out: scripts/make_tables.py --add RUN_FOLDER."
+        ) from error
+    return record
 
 
 def add_record(run: Path, results: Path, into: str | None = None) -> Path:
@@ -121,9 +129,14 @@ def is_standard(record: dict[str, Any], conf: Path) -> bool:
 
     Ablations, and runs of a recipe that has changed since, are not what a table calls by the option's name.
     """
+    return not other_settings(record, conf)
+
+
+def other_settings(record: dict[str, Any], conf: Path) -> list[str]:
+    """What of a run's settings its options do not have in the folder ``conf``, each as ``name=value``."""
     expected = _standard(record, conf)
     settings = _flat({group: record["config"][group] or {} for group in expected})
-    return not _differing(_flat(expected), settings)
+    return [f"{name}={settings.get(name)}" for name in _differing(_flat(expected), settings)]
 
 
 def _differing(expected: dict[str, Any], settings: dict[str, Any]) -> list[str]:
@@ -133,45 +146,303 @@ def _differing(expected: dict[str, Any], settings: dict[str, Any]) -> list[str]:
 
 def _standard(record: dict[str, Any], conf: Path) -> dict[str, Any]:
     """The settings of a record's options as the files in ``conf`` have them."""
-    options = [
-        f"{group}={record[group]}" for group in ("experiment", "model", "transform", "recipe") if record[group] != "none"
-    ]
-    whole = copy.deepcopy(_composed(conf, *options))
+    whole = copy.deepcopy(_composed(conf, *_chosen(record)))
     whole.seed, whole.trainer.max_steps = record["seed"], record["steps"]
     settings: Any = {group: OmegaConf.to_container(whole[group], resolve=True) for group in _COMPARED if whole[group]}
     return settings
 
 
+def _chosen(record: dict[str, Any]) -> list[str]:
+    return [f"{group}={record[group]}" for group in ("experiment", "model", "transform", "recipe") if record[group] != "none"]
+
+
 _composed = functools.cache(composed)
 
 
-def mnist_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """Table 1 and the cluttered row as Markdown: the paper's errors and ours, a row for each recipe and length.
+def _percent(values: list[float]) -> str:
+    """Percentages of several seeds as ``mean ± half-width (n)``, of one as a number."""
+    return f"{values[0]:.0f}" if len(values) == 1 else cell(values)
+
+
+def _error(record: dict[str, Any]) -> float:
+    return record["metrics"]["test/error"]
+
+
+def _length(record: dict[str, Any]) -> tuple:
+    """What a run was trained with; where a data set may be there in part, on how many images."""
+    part = f"; {record['samples']['train']:,} images" if record["model"] in dict(SVHN_NETWORKS.values()) else ""
+    return record["recipe"], record["steps"], part, f"{record['recipe']}, {record['steps']:,}{part}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in one of the paper's tables.
+
+    Args:
+        column: its column's head.
+        paper: the paper's number, None where it has none.
+        runs: records of our runs for it; none is "not run".
+        values: the figure of each run.
+        text: what a table says.
+        options: the options of ``train.py`` that such a run has, but for the seed.
+    """
+
+    column: str
+    paper: float | None
+    runs: list[dict[str, Any]]
+    values: list[float]
+    text: str
+    options: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        """What runs it again, or for the first time."""
+        options = [f"{name}={value}" for name, value in self.options.items() if (name, value) != ("transform", "none")]
+        seeds = sorted({run["seed"] for run in self.runs})
+        sweep = ["-m"] if len(seeds) > 1 else []
+        return shlex.join(["python", "train.py", *sweep, *options, f"seed={','.join(map(str, seeds or [1]))}"])
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of one of the paper's tables: its ``name``, the paper's ``numbers`` if there are any, and ``rows`` of ours.
+
+    Each row has what it was trained with, and its cells. One that is here but was not run has a single row that says so,
+    one of others than the paper's authors has none. ``options`` are those of ``train.py`` that all of its runs have.
+    """
+
+    name: str
+    options: dict[str, Any]
+    numbers: list[float | None] | None
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One of the paper's tables, with our runs."""
+
+    heads: tuple[str, str]
+    columns: list[str]
+    paper_row: str
+    networks: list[Network]
+    more_is_better: bool
+
+    def markdown(self) -> str:
+        """As a Markdown table, with the paper's numbers in italics."""
+        lines = [f"| {' | '.join([*self.heads, *self.columns])} |", "|---|---|" + "---|" * len(self.columns)]
+        for network in self.networks:
+            name = f"**{network.name}**"
+            if network.numbers is not None:
+                numbers = [f"*{'–' if number is None else number}*" for number in network.numbers]
+                lines.append(f"| {' | '.join([name, f'*{self.paper_row}*', *numbers])} |")
+                name = ""
+            for about, cells in network.rows:
+                lines.append(f"| {name + ' ' * bool(name)}| {' | '.join([about, *(cell.text for cell in cells)])} |")
+        return "\n".join(lines)
+
+
+def options_of(record: dict[str, Any], conf: Path) -> dict[str, Any]:
+    """The options of ``train.py`` that a run had, but for its seed and :func:`other_settings`."""
+    groups = {group: record[group] for group in ("experiment", "model", "transform", "recipe")}
+    data = {f"data.{name}": record["config"]["data"].get(name) for name in ("distortion", "digit", "size", "species")}
+    options = groups | {name: value for name, value in data.items() if value is not None}
+    if record["steps"] != _composed(conf, *_chosen(record)).trainer.max_steps:
+        options["trainer.max_steps"] = record["steps"]
+    return options
+
+
+def _compared(
+    records: Iterable[dict[str, Any]],
+    conf: Path,
+    *,
+    columns: Mapping[Any, str],
+    setting: str | None,
+    networks: Mapping[str, dict[str, Any]],
+    paper: Mapping[str, Mapping[Any, float] | None],
+    paper_row: str = "paper",
+    heads: tuple[str, str] = ("network", "recipe, steps"),
+    figure: Callable[[dict[str, Any]], float] = _error,
+    text: Callable[[list[float]], str] = cell,
+    row: Callable[[dict[str, Any]], tuple] = _length,
+    more_is_better: bool = False,
+) -> Comparison:
+    """The one aggregation of all tables of the paper.
+
+    Args:
+        records: of all runs; those that are not :func:`is_standard` stay out.
+        conf: the folder of the configuration.
+        columns: heads by the values of ``setting``, an option of the data; of None where there is a single column.
+        networks: the options that the runs of each have.
+        paper: its numbers for each network; None for a network without.
+        paper_row: what the paper's rows were trained with.
+        heads: of the first two columns.
+        figure: of a run.
+        text: of the figures in a cell.
+        row: what tells rows of one network apart, for sorting, and last what the table says of it.
+        more_is_better: whether the figure is not an error.
+    """
+    found: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if is_standard(record, conf):
+            options = options_of(record, conf)
+            for name in (name for name, of_network in networks.items() if of_network.items() <= options.items()):
+                found[name, row(record), options[setting] if setting else None].append(record)
+
+    def cells(name: str, key: tuple | None) -> list[Cell]:
+        runs = {column: found[name, key, column] if key else [] for column in columns}
+        options = next((options_of(of_column[0], conf) for of_column in runs.values() if of_column), networks[name])
+        made = []
+        for column, head in columns.items():
+            values = [figure(run) for run in runs[column]]
+            of_cell = options | ({setting: column} if setting else {})
+            made.append(Cell(head, (paper[name] or {}).get(column), runs[column], values, text(values), of_cell))
+        return made
+
+    made = []
+    for name, of_paper in paper.items():
+        numbers = None if of_paper is None else [of_paper.get(column) for column in columns]
+        keys = sorted({key for who, key, _ in found if who == name})
+        rows = [(key[-1], cells(name, key)) for key in keys]
+        if not rows and name in networks:
+            rows = [("ours", cells(name, None))]
+        made.append(Network(name, dict(networks.get(name, {})), numbers, rows))
+    return Comparison(heads, list(columns.values()), paper_row, made, more_is_better)
+
+
+def mnist_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
+    """Table 1 and the cluttered set: the paper's errors and ours, a row for each recipe and length.
 
     Args:
         records: of all runs; those that are not :func:`is_standard` stay out.
         conf: the folder of the configuration.
     """
-    errors = {name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})} for name in NETWORKS}
-    columns = {name: name.upper() for name in ("r", "rts", "p", "e", "tc")}
-    return _error_table(records, conf, "distortion", columns, NETWORKS, errors, "paper, 150k")
+    return _compared(
+        records,
+        conf,
+        columns={name: name.upper() for name in ("r", "rts", "p", "e", "tc")},
+        setting="data.distortion",
+        networks=_named("mnist", NETWORKS),
+        paper={name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})} for name in NETWORKS},
+        paper_row="paper, 150k",
+    )
 
 
-def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """Table 2 as Markdown, likewise; a row of ours says how many training images it had, as a part of SVHN may have few.
+def _named(experiment: str, networks: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"experiment": experiment, "model": model, "transform": transform}
+        for name, (model, transform) in networks.items()
+    }
+
+
+def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
+    """Table 2, likewise; a row of ours says how many training images it had, as a part of SVHN may have few.
 
     Args: as for :func:`mnist_table`.
     """
-    return _error_table(records, conf, "size", {64: "64 px", 128: "128 px"}, SVHN_NETWORKS, TABLE_2, "paper, 400k")
+    return _compared(
+        records,
+        conf,
+        columns={64: "64 px", 128: "128 px"},
+        setting="data.size",
+        networks={name: {"experiment": model} for name, (model, _) in SVHN_NETWORKS.items()},
+        paper=TABLE_2,
+        paper_row="paper, 400k",
+    )
 
 
-def addition_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """The row of appendix A.1 as Markdown, likewise.
+def addition_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
+    """The row of appendix A.1, likewise.
 
     Args: as for :func:`mnist_table`.
     """
-    errors = {name: {None: error} for name, error in ADDITION.items()}
-    return _error_table(records, conf, None, {None: "error"}, ADDITION_NETWORKS, errors, "paper")
+    return _compared(
+        records,
+        conf,
+        columns={None: "error"},
+        setting=None,
+        networks=_named("mnist_addition", ADDITION_NETWORKS),
+        paper={name: {None: error} for name, error in ADDITION.items()},
+    )
+
+
+def colocalisation_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
+    """The rows of appendix A.2: percentage of images with an IoU above 0.5, a column for each digit.
+
+    Args: as for :func:`mnist_table`.
+    """
+    return _compared(
+        records,
+        conf,
+        columns={digit: str(digit) for digit in range(10)},
+        setting="data.digit",
+        networks={name.upper(): {"experiment": "colocalisation", "data.distortion": name} for name in COLOCALISATION},
+        paper={name.upper(): dict(enumerate(of_paper)) for name, of_paper in COLOCALISATION.items()},
+        heads=("images", "recipe, steps"),
+        figure=lambda record: 100 - _error(record),
+        text=_percent,
+        more_is_better=True,
+    )
+
+
+def volumes_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
+    """Errors on volumes (appendix A.3), likewise; the paper has none.
+
+    Args: as for :func:`mnist_table`.
+    """
+    return _compared(
+        records,
+        conf,
+        columns={None: "error"},
+        setting=None,
+        networks=_named("mnist_3d", VOLUME_NETWORKS),
+        paper=dict.fromkeys(VOLUME_NETWORKS),
+    )
+
+
+def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
+    """Table 3: accuracy of the paper and ours, with the backbone and the species of each row of ours.
+
+    Args: as for :func:`mnist_table`.
+    """
+
+    def row(record: dict[str, Any]) -> tuple:
+        backbone, species, images = record["config"]["model"]["backbone"], _species(record), record["samples"]["train"]
+        about = f"{backbone}; {record['recipe']}, {record['steps']:,}; {species}, {images:,} images"
+        return backbone, record["recipe"], record["steps"], species, images, about
+
+    return _compared(
+        records,
+        conf,
+        columns={None: "accuracy"},
+        setting=None,
+        networks={name: {"experiment": experiment} for experiment, name in BIRDS.items()},
+        paper={name: {None: accuracy} for name, accuracy in TABLE_3.items()},
+        paper_row="paper; all species",
+        heads=("network", "backbone; recipe, steps; data"),
+        figure=lambda record: record["metrics"]["test/accuracy"],
+        row=row,
+        more_is_better=True,
+    )
+
+
+def comparisons(results: Path, conf: Path) -> dict[str, Comparison]:
+    """All of the paper's tables, by name, of the records in ``results``.
+
+    Raises:
+        UsageError: a file there is not a record.
+    """
+
+    def of(family: str) -> list[dict[str, Any]]:
+        return [record for folder in sorted(results.glob(family)) for record in read_records(folder)]
+
+    return {
+        "mnist": mnist_table(of("mnist"), conf),
+        "svhn": svhn_table(of("svhn_*"), conf),
+        "addition": addition_table(of("mnist_addition"), conf),
+        "colocalisation": colocalisation_table(of("colocalisation"), conf),
+        "volumes": volumes_table(of("mnist_3d"), conf),
+        "birds": birds_table(of("birds_*"), conf),
+    }
 
 
 def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -226,35 +497,6 @@ def projective_table(trials: Iterable[dict[str, Any]], records: Iterable[dict[st
     return "\n".join(lines) if rows else NOT_RUN
 
 
-def colocalisation_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """The rows of appendix A.2 as Markdown: percentage of images with an IoU above 0.5, a column for each digit.
-
-    Args: as for :func:`mnist_table`.
-    """
-    found: dict[tuple, list[float]] = defaultdict(list)
-    for record in records:
-        if is_standard(record, conf):
-            data = record["config"]["data"]
-            found[data["distortion"], record["recipe"], record["steps"], data["digit"]].append(
-                100 - record["metrics"]["test/error"]
-            )
-    lines = ["| images | recipe, steps | " + " | ".join(map(str, range(10))) + " |", "|---|---|" + "---|" * 10]
-    for name, of_paper in COLOCALISATION.items():
-        lines.append(f"| **{name.upper()}** | *paper* | " + " | ".join(f"*{value}*" for value in of_paper) + " |")
-        rows = sorted({key[1:3] for key in found if key[0] == name})
-        for recipe, steps in rows:
-            cells = [_percent(found.get((name, recipe, steps, digit), [])) for digit in range(10)]
-            lines.append(f"| | {recipe}, {steps:,} | " + " | ".join(cells) + " |")
-        if not rows:
-            lines.append("| | ours | " + " | ".join([NOT_RUN] * 10) + " |")
-    return "\n".join(lines)
-
-
-def _percent(values: list[float]) -> str:
-    """Percentages of several seeds as ``mean ± half-width (n)``, of one as a number."""
-    return f"{values[0]:.0f}" if len(values) == 1 else cell(values)
-
-
 def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """What was tried where the paper is silent, as Markdown: what each run changed, and the percentage found of each digit.
 
@@ -263,8 +505,7 @@ def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str
     standard = "nothing"
     found: dict[str, dict[tuple, float]] = defaultdict(dict)
     for record in records:
-        expected, settings = _flat(_standard(record, conf)), _flat({g: record["config"][g] or {} for g in _COMPARED})
-        other = ", ".join(f"`{name}={settings.get(name)}`" for name in _differing(expected, settings))
+        other = ", ".join(f"`{setting}`" for setting in other_settings(record, conf))
         data = record["config"]["data"]
         found[other or standard][data["distortion"].upper(), data["digit"]] = 100 - record["metrics"]["test/error"]
     columns = sorted({column for other, values in found.items() if other != standard for column in values})
@@ -273,26 +514,6 @@ def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str
         cells = [f"{values[column]:.0f}" if column in values else NOT_RUN for column in columns]
         lines.append(f"| {other} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if columns else NOT_RUN
-
-
-def volumes_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """Errors on volumes (appendix A.3) as Markdown, likewise; the paper has none.
-
-    Args: as for :func:`mnist_table`.
-    """
-    errors: dict[tuple, list[float]] = defaultdict(list)
-    for record in records:
-        if is_standard(record, conf):
-            errors[record["model"], record["transform"], record["recipe"], record["steps"]].append(
-                record["metrics"]["test/error"]
-            )
-    lines = ["| network | recipe, steps | error |", "|---|---|---|"]
-    for name, options in VOLUME_NETWORKS.items():
-        rows = {key[2:]: values for key, values in sorted(errors.items()) if key[:2] == options}
-        lines += [f"| **{name}** | {recipe}, {steps:,} | {cell(values)} |" for (recipe, steps), values in rows.items()]
-        if not rows:
-            lines.append(f"| **{name}** | ours | {NOT_RUN} |")
-    return "\n".join(lines)
 
 
 def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -317,67 +538,57 @@ def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
     return "\n".join(lines) if windows else NOT_RUN
 
 
-def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """Table 3 as Markdown: accuracy of the paper and ours, with the backbone and the species of each row of ours.
+def parts_of_birds(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> dict[str, dict[str, dict[str, float]]]:
+    """How often each part of a bird is in each crop, and how crops lie on the bird's box, in percent, by part and by crop.
 
-    Args: as for :func:`mnist_table`.
-    """
-    accuracies: dict[str, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        if is_standard(record, conf):
-            config = record["config"]
-            row = (config["model"]["backbone"], record["recipe"], record["steps"], _species(record), record["samples"]["train"])
-            accuracies[record["experiment"]][row].append(record["metrics"]["test/accuracy"])
-    experiments = {name: experiment for experiment, name in BIRDS.items()}
-    lines = ["| network | backbone; recipe, steps; data | accuracy |", "|---|---|---|"]
-    for name, of_paper in TABLE_3.items():
-        lines.append(f"| **{name}** | *paper; all species* | *{of_paper}* |")
-        ours = accuracies.get(experiments.get(name, ""), {})
-        for (backbone, recipe, steps, species, images), values in sorted(ours.items()):
-            lines.append(f"| | {backbone}; {recipe}, {steps:,}; {species}, {images:,} images | {cell(values)} |")
-        if not ours and name in experiments:
-            lines.append(f"| | ours | {NOT_RUN} |")
-    return "\n".join(lines)
-
-
-def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> str:
-    """How often each part of a bird is in each crop, and how crops lie on the bird's box, as Markdown.
-
-    Means over the seeds of an experiment's standard runs, a table for each recipe.
+    Means over the seeds of an experiment's standard runs, for each recipe.
     """
     runs: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
         if record["experiment"] == experiment and is_standard(record, conf):
             runs[record["recipe"], record["steps"], _species(record)].append(record["metrics"])
-    tables = [
-        f"{recipe}, {steps:,} steps; {species}:\n\n{_parts_of(metrics)}"
+    return {
+        f"{recipe}, {steps:,} steps; {species}": _parts_of(metrics)
         for (recipe, steps, species), metrics in sorted(runs.items())
-    ]
-    return "\n\n".join(tables) or NOT_RUN
+    }
 
 
-def _parts_of(runs: list[dict[str, float]]) -> str:
+BOX, ON_BOX = "the box, of which the crop holds", "the crop, of which is box"
+
+
+def _parts_of(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for metrics in runs:
         for name, value in metrics.items():
             if name.startswith("test/parts_"):
                 who, part = name.removeprefix("test/parts_").split("/")
                 figures[part][who].append(value)
-        for title, prefix in (
-            ("*the box, of which the crop holds*", "test/box_"),
-            ("*the crop, of which is box*", "test/on_box_"),
-        ):
+        for title, prefix in ((BOX, "test/box_"), (ON_BOX, "test/on_box_")):
             for name, value in metrics.items():
                 if name.startswith(prefix):
                     figures[title][name.removeprefix(prefix)].append(value)
-    columns = sorted({who for values in figures.values() for who in values}, key=lambda who: (not who.isdigit(), who))
-    heads = [f"crop {who}" if who.isdigit() else f"{who} crop" for who in columns]
-    lines = ["| part | " + " | ".join(heads) + " |", "|---|" + "---|" * len(columns)]
-    lines += [
-        f"| {part} | " + " | ".join(f"{statistics.fmean(values[who]):.0f}" if who in values else "–" for who in columns) + " |"
+    return {
+        part: {f"crop {who}" if who.isdigit() else f"{who} crop": statistics.fmean(values[who]) for who in values}
         for part, values in figures.items()
-    ]
-    return "\n".join(lines)
+    }
+
+
+def crops_of(parts: dict[str, dict[str, float]]) -> list[str]:
+    """Names of the crops of :func:`parts_of_birds`, the network's before those that it is compared with."""
+    return sorted({crop for values in parts.values() for crop in values}, key=lambda crop: (not crop.startswith("crop "), crop))
+
+
+def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> str:
+    """:func:`parts_of_birds` as Markdown, a table for each recipe."""
+    tables = []
+    for title, parts in parts_of_birds(records, conf, experiment).items():
+        crops = crops_of(parts)
+        lines = [f"{title}:\n", "| part | " + " | ".join(crops) + " |", "|---|" + "---|" * len(crops)]
+        for part, values in parts.items():
+            name = f"*{part}*" if part in (BOX, ON_BOX) else part
+            lines.append(f"| {name} | " + " | ".join(f"{values[c]:.0f}" if c in values else "–" for c in crops) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) or NOT_RUN
 
 
 def slopes_table(records: Iterable[dict[str, Any]]) -> str:
@@ -395,42 +606,9 @@ def slopes_table(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) if len(lines) > 2 else NOT_RUN
 
 
-def _error_table(
-    records: Iterable[dict[str, Any]],
-    conf: Path,
-    setting: str | None,
-    columns: Mapping[Any, str],
-    networks: Mapping[str, tuple[str, str]],
-    paper: Mapping[str, Mapping[Any, float]],
-    paper_row: str,
-) -> str:
-    """Errors of ``networks`` under the paper's: a column for each value of ``setting`` of the data, or for all."""
-    errors: dict[tuple, list[float]] = defaultdict(list)
-    for record in records:
-        if is_standard(record, conf):
-            row = (record["model"], record["transform"], record["recipe"], record["steps"], _images(record))
-            errors[(*row, record["config"]["data"][setting] if setting else None)].append(record["metrics"]["test/error"])
-    lines = ["| network | recipe, steps | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
-    for name, of_paper in paper.items():
-        lines.append(f"| **{name}** | *{paper_row}* | " + " | ".join(f"*{of_paper.get(c, '–')}*" for c in columns) + " |")
-        rows = sorted({key[:-1] for key in errors if key[:2] == networks.get(name)})
-        for row in rows:
-            recipe, steps, images = row[2:]
-            cells = [cell(errors.get((*row, column), [])) for column in columns]
-            lines.append(f"| | {recipe}, {steps:,}{images} | " + " | ".join(cells) + " |")
-        if not rows and name in networks:
-            lines.append("| | ours | " + " | ".join([NOT_RUN] * len(columns)) + " |")
-    return "\n".join(lines)
-
-
 def _species(record: dict[str, Any]) -> str:
     species = record["config"]["data"]["species"]
     return "all species" if species is None else f"species {species}"
-
-
-def _images(record: dict[str, Any]) -> str:
-    """A remark where a data set may be there in part: on how many images a run was trained."""
-    return f"; {record['samples']['train']:,} images" if record["model"] in dict(SVHN_NETWORKS.values()) else ""
 
 
 def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
