@@ -39,7 +39,8 @@ def short(composed, mnist_root):
 
 
 def evaluation(folder, **settings):
-    return OmegaConf.create({"run": str(folder), "checkpoint": "best", "data_root": None} | settings)
+    trainer = {"accelerator": "auto", "devices": 1, "num_nodes": 1}
+    return OmegaConf.create({"run": str(folder), "checkpoint": "best", "data_root": None, "trainer": trainer} | settings)
 
 
 @pytest.mark.parametrize(("model", "transform"), NETWORKS.values())

@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +27,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import Stopped, UsageError
+from .process import rank
 
 CONF = "conf"
 ALLOWED_TARGETS = ("spatial_transformer.", "torch.optim.", "pytorch_lightning.")
@@ -225,21 +228,29 @@ _ABSENT = object()
 def explained(main: Callable[[], None]) -> Callable[[], None]:
     """Makes a Hydra program end with one clear message, and exit code 1, on whatever the user can put right.
 
-    HYDRA_FULL_ERROR=1 shows tracebacks instead.
+    HYDRA_FULL_ERROR=1 shows tracebacks instead. Of the processes that torchrun or SLURM starts for one run only the first
+    speaks, and only it has a folder to write to.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
+        if rank() > 0:
+            with tempfile.TemporaryDirectory() as folder:
+                sys.argv.append(f"hydra.run.dir={folder}")
+                return told(io.StringIO())
+        return told(sys.stderr)
+
+    def told(errors: TextIO) -> None:
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
             return main()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving
         try:
             main()
         except Stopped as stop:
-            print(f"\n{stop}", file=sys.stderr)
+            print(f"\n{stop}", file=errors)
             sys.exit(stop.code)
         except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
-            print(f"\nError: {explanation(error)}", file=sys.stderr)
+            print(f"\nError: {explanation(error)}", file=errors)
             sys.exit(1)
         finally:
             del os.environ["HYDRA_FULL_ERROR"]

@@ -21,6 +21,13 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def rank() -> int:
+    """The number of this process among those that torchrun or SLURM has started for one run."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # a terminal, in which programs are started by hand
+        return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
 def spin_briefly() -> None:
     """Lets threads that wait for each other give way to other programs after a while, if called before torch is loaded.
 

@@ -22,13 +22,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
 from .config import check
-from .data.batched import BatchedData
+from .data.batched import BatchedData, check_shares
+from .devices import Devices, plugins
 from .errors import Stopped, UsageError
 from .files import replacing
 from .process import keep_freed_memory
@@ -47,50 +46,43 @@ def run(config: DictConfig) -> dict[str, Any]:
         Stopped: the run was asked to end before it was finished.
     """
     check(config)
+    _quiet()
+    devices = Devices(_trainer(config))
+    check_shares(config.data.batch_size, devices.count)
+    if devices.to_be_started:
+        return devices.start(run, config, _go_on(config.run_dir))
+    devices.meet()
+    config.run_dir = devices.first(lambda: config.run_dir)  # Hydra gives each process a time stamp of its own
     folder = RunFolder(config.run_dir)
     if config.ckpt_path == "auto":
-        record = folder.finished(config)
+        record = devices.first(lambda: folder.finished(config))
         if record is not None:
-            if _is_first():
+            if devices.is_first:
                 print(_summary(record, folder.path), "  finished before; ckpt_path=null runs it anew", sep="\n")
             return record
     try:
-        return _run(config, folder)
+        return _run(config, folder, devices)
     except Exception as error:
-        if _is_first() and folder.config.is_file():  # no folder for a run that never began
+        if devices.is_first and folder.config.is_file():  # no folder for a run that never began
             with suppress(OSError):
                 folder.note_failure(str(error) if isinstance(error, UsageError) else traceback.format_exc())
         raise
 
 
-def _run(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
+def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, Any]:
     keep_freed_memory()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    _quiet()
     data, task = build(config)
-    if _is_first():  # the others wait for it where they come together, at the start of training
-        data.prepare_data()
-        task.prepare_data()
-    checkpoint = None
-    if config.ckpt_path == "auto":
-        checkpoint = folder.newest_checkpoint()
-    elif config.ckpt_path is not None:
-        checkpoint = _fitting_checkpoint(Path(config.ckpt_path), task)
-    if checkpoint is not None and _is_first():
-        print(f"going on from {checkpoint}")
+    by_batches = config.trainer.max_steps - config.recipe.frozen_steps
+    task.network = devices.share_statistics(task.network, by_batches)  # type: ignore[arg-type]
     _validate_to_the_end(config)
-    if _is_first():
-        if checkpoint is None:
-            folder.clear()
-        folder.error.unlink(missing_ok=True)
-        with replacing(folder.config) as path:
-            path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    checkpoint = devices.first(lambda: _begun(config, folder, data, task))
     with _loggers(config) as loggers:
         callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
         last = LastCheckpoint(folder.checkpoints, config.checkpoint_minutes)
-        trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=[*callbacks, last], plugins=_plugins())
+        trainer: Any = _trainer(config, logger=loggers or False, callbacks=[*callbacks, last])
         settings: Any = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
             logger.log_hyperparams(settings)
@@ -101,9 +93,7 @@ def _run(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
                 reason, code = "stopped by SIGTERM", 143
             else:
                 reason, code = "stopped by hand", 130
-            way_out = f"the same settings with hydra.run.dir={folder.path} go on from its last checkpoint"
-            if not folder.last.is_file():
-                way_out = "start again; there was no checkpoint yet"
+            way_out = _go_on(folder.path) if folder.last.is_file() else "start again; there was no checkpoint yet"
             raise Stopped(f"{reason} at step {trainer.global_step:,}. Way out: {way_out}.", code) from None
         figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
@@ -112,26 +102,37 @@ def _run(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
         record = _record(config, figures | tested, trainer, data, last.elapsed())
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, WandbLogger) and devices.is_first:
                 logger.experiment.summary.update(record["metrics"])
-    if trainer.is_global_zero:
+    if devices.is_first:
         with replacing(folder.record, durable=True) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
         print(_summary(record, folder.path))
     return record
 
 
-def _is_first() -> bool:
-    """Whether this is the first of all processes of the run, or the only one; known before they come together."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def _go_on(folder: str | Path) -> str:
+    """The way out of a run that was stopped."""
+    return f"the same settings with hydra.run.dir={folder} go on from its last checkpoint"
 
 
-def _plugins() -> list[Any]:
-    """How checkpoints are written; and on SLURM, that Lightning leaves requeueing to the cluster, and resuming to us."""
-    plugins: list[Any] = [WholeFiles()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
+def _begun(config: DictConfig, folder: RunFolder, data: BatchedData, task: pl.LightningModule) -> Path | None:
+    """Makes data and run folder ready; returns the checkpoint to go on from, None for a run from its start."""
+    data.prepare_data()
+    task.prepare_data()
+    checkpoint = None
+    if config.ckpt_path == "auto":
+        checkpoint = folder.newest_checkpoint()
+    elif config.ckpt_path is not None:
+        checkpoint = _fitting_checkpoint(Path(config.ckpt_path), task)
+    if checkpoint is None:
+        folder.clear()
+    else:
+        print(f"going on from {checkpoint}")
+    folder.error.unlink(missing_ok=True)
+    with replacing(folder.config) as path:
+        path.write_text(OmegaConf.to_yaml(config, resolve=True))
+    return checkpoint
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -149,14 +150,19 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     assert isinstance(run_config, DictConfig)
     if config.data_root is not None:
         run_config.data.root = config.data_root
+    run_config.trainer.update(config.trainer)
     check(run_config)
+    trainer = _trainer(run_config)
+    devices = Devices(trainer)
+    if devices.to_be_started:
+        return devices.start(evaluate, config, "the same command")
+    devices.meet()
     data, task = build(run_config)
     checkpoint = _fitting_checkpoint(folder / "checkpoints" / f"{config.checkpoint}.ckpt", task)
-    trainer = _build(run_config.trainer, "trainer", logger=False, callbacks=[], enable_progress_bar=False)
     figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
     record = folder / "metrics.json"
     recorded = json.loads(record.read_text())["metrics"] if record.is_file() and config.checkpoint == "best" else {}
-    for name, value in figures.items():
+    for name, value in figures.items() if devices.is_first else ():
         print(f"{name} {value:.4g}" + (f"  (the run's record: {recorded[name]:.4g})" if name in recorded else ""))
     return dict(figures)
 
@@ -177,9 +183,16 @@ def build(config: DictConfig) -> tuple[BatchedData, pl.LightningModule]:
     return data, task
 
 
+def _trainer(config: DictConfig, **more: Any) -> pl.Trainer:
+    """The trainer as configured; without loggers and callbacks one that shows and writes nothing."""
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return _build(config.trainer, "trainer", plugins=[WholeFiles(), *plugins()], **(more or silent))
+
+
 def _quiet() -> None:
     """Silences what Lightning says of every run, and what is meant to be as it is."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # batches are made on the device
         ".*exists and is not empty.*",  # the run folder holds the CSV beside its other files
@@ -190,6 +203,7 @@ def _quiet() -> None:
         ".*LeafSpec.*deprecated.*",
         ".*srun.*command is available.*",  # on a cluster, where a run is started without it
         ".*__array__ implementation.*",  # matplotlib, of a tensor
+        ".*use `self.log.*sync_dist=True.*",  # figures of a whole set are the same in all processes
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -363,9 +363,9 @@ def test_the_smallest_canvas_works_and_one_pixel_less_is_refused(name, distortio
         MnistData(name, canvas=distortion.smallest - 1)
 
 
-def test_a_batch_of_less_than_a_sample_for_each_device_is_refused():
+def test_a_batch_that_cannot_be_shared_out_evenly_is_refused():
     data = mnist(batch_size=2, trainer={"world_size": 3})
-    with pytest.raises(UsageError, match=r"data\.batch_size=2 is less than one sample for each of 3 devices"):
+    with pytest.raises(UsageError, match=r"data\.batch_size=2 cannot be shared out evenly to 3 devices"):
         data.train_dataloader()
 
 

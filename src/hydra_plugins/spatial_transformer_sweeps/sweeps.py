@@ -1,5 +1,6 @@
 """Sweeps that lose nothing: runs have stable folders, finished ones are passed over, and a table tells which is which."""
 
+import os
 import shlex
 import subprocess
 import time
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf, open_dict
 
 from spatial_transformer.config import check
 from spatial_transformer.errors import UsageError
+from spatial_transformer.process import rank
 from spatial_transformer.run_folder import RunFolder
 
 _POLL_SECONDS = 5
@@ -65,6 +67,11 @@ class Grid(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
         assert self.launcher is not None
+        if rank() > 0 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError(
+                "a sweep was started several times at once, by torchrun or srun. Way out: python train.py alone; it starts the "
+                "processes of a run on several devices itself."
+            )
         runs = self._runs(arguments)
         todo = {name: overrides for name, (overrides, folder, finished) in runs.items() if not finished}
         print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before, in {self.config.hydra.sweep.dir}", flush=True)
@@ -150,6 +157,10 @@ class SlurmArray(SlurmLauncher):
 
     How far the runs are is read off the queue and the run folders, so that no accounting is needed.
     """
+
+    def __call__(self, sweep_overrides: list[str], *arguments: Any) -> JobReturn:
+        """Runs a job, as a task on the cluster; of several tasks to a job only the first writes down the configuration."""
+        return super().__call__([*sweep_overrides, *(["hydra.output_subdir=null"] if rank() > 0 else [])], *arguments)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import submitit

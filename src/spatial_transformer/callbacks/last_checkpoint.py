@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,6 +38,7 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         self.figures: dict[str, float] = {}
         self.seconds = 0.0
         self._rows: int | None = None
+        self._asked = False
         self._start = self._saved = time.monotonic()
         self._saved_step = -1
 
@@ -60,10 +63,26 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
                 if isinstance(logger, WandbRun):
                     logger.go_on(table.rows)
 
+    def on_train_start(self, trainer, pl_module) -> None:
+        if trainer.world_size > 1:
+            # Lightning's handler talks to the other processes wherever it interrupts this one, and they may not listen.
+            signal.signal(signal.SIGTERM, self._be_asked)
+
+    def on_test_start(self, trainer, pl_module) -> None:
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to save
+
+    def _be_asked(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         due = time.monotonic() - self._saved > 60 * self.minutes
-        if trainer.world_size > 1:  # all processes save together, and asking the first at each step would cost
-            due = trainer.global_step % 100 == 1 and trainer.strategy.broadcast(due)
+        if trainer.world_size > 1:  # all processes end and save together, and agreeing on it at each step would cost
+            agree = trainer.strategy.reduce_boolean_decision
+            agreeing = trainer.global_step % 5 == 1
+            if agreeing and agree(self._asked, all=False):
+                raise SIGTERMException
+            due = agreeing and agree(due, all=False)
         # Not where a validation follows, which saves, nor where this step's figures are still to be written.
         validates = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
         if due and not validates and trainer.global_step % trainer.log_every_n_steps:

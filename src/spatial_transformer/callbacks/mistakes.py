@@ -6,11 +6,11 @@ import csv
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from ..data.batched import in_order
 from ..files import replacing
 from .pictures import FEW_CLASSES, picture_of
 
@@ -38,9 +38,9 @@ class Mistakes(pl.Callback):
         self._labels.append(batch[1])
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
-        if trainer.world_size > 1:
-            return  # a sample's place in the test set is known on one device only
-        logits, label = torch.cat(self._logits), torch.cat(self._labels)
+        logits, label = in_order(self._logits), in_order(self._labels)
+        if not trainer.is_global_zero:
+            return
         confidence, prediction = pl_module.confidences(logits), pl_module.predictions(logits)
         wrong = (prediction != label).view(len(label), -1).any(dim=1).nonzero()[:, 0]
         wrong = wrong[confidence[wrong].argsort(descending=True)]
@@ -51,7 +51,7 @@ class Mistakes(pl.Callback):
             csv.writer(file).writerows([columns, *rows])
         pictures = {}
         if label.ndim == 1:
-            confusion = MulticlassConfusionMatrix(trainer.datamodule.classes).to(pl_module.device)
+            confusion = MulticlassConfusionMatrix(trainer.datamodule.classes, sync_on_compute=False).to(pl_module.device)
             confusion.update(prediction, label)
             pictures["confusion"] = self._confusion_picture(confusion)
         if rows:

@@ -56,6 +56,8 @@ class PartCoverage(AfterTest):
                 for part, value in zip(data.part_names, values.tolist(), strict=True)
             }
         )
+        if not trainer.is_global_zero:
+            return
         columns = ["part", *(f"transformer {who}" if who.isdigit() else who for who in table)]
         rows = [[part, *(round(float(values[p]), 1) for values in table.values())] for p, part in enumerate(data.part_names)]
         with replacing(self.folder / "parts.csv") as path, path.open("w", newline="") as file:

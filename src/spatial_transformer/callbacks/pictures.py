@@ -11,9 +11,11 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.strategies import Strategy
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..data.batched import in_order
 from ..files import replacing
 from ..transformer import SpatialTransformer
 from .drawing import COLOURS, Reading, strip, to_image, with_lines
@@ -69,6 +71,8 @@ class CropPictures(pl.Callback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        for means in self._means.values():
+            means.over_devices(trainer.strategy)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         pictures = {"crops": self._crops(trainer, pl_module)}
@@ -99,9 +103,11 @@ class CropPictures(pl.Callback):
                     logger.log_image(f"pictures/{name}", [picture], step=step)
 
     def on_fit_end(self, trainer, pl_module) -> None:
+        if not trainer.is_global_zero:
+            return
         # 32 colours do for grey digits and two colours of line, and halve the file.
         frames = [Image.open(path).quantize(32) for path in sorted(self.folder.glob("crops_*.png"))]
-        if len(frames) < 2 or not trainer.is_global_zero:
+        if len(frames) < 2:
             return
         path = self.folder / "training.gif"
         durations = [250] * (len(frames) - 1) + [2000]
@@ -139,9 +145,9 @@ class ContactSheet(pl.Callback):
         self._labels.append(batch[1])
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
-        if trainer.world_size > 1:
-            return  # a sample's place in the test set is known on one device only
-        labels = torch.cat(self._labels)
+        labels = in_order(self._labels)
+        if not trainer.is_global_zero:
+            return
         firsts = [(labels == label).nonzero()[: self.per_class, 0] for label in labels.unique()]
         title = f"the first {self.per_class} test samples of each class"
         picture = picture_of(trainer, pl_module, "test", torch.cat(firsts), title, self.zoom)
@@ -224,6 +230,11 @@ class ClassMeans:
             self.counts = images.new_zeros(self.classes)
         self.sums.index_add_(0, labels, images)
         self.counts += torch.bincount(labels, minlength=self.classes)
+
+    def over_devices(self, strategy: Strategy) -> None:
+        """Takes in what the other processes have seen."""
+        if self.sums is not None:
+            self.sums, self.counts = (strategy.reduce(values, reduce_op="sum") for values in (self.sums, self.counts))
 
     def images(self) -> Tensor:
         """``(classes, C, H, W)``."""

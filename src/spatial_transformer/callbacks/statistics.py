@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..data.batched import in_order
 from ..transformer import SpatialTransformer, localisation_networks
 
 
@@ -48,7 +49,7 @@ class ThetaStatistics(pl.Callback):
         each = [
             (transformer, theta)
             for transformer, parts in self._thetas.items()
-            for theta in torch.cat(parts).chunk(transformer.parallel, dim=1)
+            for theta in in_order(parts).chunk(transformer.parallel, dim=1)
         ]
         values = {}
         for n, (transformer, theta) in enumerate(each, start=1):
@@ -76,8 +77,7 @@ class ThetaStatistics(pl.Callback):
 class AfterTest(pl.Callback, ABC):
     """Measures, after the test, what the only transformer of a network did to each test sample.
 
-    Networks without a transformer or with several in a row are passed over, and so are tests on several devices, where a
-    sample's place in the test set is not known.
+    Networks without a transformer or with several in a row are passed over.
     """
 
     def __init__(self) -> None:
@@ -86,11 +86,14 @@ class AfterTest(pl.Callback, ABC):
 
     @abstractmethod
     def measure(self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor) -> None:
-        """Logs what is to be said of ``thetas``, ``(N, parallel, n_params)`` on the CPU, of the first N test samples."""
+        """Logs what is to be said of ``thetas``, ``(N, parallel, n_params)`` on the CPU, of the first N test samples.
+
+        It is called in the process of each device; files are the first one's to write.
+        """
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
         transformers = [module for module in pl_module.network.modules() if isinstance(module, SpatialTransformer)]
-        if len(transformers) == 1 and trainer.world_size == 1:
+        if len(transformers) == 1:
             self._transformer = transformers[0]
             self._thetas = []
             self._hook = self._transformer.localisation.register_forward_hook(self._keep)
@@ -106,5 +109,5 @@ class AfterTest(pl.Callback, ABC):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-            thetas = torch.cat(self._thetas).cpu().unflatten(1, (self._transformer.parallel, -1))
+            thetas = in_order(self._thetas).cpu().unflatten(1, (self._transformer.parallel, -1))
             self.measure(trainer, pl_module, self._transformer, thetas)

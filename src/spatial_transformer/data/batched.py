@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -85,6 +86,46 @@ class BatchedData(pl.LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
+def check_shares(batch_size: int, devices: int) -> None:
+    """Refuses a training batch that cannot be shared out evenly.
+
+    The gradient is the mean over devices of the mean over each one's share: that over all samples if shares are equal.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if batch_size % devices:
+        near = [size for size in (batch_size // devices * devices, -(-batch_size // devices) * devices) if size]
+        raise UsageError(
+            f"data.batch_size={batch_size} cannot be shared out evenly to {devices} devices. Way out: data.batch_size="
+            f"{' or '.join(map(str, near))}, or another number of devices."
+        )
+
+
+def in_order(parts: Sequence[Tensor]) -> Tensor:
+    """What belongs to the samples of a fixed set, in their order, from what each process has of its share of each batch.
+
+    To be called in all processes; gives the same in all.
+
+    Args:
+        parts: a tensor for each batch that was evaluated here, ``(share, ...)``.
+
+    Returns:
+        ``(N, ...)``, N samples of the set.
+    """
+    if not dist.is_initialized():
+        return torch.cat(list(parts))
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, [part.cpu() for part in parts])
+    batches = []
+    for shares in zip(*everywhere, strict=True):
+        whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
+        for rank, share in enumerate(shares):
+            whole[rank :: len(shares)] = share
+        batches.append(whole)
+    return torch.cat(batches).to(parts[0].device)
+
+
 class _TrainingDraws(Sampler):
     """Training batches: an order of its own for each epoch, whole batches only, this rank's share of each.
 
@@ -95,11 +136,7 @@ class _TrainingDraws(Sampler):
     def __init__(
         self, n: int, batch_size: int, seed: int, progress: Callable[[], tuple[int, int, float]], rank: int, world_size: int
     ) -> None:
-        if batch_size < world_size:
-            raise UsageError(
-                f"data.batch_size={batch_size} is less than one sample for each of {world_size} devices. Way out: fewer "
-                "devices (trainer.devices=...), or a larger batch."
-            )
+        check_shares(batch_size, world_size)
         self.n, self.batch_size, self.seed, self.progress = n, batch_size, seed, progress
         self.share = slice(rank, None, world_size)
 

@@ -82,7 +82,7 @@ class BirdClassification(Classification):
         theta = transformer.localisation(images).float()
         logits = self.network(images, theta.detach())
         with torch.no_grad():
-            step = self.theta_step * (2.0 * torch.randint_like(theta, 2) - 1)
+            step = self.theta_step * (2 * (self.draws(*theta.shape) < 0.5).float() - 1)
             self.network.eval()  # both sides without dropout, and by the same statistics
             there, back = (self.losses(self.network(images, theta + sign * step), labels) for sign in (1, -1))
             self.network.train()

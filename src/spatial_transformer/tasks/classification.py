@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
+from ..data.keyed import sample_keys, uniform
 from ..errors import UsageError
 from ..transformer import localisation_networks
 
@@ -83,19 +84,35 @@ class Classification(pl.LightningModule):
         self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # What dropout draws depends on the step alone, so a resumed run draws what an undisturbed one does.
-        seed = hash((self._seed, self.global_step, batch_idx, self.global_rank))
+        # What dropout draws depends on the step and the device alone, so a resumed run draws what an undisturbed one does.
+        self._batch = (self._seed, self.global_step, batch_idx)
+        seed = hash((*self._batch, self.global_rank))
         torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow: it records a traceback
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def draws(self, samples: int, n: int) -> Tensor:
+        """Uniform numbers in (0, 1) for this device's samples of the training batch, the same on however many devices it is.
+
+        Args:
+            samples: how many there are here.
+            n: numbers to a sample.
+
+        Returns:
+            ``(samples, n)``.
+        """
+        trainer: Any = self.trainer
+        place = self.global_rank + trainer.world_size * torch.arange(samples, device=self.device)
+        return uniform(sample_keys(hash(self._batch), 0, place), n)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits, loss = self.logits_and_loss(images, labels)
         if self.is_logging_step:  # scoring every batch would slow small networks down
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+            together: dict[str, Any] = {"batch_size": len(images), "sync_dist": True}
+            self.log("train/loss", loss.detach(), prog_bar=True, **together)
             errors = self.errors(logits.detach(), labels)
-            self.log_dict({f"train/{name}": values.mean() for name, values in errors.items()}, batch_size=len(images))
+            self.log_dict({f"train/{name}": values.mean() for name, values in errors.items()}, **together)
         return loss
 
     def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,11 +86,14 @@ class Colocalisation(Classification):
         crops, windows = network.transformer(images, return_theta=True)
         with torch.no_grad():
             room = 1 - self.random_scale
-            places = room * (2 * torch.rand(len(images), 2, device=images.device) - 1)
+            places = room * (2 * self.draws(len(images), 2) - 1)
             random = torch.cat([torch.full_like(places[:, :1], self.random_scale), places], dim=1)
             random_crops = network.transformer(images, theta=random)
         each = self.global_step < self.locate * self._steps()
         alike, unlike = (network.encoder.scaled(some, each) for some in (crops, random_crops))
+        if self.trainer.world_size > 1:  # pairs of all images of the batch, wherever they are
+            everywhere: Any = self.all_gather(torch.stack([alike, unlike], dim=1), sync_grads=True)
+            alike, unlike = everywhere.flatten(0, 1).unbind(1)
         return windows, triplet_loss(alike, unlike, self.margin)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:

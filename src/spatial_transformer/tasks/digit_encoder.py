@@ -71,6 +71,8 @@ def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
             use_distributed_sampler=False,
         )
         trainer.fit(task, data)
+        for metric in task.test_scores.values():  # processes of other devices, if there are any, only wait for this one
+            metric.distributed_available_fn = lambda: False
         figures = trainer.test(task, data, verbose=False)[0]
     with torch.inference_mode():
         encoder.cpu()
