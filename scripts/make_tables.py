@@ -5,7 +5,6 @@ python scripts/make_tables.py [--add RUN_FOLDER ...] [--into FOLDER]
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from spatial_transformer.results import (
     parts_table,
     projective_table,
     read_records,
+    read_rows,
     recipe_table,
     slopes_table,
     steps_chart,
@@ -42,7 +42,7 @@ def documents() -> dict[Path, str]:
     found, tried = (read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices"))
     of_paper = {name: table.markdown() for name, table in comparisons(RESULTS, CONF).items()}
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
-    slopes = [json.loads(path.read_text()) for path in sorted(SLOPES.glob("*.json"))]
+    slopes = [read_rows(path) for path in sorted(SLOPES.glob("*.json"))]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
         "README.md": of_paper | {"networks": speed["networks"]},
@@ -97,10 +97,14 @@ def main() -> None:
             print(f"added {add_record(run, RESULTS, options.into)}")
         except UsageError as error:
             refused.append(f"error: {error}")
-    for document, text in documents().items():
+    try:
+        made, drawn = documents(), charts()
+    except UsageError as error:
+        sys.exit("\n".join([*refused, f"error: {error}"]))
+    for document, text in made.items():
         with replacing(document) as path:
             path.write_text(text)
-    for chart, (figure, digest) in charts().items():
+    for chart, (figure, digest) in drawn.items():
         if figure is not None:
             with replacing(chart) as path:
                 figure.savefig(path, format="png", dpi=110, metadata={"Records": digest})

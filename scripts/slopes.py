@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from spatial_transformer.errors import UsageError
 from spatial_transformer.files import replacing
+from spatial_transformer.run_folder import RunFolder, read_record
+from spatial_transformer.saved import load_saved
 
 DISTANCES = (0.02, 0.1, 0.25)
 """In halves of the image's side."""
@@ -52,22 +53,19 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
     Raises:
         UsageError: it is not that of a run with transformers and a finished checkpoint.
     """
-    from spatial_transformer.runner import build
+    from spatial_transformer.runner import rebuilt
 
-    config, checkpoint, record = run / "config.yaml", run / "checkpoints" / "best.ckpt", run / "metrics.json"
-    if not (config.is_file() and checkpoint.is_file() and record.is_file()):
+    folder = RunFolder(run)
+    if not folder.record.is_file():
         raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
-    settings = OmegaConf.load(config)
-    assert isinstance(settings, DictConfig)
-    if data_root is not None:
-        settings.data.root = data_root
+    finished = read_record(folder.record)
     data: Any
     task: Any
-    data, task = build(settings)
+    _, data, task, checkpoint = rebuilt(folder, data_root=data_root)
     network: Any = getattr(task, "network", None)
     if getattr(network, "transformer", None) is None:
         raise UsageError(f"{run} has a network without parallel transformers. Way out: a run of experiment=birds_2st, say.")
-    task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    task.load_state_dict(load_saved(checkpoint)["state_dict"])
     task.eval()
     data.prepare_data()
     data.setup()
@@ -91,7 +89,6 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
         }
         for distance, slope in zip(DISTANCES, slopes, strict=True)
     ]
-    finished = json.loads(record.read_text())
     return {"label": finished["label"], "commit": finished["commit"], "samples": len(index), "rows": rows}
 
 

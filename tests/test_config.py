@@ -102,6 +102,7 @@ WRONG_COMMANDS = {
     "data.batch_sise=3": ["'data.batch_sise'", "data.batch_size"],
     "seed=one": ["seed", "Integer"],
     "hydra.run.dir=/dev/null/run": ["/dev/null/run", "hydra.run.dir"],
+    "data.root={": ["data.root={", "cannot be read"],
     "logger=nine": ["logger=nine does not exist", "none"],
 }
 

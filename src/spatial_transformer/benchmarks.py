@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
 from .paper import NETWORKS
-from .results import NOT_RUN
+from .results import NOT_RUN, read_rows
 
 Rows = list[dict[str, Any]]
 PARTS = ("warps", "scaling", "data", "networks", "svhn", "birds", "program", "threads")
@@ -45,7 +44,7 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_rows(path) if path.is_file() else None
 
 
 def _machine(machine: dict[str, Any]) -> str:

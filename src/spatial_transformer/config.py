@@ -1,7 +1,8 @@
 """The shape of a configuration, and its check before anything starts.
 
-Hydra composes whatever YAML files say; a misspelt key would train silently. So the root has a typed schema, each component
-(``_target_``) is checked against its own signature, and errors name the place and the nearest right name.
+Hydra composes whatever YAML files say; a misspelt key would train silently, and a ``_target_`` would call anything. So the root
+has a typed schema, each component (``_target_``) must be of the kind of its place and is checked against its own signature,
+names and types, and errors name the place and the nearest right name.
 """
 
 from __future__ import annotations
@@ -10,30 +11,61 @@ import difflib
 import functools
 import inspect
 import io
+import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import get_class, get_object
+from omegaconf import MISSING, DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .errors import Stopped, UsageError
 from .process import rank
 
 CONF = "conf"
-ALLOWED_TARGETS = ("spatial_transformer.", "torch.optim.", "pytorch_lightning.")
-"""Where components may come from."""
 
-_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+class Kind(NamedTuple):
+    """What may stand at a place of the configuration. Whatever it is, it is public and defined there, not imported."""
+
+    name: str
+    packages: tuple[str, ...]
+    """Where it is defined."""
+    base: str | None
+    """The class that it derives from; None: it may be a function."""
+    partial: bool = False
+    """Whether it is completed later (``_partial_: true``)."""
+
+
+_OURS, _LIGHTNING = "spatial_transformer", "pytorch_lightning"
+_TRANSFORM = Kind("transform", (f"{_OURS}.transformer",), f"{_OURS}.transformer.Transform")
+KINDS = {
+    "data": Kind("data module", (f"{_OURS}.data",), f"{_OURS}.data.batched.BatchedData"),
+    "task": Kind("task", (f"{_OURS}.tasks",), f"{_LIGHTNING}.LightningModule"),
+    "transform": _TRANSFORM,
+    "model": Kind("network", (f"{_OURS}.networks",), None),
+    "model.transform": _TRANSFORM,
+    "recipe.optimizer": Kind("optimiser", ("torch.optim",), "torch.optim.Optimizer", partial=True),
+    "recipe.scheduler": Kind("schedule", (f"{_OURS}.tasks.schedules", "torch.optim.lr_scheduler"), None, partial=True),
+    "trainer": Kind("trainer", (_LIGHTNING,), f"{_LIGHTNING}.Trainer"),
+    "trainer.profiler": Kind("profiler", (_LIGHTNING,), f"{_LIGHTNING}.profilers.Profiler"),
+    "logger.*": Kind("logger", (_OURS, _LIGHTNING), f"{_LIGHTNING}.loggers.Logger"),
+    "callbacks.*": Kind("callback", (_OURS, _LIGHTNING), f"{_LIGHTNING}.Callback"),
+}
+"""What may stand where. A configuration names these components and nothing else, whoever wrote it."""
+
+_HYDRA_KEYS = {"_target_", "_partial_"}
+_SEEDS = 2**32
+_MOST_STEPS = 10**12
 
 
 @dataclass
@@ -81,7 +113,18 @@ class Config:
     callbacks: dict[str, Any] = MISSING
 
 
+@dataclass
+class Evaluation:
+    """The root of an evaluation's configuration."""
+
+    run: str = MISSING
+    checkpoint: str = "best"
+    data_root: str | None = None
+    trainer: dict[str, Any] = MISSING
+
+
 ConfigStore.instance().store("schema", Config)
+ConfigStore.instance().store("evaluation", Evaluation)
 
 
 def composed(conf: Path, *overrides: str) -> DictConfig:
@@ -93,41 +136,129 @@ def composed(conf: Path, *overrides: str) -> DictConfig:
 
 
 def check(config: DictConfig) -> None:
-    """Refuses a composed configuration that cannot be what the user meant.
+    """Refuses a composed configuration that cannot be what the user meant, or that names what no configuration may.
 
     Raises:
-        UsageError: an unknown setting of a component, a component from elsewhere, a value out of range.
+        UsageError: an unknown setting of a component, a component from elsewhere, a value of another type or out of range, or
+            one that refers to what does not exist.
+        MissingMandatoryValue: a value is missing.
     """
     for path, schema in (("", Config), ("recipe", Recipe)):
         fields = list(schema.__dataclass_fields__)
-        for key in map(str, OmegaConf.select(config, path) if path else config):
+        node = config if not path else OmegaConf.select(config, path)
+        if not isinstance(node, DictConfig):
+            raise UsageError(
+                f"{path}={_short(node)} is no group of settings, given {_origin(config, path)}. Way out: leave it out."
+            )
+        for key in map(str, node):
             if key not in fields:
                 key_path = f"{path}.{key}" if path else key
                 raise UsageError(
                     f"there is no setting {key_path!r}, given {_origin(config, key_path)}.\n" + _way_out(key, fields)
                 )
-    for path, node in _components(config, ""):
-        target = str(node["_target_"])
-        known = _parameters(target, path)
-        if known is None:
-            continue
-        for key in map(str, node):
-            if key not in known and key not in _HYDRA_KEYS:
-                key_path = f"{path}.{key}"
-                raise UsageError(
-                    f"{target} has no setting {key!r}, given {_origin(config, key_path)}.\n" + _way_out(key, known)
-                )
-    for path in ("trainer.max_steps", "recipe.validate_every"):
+    settings = _resolved(config)
+    _check_places(config, settings)
+    components = [(path, node, _component(path, node)) for path, node in _components(settings, "")]
+    _check_transform(config)
+    steps = ["recipe.max_steps", "recipe.validate_every", "trainer.max_steps"]
+    if isinstance(OmegaConf.select(config, "trainer.val_check_interval"), int):
+        steps.append("trainer.val_check_interval")
+    for path in steps:
         value = OmegaConf.select(config, path)
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{path}={value} is not a number of steps, given {_origin(config, path)}. Way out: 1 or more.")
+        if type(value) is not int or not 1 <= value <= _MOST_STEPS:
+            raise UsageError(
+                f"{path}={_short(value)} is not a number of steps, given {_origin(config, path)}. Way out: 1 or more, up to "
+                f"{_MOST_STEPS:,}."
+            )
+    if not config.run_dir.strip() or "\0" in config.run_dir:
+        raise UsageError(f"run_dir={config.run_dir!r} is no folder. Way out: hydra.run.dir=FOLDER.")
+    if not 0 <= config.seed < _SEEDS:
+        raise UsageError(f"seed={config.seed} is not a seed. Way out: from 0 to {_SEEDS - 1:,}.")
+    if not config.checkpoint_minutes >= 0:
+        raise UsageError(f"checkpoint_minutes={config.checkpoint_minutes} is not a time. Way out: 0 (always) or more.")
+    for path, node, component in components:
+        _check_settings(config, path, node, component)
     for name in ("frozen_steps", "theta_step"):
         if config.recipe.get(name) and name not in config.task:
             raise UsageError(
                 f"recipe.{name} is of the birds' networks, and nothing here would heed it, given "
                 f"{_origin(config, f'recipe.{name}')}. Way out: leave it out, or experiment=birds_2st, say."
             )
-    _check_transform(config)
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """All settings as plain values: what components are built of.
+
+    Raises:
+        UsageError: one refers to what does not exist, or would refer to something once more when it is built.
+        MissingMandatoryValue: a value is missing.
+    """
+    try:
+        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue:
+        raise
+    except (OmegaConfBaseException, RecursionError) as error:
+        broken = ((path, node._value()) for path, node in _references(config, "") if not _resolves(node))
+        path, text = next(broken, ("a setting", "${...}"))
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"{path}={_short(text)} cannot be resolved, given {_origin(config, path)}: {reason}. Way out: a plain value, or "
+            "${...} with the name of another setting."
+        ) from error
+    written = dict(_values(OmegaConf.to_container(config), ""))
+    for path, value in _values(settings, ""):
+        if "${" in path or "${" in str(value):  # escaped, and no longer so for whoever resolves it next
+            text = _short(written.get(path, value))
+            raise UsageError(
+                f"{path}={text} holds ${{ after it was resolved, given {_origin(config, path)}. Way out: a plain value."
+            )
+    return settings
+
+
+def _references(node: Any, path: str) -> Iterator[tuple[str, Node]]:
+    """Every value that is ``${...}``, with its dotted path."""
+    if isinstance(node, DictConfig | ListConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+        keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+        for key in keys:
+            yield from _references(node._get_node(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(node, Node) and node._is_interpolation():
+        yield path, node
+
+
+def _resolves(node: Node) -> bool:
+    try:
+        node._dereference_node()
+    except (OmegaConfBaseException, RecursionError):
+        return False
+    return True
+
+
+def _values(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping or list, with its dotted path."""
+    if isinstance(node, dict | list):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _values(child, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _check_places(config: DictConfig, settings: dict[str, Any]) -> None:
+    """Refuses a place that must hold a component, and holds something else."""
+    recipe = settings["recipe"]
+    places = {name: settings[name] for name in ("data", "task", "model", "trainer")}
+    places |= {"recipe.optimizer": recipe["optimizer"]}
+    if recipe["scheduler"] is not None:
+        places |= {"recipe.scheduler": recipe["scheduler"]}
+    for group in ("logger", "callbacks"):
+        if not isinstance(settings[group], dict):
+            raise UsageError(f"{group}={_short(settings[group])} is no mapping of components. Way out: {group}.NAME=...")
+        places |= {f"{group}.{name}": node for name, node in settings[group].items() if group == "logger" or node is not None}
+    for path, node in places.items():
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise UsageError(
+                f"{path}={_short(node)} is not a component, given {_origin(config, path)}. Way out: a mapping with "
+                f"{path}._target_, as the files in {CONF}/ have it."
+            )
 
 
 def _check_transform(config: DictConfig) -> None:
@@ -144,37 +275,100 @@ def _check_transform(config: DictConfig) -> None:
         )
 
 
-def _components(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+def _components(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping with a ``_target_``, with its dotted path."""
-    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+    if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
-        for key in map(str, node):
-            if not OmegaConf.is_missing(node, key):
-                yield from _components(node._get_node(key), f"{path}.{key}" if path else key)
-    elif isinstance(node, ListConfig) and not node._is_none():
-        for n in range(len(node)):
-            yield from _components(node._get_node(n), f"{path}.{n}")
+        for key, child in node.items():
+            yield from _components(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for n, child in enumerate(node):
+            yield from _components(child, f"{path}.{n}")
 
 
-def _parameters(target: str, path: str) -> list[str] | None:
-    """Names that a component takes; None if it takes any."""
-    if not target.startswith(ALLOWED_TARGETS):
-        raise UsageError(
-            f"{path}._target_={target} is not a component that a configuration may name. Way out: one that begins with "
-            f"{' or '.join(ALLOWED_TARGETS)}"
-        )
-    module, _, name = target.rpartition(".")
+def _component(path: str, node: dict[str, Any]) -> Callable[..., Any]:
+    """What a ``_target_`` names, if it is of the kind of its place.
+
+    Raises:
+        UsageError: it is not, or there is no component at that place, or none of that name.
+    """
+    target = str(node["_target_"])
+    place = f"{path}._target_={_short(target)}"
+    group, dot, rest = path.partition(".")
+    kind = KINDS.get(path) or (KINDS.get(f"{group}.*") if dot and "." not in rest else None)
+    if kind is None:
+        raise UsageError(f"{place}: there is no component at this place. Way out: leave it out; {', '.join(KINDS)} are such.")
+    where = " or ".join(f"{package}." for package in kind.packages)
+    refusal = UsageError(
+        f"{place} is not a component that a configuration may name. Way out: a {kind.name} that begins with {where}"
+    )
+    if not any(target.startswith(f"{package}.") for package in kind.packages) or re.search(r"\._|\.\.|\.$", target):
+        raise refusal  # before anything is imported
     try:
-        place = import_module(module)
-    except ImportError as error:
-        raise UsageError(f"{path}._target_={target} does not exist: {error}") from error
-    if not hasattr(place, name):
-        raise UsageError(f"{path}._target_={target} does not exist.\n" + _way_out(name, dir(place)))
-    parameters = inspect.signature(getattr(place, name)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return list(parameters)
+        found = get_object(target)  # as Hydra finds it
+    except (ImportError, ValueError) as error:
+        module, _, name = target.rpartition(".")
+        near = dir(sys.modules[module]) if module in sys.modules else []
+        raise UsageError(f"{place} does not exist.\n" + _way_out(name, near)) from error
+    is_class, is_function = inspect.isclass(found), inspect.isfunction(found)
+    defined = f"{getattr(found, '__module__', '')}."
+    if not (is_class or is_function) or not any(defined.startswith(f"{package}.") for package in kind.packages):
+        raise refusal
+    if kind.base is not None and not (is_class and issubclass(found, get_class(kind.base))):
+        raise UsageError(f"{place} is not a {kind.name}. Way out: a class that is one, as the files in {CONF}/ have it.")
+    if node.get("_partial_", False) is not kind.partial:
+        raise UsageError(f"{path}._partial_ must be {str(kind.partial).lower()} for a {kind.name}.")
+    return found
+
+
+def _check_settings(config: DictConfig, path: str, node: dict[str, Any], component: Callable[..., Any]) -> None:
+    """Refuses settings that a component does not take, by name or by type."""
+    try:
+        parameters = inspect.signature(component, eval_str=True).parameters
+    except NameError:  # annotations that only a type checker can read: of those the component itself must say what it takes
+        parameters = inspect.signature(component).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
+        key_path = f"{path}.{key}"
+        if key in _HYDRA_KEYS:
+            continue
+        if key not in parameters:
+            if takes_any and str(key).isidentifier() and not str(key).startswith("_"):
+                continue
+            raise UsageError(
+                f"{node['_target_']} has no setting {key!r}, given {_origin(config, key_path)}.\n" + _way_out(key, parameters)
+            )
+        if isinstance(value, dict) and "_target_" in value:
+            continue
+        if key_path == "logger.wandb.offline" and value is None:
+            continue  # the runner decides
+        reason = _misfit(value, parameters[key].annotation)
+        if reason:
+            raise UsageError(
+                f"{key_path}={_short(value)} is of the wrong type, given {_origin(config, key_path)}: {reason}.\n"
+                f"Way out: {inspect.formatannotation(parameters[key].annotation)}."
+            )
+
+
+def _misfit(value: Any, annotation: Any) -> str:
+    """Why a value that YAML has is not what an annotation says; empty if it is."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return ""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # not for --help
+
+    adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False))
+    try:
+        adapter.validate_json(json.dumps(value))  # JSON's lists may be tuples, its strings paths
+    except ValidationError as error:
+        return error.errors()[0]["msg"]
+    return ""
+
+
+def _short(value: Any) -> str:
+    """A value as the user wrote it, or its beginning."""
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _way_out(name: str, known: Iterable[str]) -> str:
@@ -216,13 +410,15 @@ def _line_of(file: Path, path: str, group: str) -> int | None:
         if keys[0] != group:
             return None
         keys = keys[1:]
-    if OmegaConf.select(OmegaConf.create(text), ".".join(keys), default=_ABSENT) is _ABSENT:
+    if not keys:
         return None
+    node: Any = OmegaConf.to_container(OmegaConf.create(text))
+    for key in keys:
+        if not isinstance(node, dict) or key not in node:
+            return None
+        node = node[key]
     name = re.compile(rf"^\s*{re.escape(keys[-1])}\s*:")
     return next((n for n, line in enumerate(text.splitlines(), 1) if name.match(line)), None)
-
-
-_ABSENT = object()
 
 
 def explained(main: Callable[[], None]) -> Callable[[], None]:
@@ -249,7 +445,7 @@ def explained(main: Callable[[], None]) -> Callable[[], None]:
         except Stopped as stop:
             print(f"\n{stop}", file=errors)
             sys.exit(stop.code)
-        except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
+        except (UsageError, HydraException, OmegaConfBaseException, OSError, OverflowError) as error:  # OmegaConf's, of 1e400
             print(f"\nError: {explanation(error)}", file=errors)
             sys.exit(1)
         finally:
@@ -270,6 +466,8 @@ def explanation(error: BaseException) -> str:
         )
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{str(error.__cause__).strip()}"
+    if isinstance(error, OverrideParseException):
+        return f"{_short(error.override)} on the command line cannot be read: {text}"
     option = re.search(r"Could not find '([^']+)'", text)
     if option:
         group, _, name = option[1].rpartition("/")

@@ -35,6 +35,7 @@ from .paper import (
     TABLE_3,
     VOLUME_NETWORKS,
 )
+from .run_folder import read_record
 
 NOT_RUN = "not run"
 # Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
@@ -50,20 +51,20 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [read_record(path) for path in sorted(folder.rglob("*.json"))]
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a run.
+def read_rows(path: Path) -> dict[str, Any]:
+    """A record of measurements, those of ``scripts/slopes.py`` and ``scripts/benchmark.py``: a list of ``rows``, and more.
 
     Raises:
-        UsageError: the file is not one.
+        UsageError: the file is no such record.
     """
     try:
-        record = json.loads(path.read_text())
-        record["experiment"], record["metrics"]["test/error"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is not the record of a run: {error}. Way out: scripts/make_tables.py --add RUN_FOLDER."
-        ) from error
-    return record
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not all(isinstance(row, dict) for row in record["rows"]):
+            raise ValueError("it has no rows")
+        return record
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"{path} is not a record of measurements: {reason}.\nWay out: remove it, or measure again.") from error
 
 
 def add_record(run: Path, results: Path, into: str | None = None) -> Path:
@@ -75,14 +76,14 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
         into: the record's folder in it; None is its experiment's.
 
     Raises:
-        UsageError: the run has no record, or its place is taken by a run with other settings.
+        UsageError: the run has no record or a damaged one, or its place is taken by a run with other settings.
     """
     source = run / "metrics.json"
     if not source.is_file():
         raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
-    record = json.loads(source.read_text())
+    record = read_record(source)
     target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
-    if target.is_file() and json.loads(target.read_text())["config"] != record["config"]:
+    if target.is_file() and read_record(target)["config"] != record["config"]:
         raise UsageError(
             f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
             "run's own, or remove that record first."

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UsageError
 from .files import replacing
@@ -59,9 +62,13 @@ class RunFolder:
     def state(self) -> State:
         """How far the run is, by its files alone."""
         if self.record.is_file():
-            return State("finished", f"test error {json.loads(self.record.read_text())['metrics']['test/error']:.2f} %")
+            try:
+                return State("finished", f"test error {read_record(self.record)['metrics']['test/error']:.2f} %")
+            except UsageError as error:
+                return State("failed", str(error).partition("\n")[0])
         if self.error.is_file():
-            return State("failed", self.error.read_text().strip().splitlines()[-1])
+            lines = self.error.read_text(errors="replace").strip().splitlines() or ["for an unknown reason"]
+            return State("failed", lines[-1])
         if self.last.is_file() or self.previous.is_file():
             return State("stopped", "has a checkpoint to go on from")
         return State("not begun", "")
@@ -70,20 +77,20 @@ class RunFolder:
         """The record, if this very run is finished.
 
         Raises:
-            UsageError: the folder is another run's.
+            UsageError: the folder is another run's, or its files are damaged.
         """
         self.must_be_of(config)
-        return json.loads(self.record.read_text()) if self.record.is_file() else None
+        return read_record(self.record) if self.record.is_file() else None
 
     def must_be_of(self, config: DictConfig) -> None:
         """Refuses a folder that holds a run with other settings.
 
         Raises:
-            UsageError: it does; named is the first that differs.
+            UsageError: it does; named is the first that differs. Or its configuration is damaged.
         """
         if not self.config.is_file():
             return
-        there: Any = OmegaConf.load(self.config)
+        there = read_config(self.config)
         here: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         settings = [dict(_settings(node, "")) for node in (there, here)]
         for name in sorted(settings[0].keys() | settings[1].keys()):
@@ -107,16 +114,16 @@ class RunFolder:
         Raises:
             UsageError: there are checkpoints, and none can be read.
         """
-        import torch
+        from .saved import load_saved  # torch, which a sweep does not need
 
         broken = ""
         for path in (self.last, self.previous):
             if not path.is_file():
                 continue
             try:
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:
-                broken = f"{path} cannot be read as a checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}"
+                load_saved(path)
+            except ValueError as error:
+                broken = f"{path} cannot be read as a checkpoint: {error}"
                 print(broken, file=sys.stderr)
                 os.replace(path, path.with_suffix(".broken"))  # or it would take the place of the one before it
                 continue
@@ -131,6 +138,66 @@ class RunFolder:
         """Keeps why the run failed; its last line is shown in a sweep's table."""
         with replacing(self.error) as path:
             path.write_text(text.strip() + "\n")
+
+
+def read_config(path: Path) -> DictConfig:
+    """The configuration of a run, as its folder has it; not checked yet.
+
+    Raises:
+        UsageError: the file cannot be read, or is damaged.
+    """
+    try:
+        config = OmegaConf.load(path)  # by YAML's safe loader: it makes no objects
+        if not isinstance(config, DictConfig):
+            raise ValueError("it holds no settings")
+        return config
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(
+            f"{path} is not the configuration of a run: {' '.join(str(error).split())}.\nWay out: another run folder; or, for "
+            "this run, ckpt_path=null to start it anew."
+        ) from error
+
+
+_RECORDED = {
+    "label": str,
+    "experiment": str,
+    "model": str,
+    "transform": str,
+    "recipe": str,
+    "seed": int,
+    "steps": int,
+    "metrics": dict,
+    "config": dict,
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+        UsageError: the file cannot be read, or is no such record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it is no mapping")
+        for name, kind in _RECORDED.items():
+            if not isinstance(record.get(name), kind):
+                raise ValueError(f"it has no {name}, or not as it should be")
+        for name in ("data", "model", "recipe", "task"):
+            if not isinstance(record["config"].get(name), dict):
+                raise ValueError(f"its config has no {name}")
+        for name, value in record["metrics"].items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"its {name} is no number")
+        if not math.isfinite(record["metrics"].get("test/error", math.nan)):
+            raise ValueError("it has no test/error")
+        return record
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not the record of a run: {error}.\nWay out: run it again (ckpt_path=null); a record in results/ comes "
+            "from its run folder (scripts/make_tables.py --add RUN_FOLDER)."
+        ) from error
 
 
 def _settings(node: DictConfig, path: str) -> list[tuple[str, Any]]:

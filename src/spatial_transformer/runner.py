@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -21,17 +20,19 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
-from .config import check
+from .config import Config, check
 from .data.batched import BatchedData, check_shares
 from .devices import Devices, plugins
 from .errors import Stopped, UsageError
 from .files import replacing
 from .process import keep_freed_memory
-from .run_folder import RunFolder
+from .run_folder import RunFolder, read_config, read_record
+from .saved import load_saved
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
 
@@ -142,33 +143,57 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         UsageError: the folder is not that of a run, or lacks the checkpoint.
     """
     _quiet()
-    folder = Path(config.run)
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        raise UsageError(f"{folder} is not a run folder: it has no config.yaml. Way out: run=FOLDER of a run of train.py.")
-    run_config = OmegaConf.load(saved)
-    assert isinstance(run_config, DictConfig)
-    if config.data_root is not None:
-        run_config.data.root = config.data_root
+    folder = RunFolder(config.run)
+    run_config, data, task, checkpoint = rebuilt(folder, config.checkpoint, config.data_root)
     run_config.trainer.update(config.trainer)
-    check(run_config)
     trainer = _trainer(run_config)
     devices = Devices(trainer)
     if devices.to_be_started:
         return devices.start(evaluate, config, "the same command")
     devices.meet()
-    data, task = build(run_config)
-    checkpoint = _fitting_checkpoint(folder / "checkpoints" / f"{config.checkpoint}.ckpt", task)
     figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
-    record = folder / "metrics.json"
-    recorded = json.loads(record.read_text())["metrics"] if record.is_file() and config.checkpoint == "best" else {}
+    recorded = read_record(folder.record)["metrics"] if folder.record.is_file() and config.checkpoint == "best" else {}
     for name, value in figures.items() if devices.is_first else ():
         print(f"{name} {value:.4g}" + (f"  (the run's record: {recorded[name]:.4g})" if name in recorded else ""))
     return dict(figures)
 
 
+def rebuilt(
+    folder: RunFolder, checkpoint: str = "best", data_root: str | None = None
+) -> tuple[DictConfig, BatchedData, pl.LightningModule, Path]:
+    """The configuration, data, task and checkpoint of a run, from its folder alone, whoever made that.
+
+    Args:
+        folder: the run's.
+        checkpoint: "best" or "last".
+        data_root: where the data lies; None is where the run had it.
+
+    Raises:
+        UsageError: the folder is not that of a run, its files are damaged, or it lacks the checkpoint.
+    """
+    if not folder.config.is_file():
+        raise UsageError(f"{folder.path} is not a run folder: it has no config.yaml. Way out: run=FOLDER of a run of train.py.")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), read_config(folder.config))
+        assert isinstance(config, DictConfig)
+        if data_root is not None:
+            config.data.root = data_root
+        check(config)
+        data, task = build(config)
+    except UsageError as error:
+        raise error if str(folder.config) in str(error) else UsageError(f"{folder.config}: {error}") from error
+    except (OmegaConfBaseException, OverflowError) as error:  # a value that the root's schema does not allow
+        reason = str(error).partition("\n    full_key")[0]
+        raise UsageError(f"{folder.config}: {reason}\nWay out: the file as the run wrote it, or another run folder.") from error
+    return config, data, task, _fitting_checkpoint(folder.checkpoints / f"{checkpoint}.ckpt", task)
+
+
 def build(config: DictConfig) -> tuple[BatchedData, pl.LightningModule]:
-    """The data and the task with its network, as configured."""
+    """The data and the task with its network, as configured.
+
+    Raises:
+        UsageError: a component cannot be built, or optimised, with its settings.
+    """
     data = _build(config.data, "data")
     network = _build(config.model, "model", size=data.input_size, classes=data.classes)
     recipe = config.recipe
@@ -180,6 +205,11 @@ def build(config: DictConfig) -> tuple[BatchedData, pl.LightningModule]:
         scheduler=None if recipe.scheduler is None else _build(recipe.scheduler, "recipe.scheduler"),
         localisation_lr_factor=recipe.localisation_lr_factor,
     )
+    with _told("recipe.optimizer", recipe.optimizer):  # made anew for training, when it is too late to learn what is wrong
+        optimizer = task.optimizer(task.parameter_groups())
+    if task.scheduler is not None:
+        with _told("recipe.scheduler", recipe.scheduler):
+            task.scheduler(optimizer)
     return data, task
 
 
@@ -209,14 +239,25 @@ def _quiet() -> None:
 
 
 def _build(node: DictConfig, path: str, **more: Any) -> Any:
-    try:
+    with _told(path, node):
         return instantiate(node, **more)
-    except InstantiationException as error:
-        cause = error.__cause__
+
+
+@contextmanager
+def _told(path: str, node: DictConfig) -> Iterator[None]:
+    """What a component raises because of its settings, told as such."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, UsageError):
             raise cause from None
-        if isinstance(cause, ValueError | TypeError | pl.utilities.exceptions.MisconfigurationException):
-            raise UsageError(f"{path} ({node['_target_']}): {cause}") from error
+        # Arithmetic, memory and PyTorch's runtime: sizes that no machine has.
+        if isinstance(cause, ValueError | TypeError | ArithmeticError | RuntimeError | MemoryError | MisconfigurationException):
+            reason = str(cause).strip() or type(cause).__name__
+            if isinstance(cause, RuntimeError):
+                reason = reason.partition("\n")[0]  # what follows are places in PyTorch's own code
+            raise UsageError(f"{path} ({node['_target_']}): {reason}\nWay out: other settings of {path}.") from error
         raise
 
 
@@ -225,14 +266,16 @@ def _fitting_checkpoint(path: Path, task: pl.LightningModule) -> Path:
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}. Way out: one of a run folder's checkpoints/.")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+        saved = load_saved(path)
+        if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
+            raise ValueError("it holds no weights of a task")
+        saved = saved["state_dict"]
+    except ValueError as error:
         raise UsageError(
-            f"{path} cannot be read as a checkpoint: {reason}\nWay out: another checkpoint, best or last."
+            f"{path} cannot be read as a checkpoint: {error}\nWay out: another checkpoint, best or last."
         ) from error
     here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
-    there = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    there = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in saved.items()}
     different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if different:
         name = different[0]
@@ -248,7 +291,7 @@ def _validate_to_the_end(config: DictConfig) -> None:
     """Spreads the validations evenly over the run, so that the last one sees the final weights or nearly so."""
     steps, every = config.trainer.max_steps, config.trainer.val_check_interval
     if isinstance(every, int):
-        config.trainer.val_check_interval = steps // math.ceil(steps / every)
+        config.trainer.val_check_interval = steps // -(-steps // every)
 
 
 @contextmanager

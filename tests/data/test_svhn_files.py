@@ -1,6 +1,7 @@
 """SVHN's full numbers on disk: what is read, what is refused, and what a download leaves behind."""
 
 import gzip
+import hashlib
 import io
 import tarfile
 import threading
@@ -228,8 +229,9 @@ def server():
 
 
 @pytest.fixture
-def archive(tmp_path):
-    """An archive of a part with two images, as bytes."""
+def archive(tmp_path, monkeypatch):
+    """An archive of a part with two images, as bytes; it is taken for the official one."""
+    monkeypatch.setattr(svhn_files, "SHA256", {})
     part = write_part(tmp_path / "source" / "train", (1,), (2, 3))
     return packed(lambda tar: tar.add(part, "train"))
 
@@ -287,6 +289,18 @@ def test_a_file_longer_than_the_servers_is_dropped(tmp_path, server, archive):
     with pytest.raises(UsageError, match="Way out: start again"):
         svhn_files.download("train", tmp_path, server.url)
     assert "train.tar.gz.part" not in left_in(tmp_path)
+
+
+def test_an_archive_that_is_not_the_official_one_is_refused_and_nothing_is_left(tmp_path, server, archive, monkeypatch):
+    monkeypatch.setattr(svhn_files, "SHA256", {"train": hashlib.sha256(archive).hexdigest()})
+    server.contents["/train.tar.gz"] = archive
+    svhn_files.download("train", tmp_path / "SVHN", server.url)
+    server.contents["/train.tar.gz"] = packed(
+        lambda tar: tar.add(tmp_path / "SVHN" / "train" / "1.png", "train/digitStruct.mat")
+    )
+    with pytest.raises(UsageError, match=r"train\.tar\.gz is damaged or unsafe: its sha256 is"):
+        svhn_files.download("train", tmp_path / "other", server.url)
+    assert left_in(tmp_path / "other") == []
 
 
 def flipped(content):

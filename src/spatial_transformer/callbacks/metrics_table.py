@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ..errors import UsageError
 from ..files import replacing
 
 
@@ -42,12 +43,20 @@ class MetricsTable(Logger):
 
     @rank_zero_only
     def go_on(self, rows: int) -> None:
-        """Takes the first rows of the file for those before this run."""
+        """Takes the first rows of the file for those before this run.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
         self.rows = []
-        if rows and self.path.is_file():
-            with self.path.open(newline="") as file:
-                kept = list(csv.DictReader(file))[:rows]
-            self.rows = [{name: value for name, value in row.items() if value != ""} for row in kept]
+        if rows and self.path.exists():
+            try:
+                self.rows = _read(self.path, rows)
+            except (OSError, ValueError, csv.Error) as error:
+                raise UsageError(
+                    f"{self.path} is damaged: {error}.\nWay out: remove it, and the run goes on with a table that begins "
+                    "where it was stopped; or ckpt_path=null starts it anew."
+                ) from error
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -68,3 +77,21 @@ class MetricsTable(Logger):
 
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _read(path: Path, rows: int) -> list[dict[str, Any]]:
+    """The first rows of a table, as they were logged but for being text.
+
+    Raises:
+        OSError, ValueError, csv.Error: the file cannot be read, or is not such a table.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file, restkey="", restval=None))[:rows]
+    if len(found) < rows:
+        raise ValueError(f"it has {len(found):,} of {rows:,} rows")
+    for number, row in enumerate(found, 1):
+        if "" in row or None in row.values() or not (row.get("step") or "").isdigit():
+            raise ValueError(f"row {number:,} has not a step and a value or nothing for each column")
+        for value in row.values():
+            float(value or 0)
+    return [{name: value for name, value in row.items() if value != ""} for row in found]

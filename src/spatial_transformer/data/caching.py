@@ -30,6 +30,7 @@ from ..errors import UsageError
 HOME_CACHE = Path("~/.cache/spatial_transformer")
 
 _AHEAD = 48  # pieces of work done or under way; with pieces of some 12 MB up to 0.6 GB
+_PROVED = 2_000_000  # bytes: files up to that are proved by checksums whenever a cache is opened; images are too large for it
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -135,8 +136,11 @@ def _opened(cache: Cache[T], folder: Path, tell: bool = True) -> T | None:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["settings"] != cache.settings:
             raise ValueError("it is another's")
+        for name, digest in meta.get("sha256", {}).items():
+            if _sha256(folder / name) != digest:
+                raise ValueError(f"the checksum of {name} is wrong")
         return cache.read(folder, meta)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
         if tell:
             say(cache.dataset, f"the cache {folder} is broken ({error}) and will be made anew")
         return None
@@ -149,6 +153,8 @@ def _make(cache: Cache, target: Path) -> None:
         workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix="incomplete-"))
         try:
             meta = {"settings": cache.settings, "source": str(cache.source.resolve()), **cache.write(workplace)}
+            small = [file for file in sorted(workplace.iterdir()) if file.stat().st_size <= _PROVED]
+            meta["sha256"] = {file.name: _sha256(file) for file in small}
             (workplace / "meta.json").write_text(json.dumps(meta, indent=1))
             stale = _stale(cache, target)
             if stale:
@@ -177,6 +183,10 @@ def _put(cache: Cache, workplace: Path, target: Path) -> None:
         if target.exists():
             shutil.rmtree(target)
         os.rename(workplace, target)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _stale(cache: Cache, target: Path) -> list[Path]:

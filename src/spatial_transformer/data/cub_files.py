@@ -180,7 +180,7 @@ def download(folder: Path, url: str = URL, md5: str = MD5) -> None:
         UsageError: the server cannot be reached or breaks off, the archive is damaged or unsafe, or the disk is full.
     """
     otherwise = "unpack the archive elsewhere and name the folder that holds images.txt (data.root=FOLDER)"
-    fetch(Archive("CUB", url, DEFAULT_ROOT.name, "images.txt", otherwise, md5), folder)
+    fetch(Archive("CUB", url, DEFAULT_ROOT.name, "images.txt", otherwise, f"md5:{md5}"), folder)
 
 
 def check_images(birds: Birds) -> None:
@@ -238,7 +238,7 @@ def read_birds(root: Path, chosen: list[int | str]) -> Birds:
     for line, (label, (_, folder, _)) in enumerate(zip(_of_images(root, "image_class_labels.txt", listed), rows), 1):
         if classes.get(int(label[0])) != folder:
             name = classes.get(int(label[0]), "not in classes.txt")
-            reason = f"species {label[0]} is {name}, but images.txt has the image in {folder}"
+            reason = f"species {label[0]} is {name}, but images.txt has the image in {folder} (species as in classes.txt)"
             raise _broken(root, "image_class_labels.txt", line, reason)
         species.append(int(label[0]))
     training = np.array([use == "1" for (use,) in _of_images(root, "train_test_split.txt", listed)])

@@ -35,8 +35,8 @@ class Archive(NamedTuple):
     """A file in that folder without which the archive is not what it should be."""
     otherwise: str
     """What the user can do instead of downloading it, for messages."""
-    md5: str | None = None
-    """Of the archive; None where none is known: then gzip's own CRC is the proof."""
+    digest: str | None = None
+    """Of the archive, as "md5:..." or "sha256:..."; None where none is known: then gzip's own CRC is the proof."""
 
     @property
     def name(self) -> str:
@@ -139,11 +139,12 @@ def _unpack(archive: Archive, path: Path, folder: Path, progress: Progress) -> N
 
 
 def _prove(archive: Archive, path: Path) -> None:
-    if archive.md5 is None:
+    if archive.digest is None:
         return
-    digest = hashlib.md5(usedforsecurity=False)
+    name, _, expected = archive.digest.partition(":")
+    digest = hashlib.new(name, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    if digest.hexdigest() != archive.md5:
-        raise tarfile.ReadError(f"its md5 is {digest.hexdigest()}, not {archive.md5}")
+    if digest.hexdigest() != expected:
+        raise tarfile.ReadError(f"its {name} is {digest.hexdigest()}, not {expected}")

@@ -15,6 +15,8 @@ from .distortions import DISTORTIONS, project
 from .keyed import sample_keys
 
 VALIDATION_SIZE = 5_000
+LARGEST = 1_024
+"""Pixels: the networks' weights grow with the square of a canvas."""
 _FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 """Seeds of the fixed sets: the same for every network, every seed and every run."""
 
@@ -74,6 +76,8 @@ class MnistData(BatchedData):
                 f"data.canvas={canvas} is too small: distortion {distortion} needs at least {self.distortion.smallest} px to "
                 f"hold a digit. Way out: data.canvas={self.distortion.canvas} is the paper's."
             )
+        if self.input_size > LARGEST:
+            raise UsageError(f"data.canvas={canvas} is too large. Way out: {LARGEST} px or less; the paper has 60 at most.")
         training_size = 60_000 - VALIDATION_SIZE
         if batch_size > training_size:
             raise UsageError(

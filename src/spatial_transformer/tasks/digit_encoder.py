@@ -15,6 +15,7 @@ from ..data.caching import Cache, cache_folders, open_cache, say
 from ..data.mnist import MnistData
 from ..networks.colocalisation import DigitEncoder
 from ..networks.mnist import DIGIT, MnistNetwork
+from ..saved import load_saved
 from .classification import Classification
 from .schedules import one_cycle
 
@@ -41,10 +42,23 @@ def trained_encoder(root: str | Path | None, cache: str | Path | None = None) ->
         source=source,
         name="encoder",
         settings={"width": width, "torch": version("torch"), **RECIPE},
-        read=lambda folder, meta: torch.load(folder / _FILE, weights_only=True),
+        read=lambda folder, meta: _read(folder),
         write=lambda folder: _train(root, folder),
     )
     return open_cache(kept, cache_folders(source, cache, "mnist"))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The state of an encoder, out of its cache.
+
+    Raises:
+        ValueError: it is damaged, or not that of an encoder.
+    """
+    state = load_saved(folder / _FILE)
+    shapes = {name: tensor.shape for name, tensor in DigitEncoder().state_dict().items()}
+    if not isinstance(state, dict) or {name: getattr(tensor, "shape", None) for name, tensor in state.items()} != shapes:
+        raise ValueError(f"{_FILE} is not the state of an encoder")
+    return state
 
 
 def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
