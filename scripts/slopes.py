@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from spatial_transformer.errors import UsageError
@@ -52,23 +51,15 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
     Raises:
         UsageError: it is not that of a run with transformers and a finished checkpoint.
     """
-    from spatial_transformer.runner import build
+    from spatial_transformer.building import load_trained
 
-    config, checkpoint, record = run / "config.yaml", run / "checkpoints" / "best.ckpt", run / "metrics.json"
-    if not (config.is_file() and checkpoint.is_file() and record.is_file()):
-        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
-    settings = OmegaConf.load(config)
-    assert isinstance(settings, DictConfig)
-    if data_root is not None:
-        settings.data.root = data_root
     data: Any
-    task: Any
-    data, task = build(settings)
-    network: Any = getattr(task, "network", None)
+    _, data, task, finished = load_trained(run, data_root=data_root)
+    network: Any = task.network
     if getattr(network, "transformer", None) is None:
         raise UsageError(f"{run} has a network without parallel transformers. Way out: a run of experiment=birds_2st, say.")
-    task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    task.eval()
+    if not finished:
+        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
     data.prepare_data()
     data.setup()
     index = torch.linspace(0, data.size("test") - 1, min(samples, data.size("test"))).long()
@@ -91,7 +82,6 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
         }
         for distance, slope in zip(DISTANCES, slopes, strict=True)
     ]
-    finished = json.loads(record.read_text())
     return {"label": finished["label"], "commit": finished["commit"], "samples": len(index), "rows": rows}
 
 

@@ -18,11 +18,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from .building import build, check_fit, component, load_trained, read_weights
 from .config import check
 from .data.batched import BatchedData
 from .errors import UsageError
@@ -47,15 +46,17 @@ def run(config: DictConfig) -> dict[str, Any]:
     data, task = build(config)
     data.prepare_data()
     task.prepare_data()
-    checkpoint = None if config.ckpt_path is None else _fitting_checkpoint(Path(config.ckpt_path), task)
+    checkpoint = None if config.ckpt_path is None else Path(config.ckpt_path)
+    if checkpoint is not None:
+        check_fit(read_weights(checkpoint), task, checkpoint)
     _validate_to_the_end(config)
     with replacing(folder / "config.yaml") as path:
         path.write_text(OmegaConf.to_yaml(config, resolve=True))
     with _loggers(config) as loggers:
-        callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
+        callbacks = [component(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
-        trainer = _build(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
+        trainer = component(config.trainer, "trainer", logger=loggers or False, callbacks=callbacks)
         settings: Any = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
             logger.log_hyperparams(settings)
@@ -88,40 +89,13 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         UsageError: the folder is not that of a run, or lacks the checkpoint.
     """
     _quiet()
-    folder = Path(config.run)
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        raise UsageError(f"{folder} is not a run folder: it has no config.yaml. Way out: run=FOLDER of a run of train.py.")
-    run_config = OmegaConf.load(saved)
-    assert isinstance(run_config, DictConfig)
-    if config.data_root is not None:
-        run_config.data.root = config.data_root
-    check(run_config)
-    data, task = build(run_config)
-    checkpoint = _fitting_checkpoint(folder / "checkpoints" / f"{config.checkpoint}.ckpt", task)
-    trainer = _build(run_config.trainer, "trainer", logger=False, callbacks=[], enable_progress_bar=False)
-    figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
-    record = folder / "metrics.json"
-    recorded = json.loads(record.read_text())["metrics"] if record.is_file() and config.checkpoint == "best" else {}
+    trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
+    trainer = component(trained.config.trainer, "trainer", logger=False, callbacks=[], enable_progress_bar=False)
+    figures = trainer.test(trained.task, trained.data, verbose=False)[0]
+    recorded = trained.record.get("metrics", {}) if config.checkpoint == "best" else {}
     for name, value in figures.items():
         print(f"{name} {value:.4g}" + (f"  (the run's record: {recorded[name]:.4g})" if name in recorded else ""))
     return dict(figures)
-
-
-def build(config: DictConfig) -> tuple[BatchedData, pl.LightningModule]:
-    """The data and the task with its network, as configured."""
-    data = _build(config.data, "data")
-    network = _build(config.model, "model", size=data.input_size, classes=data.classes)
-    recipe = config.recipe
-    task = _build(
-        config.task,
-        "task",
-        network=network,
-        optimizer=_build(recipe.optimizer, "recipe.optimizer"),
-        scheduler=None if recipe.scheduler is None else _build(recipe.scheduler, "recipe.scheduler"),
-        localisation_lr_factor=recipe.localisation_lr_factor,
-    )
-    return data, task
 
 
 def _quiet() -> None:
@@ -140,42 +114,6 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _build(node: DictConfig, path: str, **more: Any) -> Any:
-    try:
-        return instantiate(node, **more)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UsageError):
-            raise cause from None
-        if isinstance(cause, ValueError | TypeError | pl.utilities.exceptions.MisconfigurationException):
-            raise UsageError(f"{path} ({node['_target_']}): {cause}") from error
-        raise
-
-
-def _fitting_checkpoint(path: Path, task: pl.LightningModule) -> Path:
-    """``path``, if its weights are those of this network."""
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}. Way out: one of a run folder's checkpoints/.")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"{path} cannot be read as a checkpoint: {reason}\nWay out: another checkpoint, best or last."
-        ) from error
-    here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
-    there = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-    different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-    if different:
-        name = different[0]
-        raise UsageError(
-            f"{path} is the checkpoint of another network: {len(different)} of {len(here)} tensors differ, first {name} "
-            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here).\nWay out: the model, transform, width and "
-            "data of the run that wrote it; they are in its config.yaml."
-        )
-    return path
-
-
 def _validate_to_the_end(config: DictConfig) -> None:
     """Spreads the validations evenly over the run, so that the last one sees the final weights or nearly so."""
     steps, every = config.trainer.max_steps, config.trainer.val_check_interval
@@ -187,7 +125,7 @@ def _validate_to_the_end(config: DictConfig) -> None:
 def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
     """The configured loggers; W&B online if there is a key, else offline. Closed whatever happens."""
     if "wandb" not in config.logger:
-        yield [_build(node, f"logger.{name}") for name, node in config.logger.items()]
+        yield [component(node, f"logger.{name}") for name, node in config.logger.items()]
         return
     import wandb
 
@@ -198,7 +136,7 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
     more = {"mode": "offline", "settings": wandb.Settings(silent=True)} if offline else {}
     try:
         yield [
-            _build(node, f"logger.{name}", **({"offline": offline} | more if name == "wandb" else {}))
+            component(node, f"logger.{name}", **({"offline": offline} | more if name == "wandb" else {}))
             for name, node in config.logger.items()
         ]
     finally:

@@ -178,7 +178,7 @@ def picture_of(trainer: Any, pl_module: Any, split: str, index: Tensor, title: s
         images, labels = data.samples(split, part)
         readings, logits = Reading.of(pl_module.network, images)
         columns += _columns(data, images, readings, zoom)
-        truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
+        truths, predictions = data.texts(labels), data.texts(pl_module.predictions(logits))
         captions += [
             prediction + ("" if truth == prediction else f" (is {truth})")
             for truth, prediction in zip(truths, predictions, strict=True)

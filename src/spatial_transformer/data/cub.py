@@ -49,7 +49,7 @@ class CubData(BatchedData):
         input_size: height and width of what a network gets, in pixels.
         channels: of an image.
         classes: number of classes. The labels are in the order of the species' official numbers.
-        names: the species of each label, known after ``setup``.
+        names: the species of each label, read from the data's text files on first use.
 
     Raises:
         UsageError: a setting out of range.
@@ -78,7 +78,6 @@ class CubData(BatchedData):
         self.input_size = size
         self.root, self.cache, self.workers = root, cache, workers
         self.augment = augment
-        self.names: list[str] = []
         self._birds: Birds | None = None
         self._pictures: Pictures | None = None
         self._positions: dict[str, np.ndarray] = {}
@@ -101,7 +100,6 @@ class CubData(BatchedData):
                 "smaller one, or more species; the paper has 256."
             )
         self._positions = {"train": train, "val": np.flatnonzero(held_out), "test": np.flatnonzero(~birds.training)}
-        self.names = birds.names
 
     def size(self, split: str) -> int:
         return len(self._positions[split])
@@ -126,6 +124,13 @@ class CubData(BatchedData):
             mirrored = np.zeros(len(positions), dtype=bool)
         images = cut(pictures, positions, corners, mirrored, self.input_size, device)
         return images, torch.from_numpy(birds.labels[positions]).to(device)
+
+    def texts(self, labels: Tensor) -> list[str]:
+        return [name.replace("_", " ") for name in super().texts(labels)]
+
+    def _class_names(self) -> list[str]:
+        birds = self._birds or cub_files.read_birds(cub_files.prepare(self.root), self.species)
+        return birds.names
 
     # For measuring, never for training
 

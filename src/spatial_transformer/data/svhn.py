@@ -130,6 +130,12 @@ class SvhnData(BatchedData):
         """In [0, 1], about a medium grey: the mean that was taken off is not known any more."""
         return (images + 0.5).clamp(0, 1)
 
+    def texts(self, labels: Tensor) -> list[str]:
+        return ["".join(self.names[label] for label in number) for number in labels.tolist()]
+
+    def _class_names(self) -> list[str]:
+        return ["" if label == NO_DIGIT else str(label) for label in range(self.classes)]
+
     def _images(self, split: str, index: Tensor) -> Tensor:
         """Pixels ``(B, 3, size, size)`` uint8 on the index's device."""
         source, device = self._sources[split], index.device
