@@ -110,17 +110,14 @@ def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = N
     return Trained(config, data, task.eval(), record)
 
 
-def pack(run: Path, file: Path) -> None:
-    """Puts all that :func:`load_trained` needs of a finished run's best network into one small file.
-
-    Its figures are those of the run's record, its weights the checkpoint's, bit for bit.
+def pack(trained: Trained, file: Path) -> None:
+    """Puts all that :func:`load_trained` needs of a finished run into one small file of plain values and tensors.
 
     Raises:
-        UsageError: the folder is not that of a finished run.
+        UsageError: the run was not finished, so that the file would have no figure.
     """
-    trained = load_trained(run)
     if not trained.record:
-        raise UsageError(f"{run} has no metrics.json: a file would have no figure. Way out: a run that came to its end.")
+        raise UsageError(f"{trained.config.label} has no metrics.json. Way out: a run that came to its end.")
     config: Any = OmegaConf.to_container(trained.config, resolve=True)
     config = {name: config[name] for name in _PACKED}
     for part, name in (

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UsageError
 from .keyed import sample_keys
+from .picture_files import View
 
 _ORDER = 0x4F52444552  # keeps the order of the samples and what is drawn for each independent
 
@@ -40,6 +42,7 @@ class BatchedData(pl.LightningDataModule, ABC):
     Attributes
         input_size: height and width of what a network gets, in pixels.
         classes: number of classes.
+        no_pictures: why :meth:`view` cannot make one's own pictures fit; empty where it can.
 
     Raises:
         UsageError: a batch size below 1.
@@ -47,6 +50,7 @@ class BatchedData(pl.LightningDataModule, ABC):
 
     input_size: int
     classes: int
+    no_pictures: str = ""
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -69,6 +73,14 @@ class BatchedData(pl.LightningDataModule, ABC):
     def shown(self, images: Tensor) -> Tensor:
         """Images as people are shown them, in [0, 1]."""
         return images
+
+    @abstractmethod
+    def view(self, picture: Image.Image) -> View:
+        """What a network gets of a picture of one's own, in RGB.
+
+        Raises:
+            UsageError: it does not show what the network was trained for.
+        """
 
     @property
     def names(self) -> list[str]:

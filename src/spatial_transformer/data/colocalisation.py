@@ -36,6 +36,8 @@ class ColocalisationData(MnistData):
         UsageError: a setting out of range.
     """
 
+    no_pictures = "it learns where the digits of its own images are, without labels, and has nothing to say of others"
+
     def __init__(
         self,
         digit: int = 0,

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
 from . import cub_files
 from .batched import BatchedData
 from .caching import check_workers
-from .cub_cache import LONGEST, Pictures, open_pictures
+from .cub_cache import LONGEST, Pictures, open_pictures, shrunk
 from .cub_files import Birds
 from .keyed import sample_keys, uniform
+from .picture_files import View
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 """ImageNet's, in [0, 1]: what stands where a crop is larger than the image."""
@@ -124,6 +126,17 @@ class CubData(BatchedData):
             mirrored = np.zeros(len(positions), dtype=bool)
         images = cut(pictures, positions, corners, mirrored, self.input_size, device)
         return images, torch.from_numpy(birds.labels[positions]).to(device)
+
+    def view(self, picture: Image.Image) -> View:
+        """As the test's images: the longest side resized, then the crop at the centre."""
+        pixels = shrunk(picture, LONGEST[self.input_size])
+        sizes = np.array([pixels.shape[:0:-1]])
+        originals = np.array([picture.size])
+        corner = _at_centre(sizes, self.input_size)
+        one = Pictures(pixels.reshape(-1), sizes, originals, np.zeros(1, np.int64))
+        image = cut(one, np.zeros(1, np.int64), corner, np.zeros(1, bool), self.input_size, torch.device("cpu"))[0]
+        left, top, right, bottom = (np.concatenate([corner, corner + self.input_size]) * (originals / sizes)).flatten().tolist()
+        return View(image, (left, top, right, bottom))
 
     def texts(self, labels: Tensor) -> list[str]:
         return [name.replace("_", " ") for name in super().texts(labels)]
