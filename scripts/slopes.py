@@ -19,8 +19,6 @@ from torch import Tensor
 
 from spatial_transformer.errors import UsageError
 from spatial_transformer.files import replacing
-from spatial_transformer.run_folder import RunFolder, read_record
-from spatial_transformer.saved import load_saved
 
 DISTANCES = (0.02, 0.1, 0.25)
 """In halves of the image's side."""
@@ -53,20 +51,15 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
     Raises:
         UsageError: it is not that of a run with transformers and a finished checkpoint.
     """
-    from spatial_transformer.runner import rebuilt
+    from spatial_transformer.building import load_trained
 
-    folder = RunFolder(run)
-    if not folder.record.is_file():
-        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
-    finished = read_record(folder.record)
     data: Any
-    task: Any
-    _, data, task, checkpoint = rebuilt(folder, data_root=data_root)
-    network: Any = getattr(task, "network", None)
+    _, data, task, finished = load_trained(run, data_root=data_root)
+    network: Any = task.network
     if getattr(network, "transformer", None) is None:
         raise UsageError(f"{run} has a network without parallel transformers. Way out: a run of experiment=birds_2st, say.")
-    task.load_state_dict(load_saved(checkpoint)["state_dict"])
-    task.eval()
+    if not finished:
+        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
     data.prepare_data()
     data.setup()
     index = torch.linspace(0, data.size("test") - 1, min(samples, data.size("test"))).long()

@@ -1,9 +1,13 @@
 """What the README says can be done can be done."""
 
 import re
+import runpy
+import sys
 
 import pytest
 from conftest import REPOSITORY
+from hydra.core.global_hydra import GlobalHydra
+from photographs import photograph
 from test_runner import SHORT
 from tiny_birds import Bird, write_birds
 
@@ -37,8 +41,24 @@ def test_a_training_command_runs(composed, request, tmp_path, monkeypatch, overr
 
 
 @pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "python"])
-def test_a_piece_of_python_runs(block):
+def test_a_piece_of_python_runs(block, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     exec(block, {})
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if "checkpoints/" in "".join(words)], ids=" ".join)
+def test_a_command_for_a_trained_network_runs(words, tmp_path, monkeypatch, mnist_root):
+    photograph("5", 30).save(tmp_path / "five.jpg")
+    more = ["data_root="] if words[1] == "predict.py" else ["--data-root", ""]
+    more[-1] += str(mnist_root)
+    places = {"images=FOLDER_OR_FILE": f"images={tmp_path}/five.jpg", "network.onnx": f"{tmp_path}/network.onnx"}
+    out = [f"out={tmp_path}/out"] if words[1] == "predict.py" else []
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", [words[1], *(places.get(word, word) for word in words[2:]), *out, *more])
+    GlobalHydra.instance().clear()
+    runpy.run_path(words[1], run_name="__main__")
+    made = tmp_path / ("out/predictions.csv" if out else "network.onnx")
+    assert made.is_file()
 
 
 def test_every_make_target_exists():

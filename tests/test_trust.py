@@ -9,13 +9,14 @@ import torch
 from conftest import REPOSITORY
 from omegaconf import OmegaConf
 
+from spatial_transformer.building import build, load_trained
 from spatial_transformer.config import KINDS, check
 from spatial_transformer.data import mnist_files
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.backbones import load_backbone
 from spatial_transformer.networks.colocalisation import DigitEncoder
 from spatial_transformer.run_folder import RunFolder
-from spatial_transformer.runner import build, evaluate, rebuilt, run
+from spatial_transformer.runner import evaluate, run
 from spatial_transformer.saved import load_saved
 from spatial_transformer.tasks import digit_encoder
 
@@ -78,10 +79,10 @@ def folder(composed, tmp_path):
 
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_checkpoint_that_would_run_code_is_refused_by_name(folder, write_evil, name):
-    rebuilt(folder, name)  # as it is, it is read
+    load_trained(folder.path, name)  # as it is, it is read
     write_evil(folder.checkpoints / f"{name}.ckpt")
     with pytest.raises(UsageError, match=rf"{name}\.ckpt cannot be read as a checkpoint: .*mkdir"):
-        rebuilt(folder, name)
+        load_trained(folder.path, name)
 
 
 def test_a_run_does_not_go_on_from_a_checkpoint_that_would_run_code(composed, folder, write_evil, drawn_mnist, capfd):
@@ -199,7 +200,7 @@ def test_a_run_folder_cannot_call_what_is_no_component(folder, mark):
 def test_yaml_of_a_run_folder_makes_no_objects(folder, mark):
     folder.config.write_text(f"seed: !!python/object/apply:os.mkdir [{mark}]\n")
     with pytest.raises(UsageError, match=r"config\.yaml is not the configuration of a run: .*python/object/apply:os\.mkdir"):
-        rebuilt(folder)
+        load_trained(folder.path)
 
 
 def test_every_component_of_every_kind_is_of_a_package_that_is_named_here():

@@ -17,22 +17,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from .building import build, check_fit, component, load_trained, read_weights
 from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
-from .config import Config, check
+from .config import check
 from .data.batched import BatchedData, check_shares
 from .devices import Devices, plugins
 from .errors import Stopped, UsageError
 from .files import replacing
 from .process import keep_freed_memory
-from .run_folder import RunFolder, read_config, read_record
-from .saved import load_saved
+from .run_folder import RunFolder
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
 
@@ -75,11 +72,11 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, task = build(config)
     by_batches = config.trainer.max_steps - config.recipe.frozen_steps
-    task.network = devices.share_statistics(task.network, by_batches)  # type: ignore[arg-type]
+    task.network = devices.share_statistics(task.network, by_batches)
     _validate_to_the_end(config)
     checkpoint = devices.first(lambda: _begun(config, folder, data, task))
     with _loggers(config) as loggers:
-        callbacks = [_build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
+        callbacks = [component(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
         last = LastCheckpoint(folder.checkpoints, config.checkpoint_minutes)
@@ -125,7 +122,8 @@ def _begun(config: DictConfig, folder: RunFolder, data: BatchedData, task: pl.Li
     if config.ckpt_path == "auto":
         checkpoint = folder.newest_checkpoint()
     elif config.ckpt_path is not None:
-        checkpoint = _fitting_checkpoint(Path(config.ckpt_path), task)
+        checkpoint = Path(config.ckpt_path)
+        check_fit(read_weights(checkpoint), task, checkpoint)
     if checkpoint is None:
         folder.clear()
     else:
@@ -143,80 +141,24 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         UsageError: the folder is not that of a run, or lacks the checkpoint.
     """
     _quiet()
-    folder = RunFolder(config.run)
-    run_config, data, task, checkpoint = rebuilt(folder, config.checkpoint, config.data_root)
-    run_config.trainer.update(config.trainer)
-    trainer = _trainer(run_config)
+    trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
+    trained.config.trainer.update(config.trainer)
+    trainer = _trainer(trained.config)
     devices = Devices(trainer)
     if devices.to_be_started:
         return devices.start(evaluate, config, "the same command")
     devices.meet()
-    figures = trainer.test(task, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
-    recorded = read_record(folder.record)["metrics"] if folder.record.is_file() and config.checkpoint == "best" else {}
+    figures = trainer.test(trained.task, trained.data, verbose=False)[0]
+    recorded = trained.record.get("metrics", {}) if config.checkpoint == "best" else {}
     for name, value in figures.items() if devices.is_first else ():
         print(f"{name} {value:.4g}" + (f"  (the run's record: {recorded[name]:.4g})" if name in recorded else ""))
     return dict(figures)
 
 
-def rebuilt(
-    folder: RunFolder, checkpoint: str = "best", data_root: str | None = None
-) -> tuple[DictConfig, BatchedData, pl.LightningModule, Path]:
-    """The configuration, data, task and checkpoint of a run, from its folder alone, whoever made that.
-
-    Args:
-        folder: the run's.
-        checkpoint: "best" or "last".
-        data_root: where the data lies; None is where the run had it.
-
-    Raises:
-        UsageError: the folder is not that of a run, its files are damaged, or it lacks the checkpoint.
-    """
-    if not folder.config.is_file():
-        raise UsageError(f"{folder.path} is not a run folder: it has no config.yaml. Way out: run=FOLDER of a run of train.py.")
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), read_config(folder.config))
-        assert isinstance(config, DictConfig)
-        if data_root is not None:
-            config.data.root = data_root
-        check(config)
-        data, task = build(config)
-    except UsageError as error:
-        raise error if str(folder.config) in str(error) else UsageError(f"{folder.config}: {error}") from error
-    except (OmegaConfBaseException, OverflowError) as error:  # a value that the root's schema does not allow
-        reason = str(error).partition("\n    full_key")[0]
-        raise UsageError(f"{folder.config}: {reason}\nWay out: the file as the run wrote it, or another run folder.") from error
-    return config, data, task, _fitting_checkpoint(folder.checkpoints / f"{checkpoint}.ckpt", task)
-
-
-def build(config: DictConfig) -> tuple[BatchedData, pl.LightningModule]:
-    """The data and the task with its network, as configured.
-
-    Raises:
-        UsageError: a component cannot be built, or optimised, with its settings.
-    """
-    data = _build(config.data, "data")
-    network = _build(config.model, "model", size=data.input_size, classes=data.classes)
-    recipe = config.recipe
-    task = _build(
-        config.task,
-        "task",
-        network=network,
-        optimizer=_build(recipe.optimizer, "recipe.optimizer"),
-        scheduler=None if recipe.scheduler is None else _build(recipe.scheduler, "recipe.scheduler"),
-        localisation_lr_factor=recipe.localisation_lr_factor,
-    )
-    with _told("recipe.optimizer", recipe.optimizer):  # made anew for training, when it is too late to learn what is wrong
-        optimizer = task.optimizer(task.parameter_groups())
-    if task.scheduler is not None:
-        with _told("recipe.scheduler", recipe.scheduler):
-            task.scheduler(optimizer)
-    return data, task
-
-
 def _trainer(config: DictConfig, **more: Any) -> pl.Trainer:
     """The trainer as configured; without loggers and callbacks one that shows and writes nothing."""
     silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return _build(config.trainer, "trainer", plugins=[WholeFiles(), *plugins()], **(more or silent))
+    return component(config.trainer, "trainer", plugins=[WholeFiles(), *plugins()], **(more or silent))
 
 
 def _quiet() -> None:
@@ -238,55 +180,6 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _build(node: DictConfig, path: str, **more: Any) -> Any:
-    with _told(path, node):
-        return instantiate(node, **more)
-
-
-@contextmanager
-def _told(path: str, node: DictConfig) -> Iterator[None]:
-    """What a component raises because of its settings, told as such."""
-    try:
-        yield
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if isinstance(cause, UsageError):
-            raise cause from None
-        # Arithmetic, memory and PyTorch's runtime: sizes that no machine has.
-        if isinstance(cause, ValueError | TypeError | ArithmeticError | RuntimeError | MemoryError | MisconfigurationException):
-            reason = str(cause).strip() or type(cause).__name__
-            if isinstance(cause, RuntimeError):
-                reason = reason.partition("\n")[0]  # what follows are places in PyTorch's own code
-            raise UsageError(f"{path} ({node['_target_']}): {reason}\nWay out: other settings of {path}.") from error
-        raise
-
-
-def _fitting_checkpoint(path: Path, task: pl.LightningModule) -> Path:
-    """``path``, if its weights are those of this network."""
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}. Way out: one of a run folder's checkpoints/.")
-    try:
-        saved = load_saved(path)
-        if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
-            raise ValueError("it holds no weights of a task")
-        saved = saved["state_dict"]
-    except ValueError as error:
-        raise UsageError(
-            f"{path} cannot be read as a checkpoint: {error}\nWay out: another checkpoint, best or last."
-        ) from error
-    here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
-    there = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in saved.items()}
-    different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-    if different:
-        name = different[0]
-        raise UsageError(
-            f"{path} is the checkpoint of another network: {len(different)} of {len(here)} tensors differ, first {name} "
-            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here).\nWay out: the model, transform, width and "
-            "data of the run that wrote it; they are in its config.yaml."
-        )
-    return path
-
-
 def _validate_to_the_end(config: DictConfig) -> None:
     """Spreads the validations evenly over the run, so that the last one sees the final weights or nearly so."""
     steps, every = config.trainer.max_steps, config.trainer.val_check_interval
@@ -299,7 +192,7 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
     """The configured loggers; W&B's run is closed whatever happens, and its mode is not left in the environment."""
     mode = os.environ.get("WANDB_MODE")
     try:
-        yield [_build(node, f"logger.{name}") for name, node in config.logger.items()]
+        yield [component(node, f"logger.{name}") for name, node in config.logger.items()]
     finally:
         if "wandb" in config.logger:
             import wandb

@@ -45,13 +45,14 @@ class Mistakes(pl.Callback):
         wrong = (prediction != label).view(len(label), -1).any(dim=1).nonzero()[:, 0]
         wrong = wrong[confidence[wrong].argsort(descending=True)]
         columns = ["test sample", "label", "prediction", "confidence"]
-        texts = zip(pl_module.texts(label[wrong]), pl_module.texts(prediction[wrong]), strict=True)
+        data = trainer.datamodule
+        texts = zip(data.texts(label[wrong]), data.texts(prediction[wrong]), strict=True)
         rows = [[n, *text, round(p, 4)] for n, text, p in zip(wrong.tolist(), texts, confidence[wrong].tolist(), strict=True)]
         with replacing(self.folder / "mistakes.csv") as path, path.open("w", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
         pictures = {}
         if label.ndim == 1:
-            confusion = MulticlassConfusionMatrix(trainer.datamodule.classes, sync_on_compute=False).to(pl_module.device)
+            confusion = MulticlassConfusionMatrix(data.classes, sync_on_compute=False).to(pl_module.device)
             confusion.update(prediction, label)
             pictures["confusion"] = self._confusion_picture(confusion)
         if rows:

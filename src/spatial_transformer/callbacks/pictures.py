@@ -181,8 +181,8 @@ def picture_of(trainer: Any, pl_module: Any, split: str, index: Tensor, title: s
     for part in index.to(pl_module.device).split(_AT_ONCE):
         images, labels = data.samples(split, part)
         readings, logits = Reading.of(pl_module.network, images)
-        columns += _columns(data, images, readings, zoom)
-        truths, predictions = pl_module.texts(labels), pl_module.texts(pl_module.predictions(logits))
+        columns += columns_of(data, images, readings, zoom)
+        truths, predictions = data.texts(labels), data.texts(pl_module.predictions(logits))
         captions += [
             prediction + ("" if truth == prediction else f" (is {truth})")
             for truth, prediction in zip(truths, predictions, strict=True)
@@ -193,19 +193,19 @@ def picture_of(trainer: Any, pl_module: Any, split: str, index: Tensor, title: s
     return strip(columns, captions, title)
 
 
-def _columns(data: Any, images: Tensor, readings: Sequence[Reading], zoom: float) -> list[list[Image.Image]]:
+def columns_of(data: Any, images: Tensor, readings: Sequence[Reading], zoom: float) -> list[list[Image.Image]]:
     """For each image a column: with all regions that are read, the crops, and with each of transformers in a row by itself."""
     apart = readings[0].apart() if readings else []
     columns = []
     for n, image in enumerate(images):
         plain = to_image(data.shown(image), zoom)
         crops = [to_image(data.shown(reading.crop(n, image)), zoom) for reading in readings]
-        column = [_with_regions(plain, readings, n), *crops]
-        columns.append([*column, _with_regions(plain, apart, n)] if len(apart) > 1 else column)
+        column = [with_regions(plain, readings, n), *crops]
+        columns.append([*column, with_regions(plain, apart, n)] if len(apart) > 1 else column)
     return columns
 
 
-def _with_regions(image: Image.Image, readings: Sequence[Reading], n: int) -> Image.Image:
+def with_regions(image: Image.Image, readings: Sequence[Reading], n: int) -> Image.Image:
     """The regions that are read of sample ``n`` drawn on it, each in a colour of its own."""
     for reading, colour in zip(readings, itertools.cycle(COLOURS.values())):
         image = with_lines(image, reading.lines(n), colour)

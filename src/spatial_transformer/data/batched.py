@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UsageError
 from .keyed import sample_keys
+from .picture_files import View
 
 _ORDER = 0x4F52444552  # keeps the order of the samples and what is drawn for each independent
 
@@ -38,9 +40,18 @@ class BatchedData(pl.LightningDataModule, ABC):
         eval_batch_size: batch size of validation and test.
         seed: seed of the order, and of what is drawn for each sample.
 
+    Attributes
+        input_size: height and width of what a network gets, in pixels.
+        classes: number of classes.
+        no_pictures: why :meth:`view` cannot make one's own pictures fit; empty where it can.
+
     Raises:
         UsageError: a batch size below 1.
     """
+
+    input_size: int
+    classes: int
+    no_pictures: str = ""
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -50,6 +61,7 @@ class BatchedData(pl.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self._names: list[str] = []
 
     @abstractmethod
     def size(self, split: str) -> int:
@@ -62,6 +74,32 @@ class BatchedData(pl.LightningDataModule, ABC):
     def shown(self, images: Tensor) -> Tensor:
         """Images as people are shown them, in [0, 1]."""
         return images
+
+    @abstractmethod
+    def view(self, picture: Image.Image) -> View:
+        """What a network gets of a picture of one's own, in RGB.
+
+        Raises:
+            UsageError: it does not show what the network was trained for.
+        """
+
+    @property
+    def names(self) -> list[str]:
+        """What each class is called."""
+        if not self._names:
+            self._names = self._class_names()
+        return self._names
+
+    @names.setter
+    def names(self, names: list[str]) -> None:
+        self._names = names
+
+    def _class_names(self) -> list[str]:
+        return [str(n) for n in range(self.classes)]
+
+    def texts(self, labels: Tensor) -> list[str]:
+        """Labels, or predictions, as people write them."""
+        return [self.names[label] for label in labels.tolist()]
 
     def on_after_batch_transfer(self, batch: Draw, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         return self.samples(batch.split, batch.samples, batch.epoch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..networks.colocalisation import windows_of
+from ..networks.colocalisation import boxes_of, windows_of
 from .distortions import DIGIT, DISTORTIONS, clutter, place
 from .mnist import MnistData
 
@@ -35,6 +35,8 @@ class ColocalisationData(MnistData):
     Raises:
         UsageError: a setting out of range.
     """
+
+    no_pictures = "it learns where the digits of its own images are, without labels, and has nothing to say of others"
 
     def __init__(
         self,
@@ -82,3 +84,7 @@ class ColocalisationData(MnistData):
         row, column = place(keys, self.input_size).unbind(1)
         boxes = torch.stack([column, row, column + DIGIT, row + DIGIT], dim=1)
         return self._distorted("test", self._index[index], keys), windows_of(boxes, self.input_size)
+
+    def texts(self, labels: Tensor) -> list[str]:
+        boxes = boxes_of(labels, self.input_size).round().int().tolist()
+        return [f"{right - left} px at {left}, {top}" for left, top, right, _ in boxes]

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
 from . import cub_files
 from .batched import BatchedData
 from .caching import check_workers
-from .cub_cache import LONGEST, Pictures, open_pictures
+from .cub_cache import LONGEST, Pictures, open_pictures, shrunk
 from .cub_files import Birds
 from .keyed import sample_keys, uniform
+from .picture_files import View
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 """ImageNet's, in [0, 1]: what stands where a crop is larger than the image."""
@@ -49,7 +51,7 @@ class CubData(BatchedData):
         input_size: height and width of what a network gets, in pixels.
         channels: of an image.
         classes: number of classes. The labels are in the order of the species' official numbers.
-        names: the species of each label, known after ``setup``.
+        names: the species of each label, read from the data's text files on first use.
 
     Raises:
         UsageError: a setting out of range.
@@ -78,7 +80,6 @@ class CubData(BatchedData):
         self.input_size = size
         self.root, self.cache, self.workers = root, cache, workers
         self.augment = augment
-        self.names: list[str] = []
         self._birds: Birds | None = None
         self._pictures: Pictures | None = None
         self._positions: dict[str, np.ndarray] = {}
@@ -101,7 +102,6 @@ class CubData(BatchedData):
                 "smaller one, or more species; the paper has 256."
             )
         self._positions = {"train": train, "val": np.flatnonzero(held_out), "test": np.flatnonzero(~birds.training)}
-        self.names = birds.names
 
     def size(self, split: str) -> int:
         return len(self._positions[split])
@@ -126,6 +126,24 @@ class CubData(BatchedData):
             mirrored = np.zeros(len(positions), dtype=bool)
         images = cut(pictures, positions, corners, mirrored, self.input_size, device)
         return images, torch.from_numpy(birds.labels[positions]).to(device)
+
+    def view(self, picture: Image.Image) -> View:
+        """As the test's images: the longest side resized, then the crop at the centre."""
+        pixels = shrunk(picture, LONGEST[self.input_size])
+        sizes = np.array([pixels.shape[:0:-1]])
+        originals = np.array([picture.size])
+        corner = _at_centre(sizes, self.input_size)
+        one = Pictures(pixels.reshape(-1), sizes, originals, np.zeros(1, np.int64))
+        image = cut(one, np.zeros(1, np.int64), corner, np.zeros(1, bool), self.input_size, torch.device("cpu"))[0]
+        left, top, right, bottom = (np.concatenate([corner, corner + self.input_size]) * (originals / sizes)).flatten().tolist()
+        return View(image, (left, top, right, bottom))
+
+    def texts(self, labels: Tensor) -> list[str]:
+        return [name.replace("_", " ") for name in super().texts(labels)]
+
+    def _class_names(self) -> list[str]:
+        birds = self._birds or cub_files.read_birds(cub_files.prepare(self.root), self.species)
+        return birds.names
 
     # For measuring, never for training
 

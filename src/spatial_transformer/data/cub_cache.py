@@ -150,6 +150,11 @@ def resized(path: Path, longest: int) -> np.ndarray:
         image = decoded(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _broken(path, error) from error
+    return shrunk(image, longest)
+
+
+def shrunk(image: Image.Image, longest: int) -> np.ndarray:
+    """An RGB image with its longest side resized, antialiased, ``(3, height, width)`` uint8."""
     (width, height), *_ = resized_sizes(np.array([image.size]), longest).tolist()
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 

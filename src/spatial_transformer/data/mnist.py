@@ -6,13 +6,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
 from . import mnist_files
 from .batched import BatchedData
+from .digit_pictures import digit_view
 from .distortions import DISTORTIONS, project
 from .keyed import sample_keys
+from .picture_files import View
 
 VALIDATION_SIZE = 5_000
 LARGEST = 1_024
@@ -117,6 +120,10 @@ class MnistData(BatchedData):
         """
         images = self._distorted(split, index, self._keys(split, index, epoch))
         return images, self._labels[split][index]
+
+    def view(self, picture: Image.Image) -> View:
+        """The digit of a drawing or a photograph, see :func:`~spatial_transformer.data.digit_pictures.digit_view`."""
+        return digit_view(picture, self.input_size)
 
     def _keys(self, split: str, index: Tensor, epoch: int = 0, stream: int = 0) -> Tensor:
         """What the random numbers of samples are made of; each ``stream`` gives others."""

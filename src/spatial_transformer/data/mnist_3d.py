@@ -43,6 +43,8 @@ class Mnist3dData(MnistData):
         UsageError: a setting out of range.
     """
 
+    no_pictures = "its images are volumes"
+
     def __init__(
         self,
         canvas: int = CANVAS,

@@ -29,6 +29,7 @@ class MnistAdditionData(MnistData):
     """
 
     classes = 19
+    no_pictures = "an image is two digits in two channels, which no picture has"
 
     def __init__(
         self,

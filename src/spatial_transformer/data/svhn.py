@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
@@ -15,7 +16,8 @@ from . import svhn_files
 from .batched import BatchedData
 from .caching import check_workers
 from .keyed import sample_keys, uniform
-from .svhn_cache import ENLARGEMENT, NO_DIGIT, POSITIONS, Crops, open_crops
+from .picture_files import View
+from .svhn_cache import ENLARGEMENT, NO_DIGIT, POSITIONS, Crops, crop, open_crops
 
 VALIDATION_SIZE = 5_000
 _FEW = 50_000  # below that many training images a tenth of them validates
@@ -126,9 +128,22 @@ class SvhnData(BatchedData):
             images = augmented(images, sample_keys(self.seed, epoch, index))
         return images.sub_(images.mean((1, 2, 3), keepdim=True)), self._labels[split][index]
 
+    def view(self, picture: Image.Image) -> View:
+        """The whole picture, resized as the crops are: it should show a number and, at each side, some wall around it."""
+        box = (0.0, 0.0, float(picture.width), float(picture.height))
+        pixels = crop(picture, np.array(box), 1, self.input_size)
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(255)
+        return View(image - image.mean(), box)
+
     def shown(self, images: Tensor) -> Tensor:
         """In [0, 1], about a medium grey: the mean that was taken off is not known any more."""
         return (images + 0.5).clamp(0, 1)
+
+    def texts(self, labels: Tensor) -> list[str]:
+        return ["".join(self.names[label] for label in number) for number in labels.tolist()]
+
+    def _class_names(self) -> list[str]:
+        return ["" if label == NO_DIGIT else str(label) for label in range(self.classes)]
 
     def _images(self, split: str, index: Tensor) -> Tensor:
         """Pixels ``(B, 3, size, size)`` uint8 on the index's device."""

@@ -90,10 +90,6 @@ class BirdClassification(Classification):
         pull = (slope * theta).sum(dim=1).mean()  # has that slope for its gradient
         return logits, self.losses(logits, labels).mean() + pull - pull.detach()
 
-    def texts(self, labels: Tensor) -> list[str]:
-        names = self.trainer.datamodule.names  # type: ignore[attr-defined]
-        return [names[label].replace("_", " ") for label in labels.tolist()]
-
     @property
     def _frozen(self) -> bool:
         return self.global_step < self.frozen_steps

@@ -22,7 +22,7 @@ class Classification(pl.LightningModule):
     """Trains a classifier end to end by cross-entropy and scores it by its error.
 
     A task with other labels overrides what says how they are scored and read: ``error_names``, :meth:`losses`, :meth:`errors`,
-    :meth:`predictions`, :meth:`confidences` and :meth:`texts`.
+    :meth:`predictions` and :meth:`confidences`.
 
     Args:
         network: from images to ``(B, classes)`` logits.
@@ -75,10 +75,6 @@ class Classification(pl.LightningModule):
     def confidences(self, logits: Tensor) -> Tensor:
         """The probability of each prediction, ``(B,)``."""
         return logits.float().softmax(dim=-1).amax(dim=-1)
-
-    def texts(self, labels: Tensor) -> list[str]:
-        """Labels, or predictions, as people write them."""
-        return [str(label) for label in labels.tolist()]
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()

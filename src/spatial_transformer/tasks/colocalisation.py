@@ -106,11 +106,6 @@ class Colocalisation(Classification):
     def predictions(self, logits: Tensor) -> Tensor:
         return logits
 
-    def texts(self, labels: Tensor) -> list[str]:
-        size = self.trainer.datamodule.input_size  # type: ignore[attr-defined]
-        boxes = boxes_of(labels, size).round().int().tolist()
-        return [f"{right - left} px at {left}, {top}" for left, top, right, _ in boxes]
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The localisation network's alone: the encoder is frozen."""
         parameters = list(self.network.transformer.localisation.parameters())

@@ -40,9 +40,6 @@ class NumberReading(Classification):
     def confidences(self, logits: Tensor) -> Tensor:
         return super().confidences(logits).prod(dim=1)
 
-    def texts(self, labels: Tensor) -> list[str]:
-        return ["".join("" if label == NO_DIGIT else str(label) for label in number) for number in labels.tolist()]
-
 
 def _lengths(numbers: Tensor) -> Tensor:
     """Digits before the first position without one: ``(B, positions)`` -> ``(B,)``."""

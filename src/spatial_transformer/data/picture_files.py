@@ -1,0 +1,86 @@
+"""One's own pictures, of whatever kind a camera or a drawing program writes."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import UsageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Of all that Pillow knows, those that it decodes by itself: others start programs."""
+MOST_PIXELS = 64_000_000
+"""Decoding takes some ten bytes for each."""
+_PAPER = "white"  # behind what is transparent
+
+
+class View(NamedTuple):
+    """What a network gets of a picture."""
+
+    image: Tensor
+    """``(C, size, size)``, as the data module's ``samples`` have it."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of it in the picture, in pixels; it may stick out."""
+    note: str = ""
+    """What was done to the picture that its owner may want to know."""
+
+
+def list_pictures(place: Path) -> list[Path]:
+    """The files of a folder in the order of their names, hidden ones left out; or the one file.
+
+    Raises:
+        UsageError: there is no such place, or nothing in it.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise UsageError(f"images={place}: there is no such folder or file. Way out: a picture, or a folder of pictures.")
+    files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise UsageError(f"images={place}: the folder has no files in it. Way out: a folder of pictures, not of folders.")
+    return files
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture in RGB, upright. Of an animation it is the first frame, and what is transparent lies on white.
+
+    More than 8 bits of grey are stretched from the darkest pixel to the brightest.
+
+    Raises:
+        UsageError: the file is no picture of :data:`FORMATS`, is damaged, or would take too much memory. The message
+            does not name it.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise UsageError(_too_large(f"{file.width:,} x {file.height:,} pixels"))
+            return ImageOps.exif_transpose(_in_rgb(file))
+    except Image.DecompressionBombError as error:
+        raise UsageError(_too_large(str(error))) from error
+    # What Pillow raises for broken files, of one format or another.
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, MemoryError) as error:
+        reason = "no such picture" if isinstance(error, Image.UnidentifiedImageError) else f"{error}"
+        raise UsageError(f"it cannot be read: {reason}. Way out: a picture of {', '.join(FORMATS)}.") from error
+
+
+def _too_large(size: str) -> str:
+    return f"it is too large to be decoded: {size}. Way out: reduce it to at most {MOST_PIXELS:,} pixels."
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        low, high = float(grey.min()), float(grey.max())
+        return Image.fromarray(((grey - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGB", image.size, _PAPER)
+        paper.paste(image, mask=image.getchannel("A"))
+        return paper
+    return image.convert("RGB")
