@@ -47,7 +47,7 @@ def test_accuracy_and_its_mean_over_species(network):
 def test_backbones_stay_as_they_are_while_frozen(network, frozen_steps):
     task = BirdClassification(network, sgd, frozen_steps=frozen_steps)
     task._seed = 1
-    task._trainer = type("Trainer", (), {"global_step": 0, "global_rank": 0})()
+    task._trainer = Trainer()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     task.on_train_batch_start(None, 0)
     optimizer = sgd(task.parameter_groups())
@@ -71,6 +71,19 @@ def test_a_single_species_is_refused(network):
         BirdClassification(network, sgd)
 
 
+class Trainer:
+    """At the first step, on one device."""
+
+    global_step, global_rank, world_size = 0, 0, 1
+
+
+def with_differences(network, theta_step):
+    task = BirdClassification(network, sgd, theta_step=theta_step)
+    task._trainer, task._seed = Trainer(), 0
+    task.on_train_batch_start(None, 0)
+    return task
+
+
 class Fixed(nn.Module):
     """A localisation network whose theta is its only parameter."""
 
@@ -85,7 +98,7 @@ class Fixed(nn.Module):
 def test_differences_of_the_loss_have_its_slope_for_their_mean(network):
     torch.manual_seed(0)
     network.transformer.localisation = Fixed([0.1, -0.2, 0.3, 0.0])
-    task = BirdClassification(network, sgd, theta_step=0.2)
+    task = with_differences(network, 0.2)
     slope = torch.tensor([3.0, -1.0, 0.5, 0.0])
     modes = []
     network.forward = lambda images, theta: modes.append(network.training) or theta
@@ -104,7 +117,7 @@ def test_with_differences_streams_learn_as_they_did(network):
     gradients = []
     for theta_step in (None, 0.1):
         network.zero_grad()
-        BirdClassification(network, sgd, theta_step=theta_step).logits_and_loss(images, labels)[1].backward()
+        with_differences(network, theta_step).logits_and_loss(images, labels)[1].backward()
         gradients.append([p.grad.clone() for p in network.streams.parameters()])
         assert all(p.grad.abs().sum() > 0 for p in network.transformer.localisation.head.parameters())
     for plain, differences in zip(*gradients, strict=True):

@@ -42,6 +42,7 @@ def test_overlaps_worked_out_by_hand():
 
 class _Trainer:
     estimated_stepping_batches = 100
+    world_size = 1
     log_every_n_steps = 10**9
 
 
