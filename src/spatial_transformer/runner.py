@@ -21,12 +21,13 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
+from .callbacks.wandb_run import WandbRun
 from .config import check
 from .data.batched import BatchedData
 from .errors import Stopped, UsageError
@@ -112,8 +113,8 @@ def _run(config: DictConfig, folder: RunFolder) -> dict[str, Any]:
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
         record = _record(config, figures | tested, trainer, data, last.elapsed())
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update(record["metrics"])
+            if isinstance(logger, WandbRun):
+                logger.log_record(record, best)
     if trainer.is_global_zero:
         with replacing(folder.record, durable=True) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
