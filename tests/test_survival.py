@@ -159,20 +159,11 @@ def stopped(mnist_root, tmp_path):
     return tmp_path
 
 
-def whole_rows(folder):
-    """The rows of the last W&B file of a run folder, by their number, when W&B's own process has ended it."""
-    file = max((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
-    end = time.monotonic() + 60
-    while not wandb_file.ended(file):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return {row["_step"]: row for row in wandb_file.rows(file)}, wandb_file.rows(file)
-
-
 def assert_all_rows_are_in_wandb(folder):
     with (folder / "metrics.csv").open(newline="") as file:
         table = [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
-    by_number, rows = whole_rows(folder)
+    rows = wandb_file.rows(wandb_file.newest(folder))
+    by_number = {row["_step"]: row for row in rows}
     assert len(rows) == len(table)
     for number, expected in enumerate(table):
         for name, value in expected.items():
@@ -189,6 +180,11 @@ def test_a_killed_run_stays_one_run_in_wandb_with_each_row_once(mnist_root, tmp_
     assert_same(tmp_path, undisturbed[0])
     assert len({path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")}) == 1
     assert_all_rows_are_in_wandb(tmp_path)
+    file = wandb_file.newest(tmp_path)
+    best = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val/best_error"]
+    assert wandb_file.summary(file)["val/error"] == {"min": best}
+    assert "st_fcn" in wandb_file.messages(file, "run")[0].tags
+    assert sum(artifact.type == "model" for artifact in wandb_file.messages(file, "artifact")) == 1
 
 
 @pytest.mark.slow

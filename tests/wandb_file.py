@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,38 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def ended(file: Path) -> bool:
     """Whether W&B's own process has written the end of the file; on a busy machine it does so a little after the run."""
     return any(record.HasField("exit") for record in records(file))
+
+
+def newest(folder: Path) -> Path:
+    """The last file of a run folder, when W&B's own process has ended it."""
+    file = max((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    end = time.monotonic() + 60
+    while not ended(file):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return file
+
+
+def config(file: Path) -> dict[str, Any]:
+    """The run's configuration."""
+    return {
+        item.key: json.loads(item.value_json)
+        for record in records(file)
+        if record.HasField("config")
+        for item in record.config.update
+    }
+
+
+def summary(file: Path) -> dict[str, Any]:
+    """The run's summary at its end."""
+    return {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for record in records(file)
+        if record.HasField("summary")
+        for item in record.summary.update
+    }
+
+
+def messages(file: Path, kind: str) -> list[Any]:
+    """Of one kind all: "run", "metric" or "artifact"."""
+    return [getattr(record, kind) for record in records(file) if record.HasField(kind)]

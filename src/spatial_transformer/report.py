@@ -28,6 +28,7 @@ from PIL import Image
 from .benchmarks import benchmark_chart
 from .errors import UsageError
 from .files import replacing
+from .naming import data_words
 from .paper import BIRDS
 from .results import (
     Cell,
@@ -204,8 +205,7 @@ def _read_run(folder: Path, tables: dict[str, Comparison], conf: Path) -> Run:
             wanted = one.options.items() - ({("experiment", one.options["experiment"])} if "model" in one.options else set())
             if wanted and wanted <= options.items():
                 group, network = _GROUPS[name], "" if name == "colocalisation" else one.name
-    data = {"data.distortion": "{}", "data.digit": "digit {}", "data.size": "{} px", "data.species": "species {}"}
-    of_data = [text.format(options[option]) for option, text in data.items() if option in options]
+    of_data = data_words(record["config"]["data"])
     if "data.distortion" in options:
         of_data[0] = of_data[0].upper()
     group = ", ".join([group, *of_data])

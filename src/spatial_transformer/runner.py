@@ -18,11 +18,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .building import build, check_fit, component, load_trained, read_weights
 from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
+from .callbacks.wandb_run import WandbRun
 from .config import check
 from .data.batched import BatchedData, check_shares
 from .devices import Devices, plugins
@@ -100,8 +101,8 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
         record = _record(config, figures | tested, trainer, data, last.elapsed())
         for logger in loggers:
-            if isinstance(logger, WandbLogger) and devices.is_first:
-                logger.experiment.summary.update(record["metrics"])
+            if isinstance(logger, WandbRun) and devices.is_first:
+                logger.log_record(record, best)
     if devices.is_first:
         with replacing(folder.record, durable=True) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")

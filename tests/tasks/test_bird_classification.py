@@ -79,8 +79,7 @@ class Trainer:
 
 def with_differences(network, theta_step):
     task = BirdClassification(network, sgd, theta_step=theta_step)
-    task._trainer, task._seed = Trainer(), 0
-    task.on_train_batch_start(None, 0)
+    task._trainer, task._batch = Trainer(), (0, 0, 0)
     return task
 
 

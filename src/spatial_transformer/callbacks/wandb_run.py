@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,11 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
+from ..naming import chosen_data, data_words, network_name
+
 STEP = "trainer/global_step"
 """The axis of all curves, as Lightning calls it."""
+_LONGEST_TAG = 64  # that W&B takes
 _OFFLINE = {"mode": "offline", "resume": None, "settings": {"silent": True}}
 
 
@@ -30,11 +34,13 @@ class WandbRun(WandbLogger):
     Args:
         save_dir: the run folder; its ``wandb/`` tells the run's id, where an earlier process has been at work.
         offline: record on the disk only; ``wandb sync`` sends it later. None: as there is a key that W&B takes.
-        settings: as for Lightning's ``WandbLogger``.
+        keep_model: the best checkpoint is kept as a model, too.
+        settings: as for Lightning's ``WandbLogger``, whose ``log_model`` cannot be had offline.
     """
 
-    def __init__(self, save_dir: str | Path, offline: bool | None = None, **settings: Any) -> None:
+    def __init__(self, save_dir: str | Path, offline: bool | None = None, keep_model: bool = True, **settings: Any) -> None:
         self.folder = Path(save_dir)
+        self.keep_model = keep_model
         earlier = sorted(path.name for path in (self.folder / "wandb").glob("*run-*-*"))
         if earlier:
             settings["id"] = earlier[-1].rsplit("-", 1)[1]
@@ -55,13 +61,57 @@ class WandbRun(WandbLogger):
         """The run, begun on first use."""
         from wandb.errors import CommError
 
+        begins = self._experiment is None
         try:
-            return super().experiment
+            run = super().experiment
         except CommError as error:
             _say_offline(error)
             self._offline = True
             self._wandb_init |= _OFFLINE
-            return super().experiment
+            run = super().experiment
+        if begins:
+            run.define_metric("val/error", step_metric=STEP, summary="min")
+        return run
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Begins the run: its configuration, tags of what was chosen, and keys by which to group and to filter.
+
+        Args:
+            params: the whole configuration, as a dict. Beside it, ``network`` is the paper's name of the network, and what
+                tells the columns of its table apart is there by a plain name: ``distortion``, ``digit``, ``size`` or
+                ``species``.
+        """
+        choices, data = params["choices"], params["data"]
+        network = network_name(choices["experiment"], choices["model"], choices["transform"])
+        tags = [*(self._wandb_init.get("tags") or ()), choices["model"], choices["transform"], choices["recipe"]]
+        self._wandb_init["tags"] = [tag[:_LONGEST_TAG] for tag in [*tags, *data_words(data)] if tag != "none"]
+        super().log_hyperparams({**params, **chosen_data(data), "network": network})
+
+    @rank_zero_only
+    def log_record(self, record: Mapping[str, Any], checkpoint: str) -> None:
+        """What no row has of a run that is finished: the best error, size, time, and the model.
+
+        The model is called ``model-ID``, as Lightning calls it, with the aliases "best" and the paper's row and column,
+        such as "st-cnn-affine-rts". W&B reads the checkpoint where it lies, offline when the run is sent.
+
+        Args:
+            record: as in ``metrics.json``.
+            checkpoint: the best one; "" if there is none.
+        """
+        import wandb
+
+        run = self.experiment
+        run.summary.update({name: record[name] for name in ("parameters", "seconds")})
+        best = record["metrics"].get("val/best_error")
+        if best is not None:  # in W&B's own place, too, as of a run that went on it may have seen only a part
+            run.summary.update({"val/best_error": best, "val/error": {"min": best}})
+        if checkpoint and self.keep_model:
+            told = {name: record[name] for name in ("label", "seed", "steps", "commit")}
+            told |= {name: record["metrics"].get(name) for name in ("val/best_error", "test/error")}
+            model = wandb.Artifact(f"model-{run.id}", type="model", metadata=told)
+            model.add_file(str(Path(checkpoint).absolute()), policy="immutable", skip_cache=True)
+            run.log_artifact(model, aliases=["best", _row(record)])
 
     @rank_zero_only
     def go_on(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -101,6 +151,17 @@ class WandbRun(WandbLogger):
             self.experiment.log({STEP: step, **metrics, **self._pictures}, step=self._next, commit=True)
         self._pictures = {}
         self._next += 1
+
+
+def _row(record: Mapping[str, Any]) -> str:
+    """The paper's row and column, "st-cnn-affine-rts"; a crop's size that is in the network's name is not repeated."""
+
+    def plain(words: str) -> str:
+        return re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")
+
+    row = plain(network_name(record["experiment"], record["model"], record["transform"]))
+    columns = [plain(word) for word in data_words(record["config"]["data"])]
+    return "-".join([row, *(column for column in columns if f"-{column}-" not in f"-{row}-")])
 
 
 @rank_zero_only
