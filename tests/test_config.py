@@ -183,6 +183,7 @@ def test_the_runs_of_a_sweep_have_folders_of_their_own(mnist_root, tmp_path):
     assert folders == ["debug-short_model.width-4_model-fcn", "debug-short_model.width-8_model-fcn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("networks", "runs"),
     [(["model=fcn,cnn"], 2), (["model=st_fcn,st_cnn", "transform=affine,projective,tps"], 6)],

@@ -107,7 +107,16 @@ def test_a_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undistu
     assert_same(tmp_path, expected)
 
 
-@pytest.mark.parametrize("place", ["on_train_batch_end", "on_validation_batch_end", "saving", "renaming", "on_test_epoch_end"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("on_train_batch_end", marks=pytest.mark.slow),
+        "on_validation_batch_end",
+        "saving",
+        pytest.param("renaming", marks=pytest.mark.slow),
+        pytest.param("on_test_epoch_end", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
     expected, _ = undisturbed
     # A program of its own that trains as train.py does and ends itself at the place, the tenth time it comes there.
