@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all test-slurm lint types check tables report benchmark clean
+.PHONY: train test test-all test-slurm lint types check tables report benchmark notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,6 +54,9 @@ report: $(VENV)/run.done ## one page of results and pictures, report/index.html
 benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 	$(BIN)/python scripts/make_tables.py
+
+notebooks: $(VENV)/dev.done ## the notebooks anew from their scripts
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
 
 clean: ## remove the environment
 	rm -rf $(VENV)

@@ -25,7 +25,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import get_class, get_object
-from omegaconf import MISSING, DictConfig, ListConfig, Node, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, Node, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .errors import Stopped, UsageError
@@ -128,11 +128,19 @@ ConfigStore.instance().store("evaluation", Evaluation)
 
 
 def composed(conf: Path, *overrides: str) -> DictConfig:
-    """The training configuration of the folder ``conf``, as Hydra composes it for a command line."""
+    """The training configuration of the folder ``conf``, as Hydra composes it for a command line.
+
+    A run of it (:func:`~spatial_transformer.runner.run`) needs a ``run_dir=FOLDER`` too, which Hydra names on a command line.
+    """
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-        return compose("train", list(overrides))
+        config = compose("train", list(overrides), return_hydra_config=True)
+    chosen = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+    config.choices.update({name: chosen[name] for name in config.choices})  # no job is there to ask
+    return config
 
 
 def check(config: DictConfig) -> None:
