@@ -135,7 +135,13 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
     subprocess.run(["scontrol", "requeue", f"{number}_0"], check=True)
     # As before the time limit or a preemption. The job may be leaving before SLURM answers, which then reports an error.
     subprocess.run(["scancel", "--signal=USR2", f"{number}_1"], capture_output=True)
-    subprocess.run(["scancel", f"{number}_3"], check=True)
+
+    def is_cancelled():  # SLURM may overlook it while it is at work on the others
+        subprocess.run(["scancel", f"{number}_3"], capture_output=True)
+        queue = subprocess.run(["squeue", "--noheader", f"--jobs={number}_3"], capture_output=True, text=True)
+        return not queue.stdout.strip()
+
+    wait_for(is_cancelled)
     code, _, errors = sweep(*on_slurm, *run)
     assert code == 1
     assert f"in the queue already, as job {number}" in errors
