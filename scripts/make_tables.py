@@ -20,6 +20,7 @@ from spatial_transformer.results import (
     addition_poses,
     colocalisation_choices,
     comparisons,
+    gains_table,
     parts_table,
     projective_table,
     read_records,
@@ -28,6 +29,7 @@ from spatial_transformer.results import (
     slopes_table,
     steps_chart,
     svhn_windows,
+    times_table,
     with_tables,
 )
 
@@ -58,14 +60,19 @@ def documents() -> dict[Path, str]:
         "docs/distorted-mnist.md": {
             "projective": projective_table(read_records(RESULTS / "projective"), read_records(MNIST), CONF)
         },
+        "docs/reproduction.md": {
+            "gains": gains_table(read_records(MNIST), CONF),
+            "times": times_table([*_records_of("mnist"), *found, *svhn, *birds]),
+        },
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }
     return {ROOT / name: with_tables((ROOT / name).read_text(), parts) for name, parts in tables.items()}
 
 
 def _records_of(family: str) -> list[dict]:
-    """Records of all experiments whose names begin so."""
-    return [record for folder in sorted(RESULTS.glob(f"{family}_*")) for record in read_records(folder)]
+    """Records of the experiment of that name, and of all whose names begin so."""
+    folders = [*RESULTS.glob(family), *sorted(RESULTS.glob(f"{family}_*"))]
+    return [record for folder in folders for record in read_records(folder)]
 
 
 def charts() -> dict[Path, tuple[Figure | None, str]]:

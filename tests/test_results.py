@@ -26,15 +26,18 @@ from spatial_transformer.results import (
     colocalisation_choices,
     colocalisation_table,
     comparisons,
+    gains_table,
     interval,
     mnist_table,
     parts_table,
+    projective_table,
     read_records,
     recipe_table,
     slopes_table,
     steps_chart,
     svhn_table,
     svhn_windows,
+    times_table,
     volumes_table,
     with_tables,
 )
@@ -83,6 +86,38 @@ def test_a_table_has_every_network_the_papers_numbers_and_not_run(record):
     assert "*0.8*" in table
     assert "1.10 ± 1.27 (2)" in table
     assert "| | ours | not run | not run | not run | not run | not run |" in table
+
+
+def test_the_gain_is_that_over_the_base_network_of_the_same_recipe_and_length(record):
+    runs = [record(5.0, "model=fcn"), record(1.0), record(1.5, "seed=2"), record(2.0, "trainer.max_steps=100")]
+    table = gains_table(runs, CONF)
+    assert "| **ST-FCN affine** | *paper, 150k* | *0.9* | *4.4* | *1.6* | *0.5* | *11.2* |" in table
+    assert "| | fast, 15,000 | not run | 3.75 | not run | not run | not run |" in table
+    assert "100" not in table
+
+
+def test_the_table_of_p_tells_displacements_apart(record):
+    at_default = [record(1.2, "data.distortion=p"), record(9.0, "data.distortion=r")]
+    before = record(3.6, "data.distortion=p")
+    del before["config"]["data"]["corner_std"]  # of the time when 5 px were each coordinate's
+    wide = record(3.5, "data.distortion=p", "data.canvas=42")
+    table = projective_table([before, wide, record(0.8, "data.distortion=p", "data.corner_std=2.5")], at_default, CONF)
+    assert "| *paper* | | *150k* | *1.5* |" in table
+    for row in (
+        "2.50 | 28 | 15,000 | 0.80",
+        "3.54 | 28 | 15,000 | 1.20",
+        "5.00 | 28 | 15,000 | 3.60",
+        "5.00 | 42 | 15,000 | 3.50",
+    ):
+        assert f"| {row} (1) |" in table
+    assert "9.00" not in table
+
+
+def test_the_table_of_times_has_the_median_of_alike_runs(record):
+    runs = [
+        record(1.0, f"seed={seed}") | {"seconds": 60.0 * seed, "device": "cpu (x86_64)", "threads": 1} for seed in (1, 2, 6)
+    ]
+    assert "| mnist | st_fcn | fast, 15,000 | cpu (x86_64), 1 thread | 3 | 2 |" in times_table(runs)
 
 
 def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):

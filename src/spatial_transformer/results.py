@@ -498,6 +498,50 @@ def projective_table(trials: Iterable[dict[str, Any]], records: Iterable[dict[st
     return "\n".join(lines) if rows else NOT_RUN
 
 
+def gains_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
+    """By how much each transformer lowers the error of its base network on distorted MNIST, in points, as Markdown.
+
+    Args: as for :func:`mnist_table`. Compared are runs of one recipe and length.
+    """
+    table = mnist_table(records, conf)
+    of_name = {network.name: network for network in table.networks}
+    lines = [f"| {' | '.join([*table.heads, *table.columns])} |", "|---|---|" + "---|" * len(table.columns)]
+    for name, network in of_name.items():
+        base = of_name.get(name.removeprefix("ST-").partition(" ")[0])
+        if base is None or base is network:
+            continue
+        pairs = zip(base.numbers or [], network.numbers or [])
+        numbers = ["–" if None in pair else f"*{pair[0] - pair[1]:.1f}*" for pair in pairs]
+        lines.append(f"| **{name}** | *{table.paper_row}* | {' | '.join(numbers)} |")
+        of_base = dict(base.rows)
+        for about, cells in network.rows:
+            both = zip(of_base.get(about, []), cells)
+            gains = [_gain(plain.values, transformed.values) for plain, transformed in both]
+            if any(gain != NOT_RUN for gain in gains):
+                lines.append(f"| | {about} | {' | '.join(gains)} |")
+    return "\n".join(lines)
+
+
+def _gain(plain: list[float], transformed: list[float]) -> str:
+    if not plain or not transformed:
+        return NOT_RUN
+    return f"{statistics.fmean(plain) - statistics.fmean(transformed):.2f}"
+
+
+def times_table(records: Iterable[dict[str, Any]]) -> str:
+    """How long the recorded runs took, as Markdown, by experiment, recipe and machine."""
+    minutes: dict[tuple, list[float]] = defaultdict(list)
+    for record in records:
+        device = record["device"] + (f", {record['threads']} thread" if record["device"].startswith("cpu") else "")
+        about = (record["experiment"], record["model"], record["recipe"], record["steps"], device)
+        minutes[about].append(record["seconds"] / 60)
+    lines = ["| experiment | model | recipe, steps | on | runs | minutes a run, median |", "|---|---|---|---|---|---|"]
+    for (experiment, model, recipe, steps, device), values in sorted(minutes.items()):
+        median = statistics.median(values)
+        lines.append(f"| {experiment} | {model} | {recipe}, {steps:,} | {device} | {len(values)} | {median:.0f} |")
+    return "\n".join(lines)
+
+
 def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """What was tried where the paper is silent, as Markdown: what each run changed, and the percentage found of each digit.
 
