@@ -21,6 +21,7 @@ from spatial_transformer.results import (
     colocalisation_choices,
     comparisons,
     gains_table,
+    orientation_table,
     parts_table,
     projective_table,
     read_records,
@@ -62,6 +63,7 @@ def documents() -> dict[Path, str]:
         },
         "docs/reproduction.md": {
             "gains": gains_table(read_records(MNIST), CONF),
+            "orientation": orientation_table(read_rows(path) for path in sorted((RESULTS / "orientation").glob("*.json"))),
             "times": times_table([*_records_of("mnist"), *found, *svhn, *birds]),
         },
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},

@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import make_tables
+import orientation
 import pytest
 import slopes
 import torch
@@ -29,6 +30,7 @@ from spatial_transformer.results import (
     gains_table,
     interval,
     mnist_table,
+    orientation_table,
     parts_table,
     projective_table,
     read_records,
@@ -111,6 +113,21 @@ def test_the_table_of_p_tells_displacements_apart(record):
     ):
         assert f"| {row} (1) |" in table
     assert "9.00" not in table
+
+
+def test_the_spread_of_angles():
+    assert orientation.spread(torch.tensor([10.0, 10.0, 370.0])) == pytest.approx(0, abs=0.2)
+    angles = 20 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    assert orientation.spread(angles) == pytest.approx(20, rel=0.02)
+
+
+def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
+    record = orientation.measure(REPOSITORY / "checkpoints" / "st_cnn_mnist.pt", str(mnist_root))
+    assert [row["class"] for row in record["rows"]] == list(range(10))
+    assert all(24 < row["before"] < 29 for row in record["rows"]), "uniform in +-45 degrees has a deviation of 26"
+    table = orientation_table([record]).splitlines()
+    assert table[2].startswith("| `st_cnn-affine-rts-fast-seed1`, 4,000 steps | before | 26 |")
+    assert table[3].startswith("|  | after |")
 
 
 def test_the_table_of_times_has_the_median_of_alike_runs(record):

@@ -511,7 +511,7 @@ def gains_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
         if base is None or base is network:
             continue
         pairs = zip(base.numbers or [], network.numbers or [])
-        numbers = ["–" if None in pair else f"*{pair[0] - pair[1]:.1f}*" for pair in pairs]
+        numbers = ["–" if plain is None or own is None else f"*{plain - own:.1f}*" for plain, own in pairs]
         lines.append(f"| **{name}** | *{table.paper_row}* | {' | '.join(numbers)} |")
         of_base = dict(base.rows)
         for about, cells in network.rows:
@@ -526,6 +526,19 @@ def _gain(plain: list[float], transformed: list[float]) -> str:
     if not plain or not transformed:
         return NOT_RUN
     return f"{statistics.fmean(plain) - statistics.fmean(transformed):.2f}"
+
+
+def orientation_table(records: Iterable[dict[str, Any]]) -> str:
+    """The spread of angles within each class before and after the transformer, of ``scripts/orientation.py``, as Markdown."""
+    lines = ["| run | | mean | " + " | ".join(map(str, range(10))) + " |", "|---|---|---|" + "---|" * 10]
+    for record in sorted(records, key=lambda record: (record["label"], record["steps"])):
+        name = f"`{record['label']}`, {record['steps']:,} steps"
+        for side in ("before", "after"):
+            spreads = [row[side] for row in record["rows"]]
+            numbers = " | ".join(f"{value:.0f}" for value in [statistics.fmean(spreads), *spreads])
+            lines.append(f"| {name} | {side} | {numbers} |")
+            name = ""
+    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
 
 
 def times_table(records: Iterable[dict[str, Any]]) -> str:

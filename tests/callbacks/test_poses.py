@@ -1,9 +1,10 @@
 """How far digits lie from their usual pose, against hand cases."""
 
+import pytest
 import torch
 
-from spatial_transformer.callbacks.poses import distances_to_usual_pose
-from spatial_transformer.data.distortions import rts_pose
+from spatial_transformer.callbacks.poses import distances_to_usual_pose, places_in_digit, turned_by
+from spatial_transformer.data.distortions import r_pose, rts_pose
 from spatial_transformer.data.keyed import sample_keys
 from spatial_transformer.transformer import Affine
 
@@ -34,3 +35,15 @@ def test_a_digit_moved_by_three_pixels_is_three_pixels_from_its_usual_pose():
     poses[2, 0, 0, 2] = 3.0
     distances = distances_to_usual_pose(Affine(), Affine().identity().expand(5, -1), poses, SIZE)
     assert distances[:, 0].tolist() == [0.0, 0.0, 3.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("pose", [r_pose, rts_pose])
+def test_a_theta_that_undoes_the_distortion_turns_digits_upright(pose):
+    poses = pose(sample_keys(1, 0, torch.arange(200)), 42)
+    identity = Affine().identity().expand(200, -1)
+    turned = turned_by(places_in_digit(Affine(), identity, poses[:, None], 42))[:, 0]
+    angle = torch.atan2(poses[:, 1, 0], poses[:, 0, 0]).rad2deg()
+    torch.testing.assert_close(turned, angle, atol=1e-3, rtol=0)
+    assert turned.abs().max() > 40
+    undone = torch.cat([torch.linalg.inv(poses[..., :2]) * 0.5, torch.zeros(200, 2, 1)], dim=2).flatten(1)
+    assert turned_by(places_in_digit(Affine(), undone, poses[:, None], 42)).abs().max() < 1e-3

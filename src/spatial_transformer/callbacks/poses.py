@@ -54,9 +54,33 @@ def distances_to_usual_pose(transform: Transform, theta: Tensor, poses: Tensor, 
         poses: ``(B, C, 2, 3)``, from pixels of the image to pixels of the digit, both from the centre.
         size: height and width of the image in pixels.
     """
-    points = pixel_centres((_LATTICE, _LATTICE), torch.float32).T.to(theta.device)
-    read = transform(theta, points) * (size / 2)
-    read = torch.cat([read, torch.ones_like(read[..., :1])], dim=2)
-    in_digit = read[:, None] @ poses.mT  # (B, C, points, 2)
+    in_digit = places_in_digit(transform, theta, poses, size)
     usual = in_digit.median(dim=0).values
     return (in_digit - usual).square().sum(dim=-1).mean(dim=-1).sqrt()
+
+
+def places_in_digit(transform: Transform, theta: Tensor, poses: Tensor, size: int) -> Tensor:
+    """Where points of the output are read in each digit: ``(B, C, points, 2)``, in pixels of the digit from its centre.
+
+    Args: as for :func:`distances_to_usual_pose`.
+    """
+    points = lattice().to(theta.device)
+    read = transform(theta, points) * (size / 2)
+    read = torch.cat([read, torch.ones_like(read[..., :1])], dim=2)
+    return read[:, None] @ poses.mT
+
+
+def lattice() -> Tensor:
+    """The points of the output at which poses are compared: ``(points, 2)``, (x, y) in [-1, 1]."""
+    return pixel_centres((_LATTICE, _LATTICE), torch.float32).T
+
+
+def turned_by(in_digit: Tensor) -> Tensor:
+    """By how many degrees each digit is turned in the output, ``(B, C)``: the rotation nearest to where its points lie.
+
+    Args:
+        in_digit: of :func:`places_in_digit`.
+    """
+    points = lattice().to(in_digit.device)  # symmetric about 0: a shift falls out
+    (xx, xy), (yx, yy) = (in_digit.mT @ points).movedim((-2, -1), (0, 1))
+    return torch.atan2(yx - xy, xx + yy).rad2deg()

@@ -66,8 +66,13 @@ def _warp(images: Tensor, back: Tensor, canvas: int) -> Tensor:
 
 def rotate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
     """R: turned by an angle uniform in +-90 degrees."""
+    return _warp(images, r_pose(keys, canvas), canvas)
+
+
+def r_pose(keys: Tensor, canvas: int) -> Tensor:
+    """How R has put each digit, as of :func:`rts_pose`."""
     angle = _between(uniform(keys, 1)[:, 0], -90, 90)
-    return _warp(images, _similarity(angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2)), canvas)
+    return _similarity(angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2))
 
 
 def rotate_scale_translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
@@ -216,16 +221,18 @@ class Distortion:
         apply: ``(images, keys, canvas, pool) -> (B, 1, canvas, canvas)``.
         canvas: the paper's canvas in pixels.
         smallest: the smallest canvas that holds every digit it may draw.
+        pose: where it has put each digit, as :func:`rts_pose`; None where no such matrix says it.
     """
 
     apply: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
     canvas: int
     smallest: int
+    pose: Callable[[Tensor, int], Tensor] | None = None
 
 
 DISTORTIONS = {
-    "r": Distortion(rotate, 28, 28),
-    "rts": Distortion(rotate_scale_translate, 42, 34),  # 28 px at scale 1.2 are 33.6 px
+    "r": Distortion(rotate, 28, 28, r_pose),
+    "rts": Distortion(rotate_scale_translate, 42, 34, rts_pose),  # 28 px at scale 1.2 are 33.6 px
     "p": Distortion(project, 28, 28),
     "e": Distortion(elastic, 28, 28),
     "t": Distortion(translate, 60, 28),

@@ -125,6 +125,16 @@ class MnistData(BatchedData):
         """The digit of a drawing or a photograph, see :func:`~spatial_transformer.data.digit_pictures.digit_view`."""
         return digit_view(picture, self.input_size)
 
+    def poses(self, split: str, index: Tensor) -> Tensor:
+        """Where the digits are: ``(B, 1, 2, 3)``, as of :func:`~spatial_transformer.data.distortions.rts_pose`.
+
+        Raises:
+            ValueError: of this distortion no such matrix says it.
+        """
+        if self.distortion.pose is None:
+            raise ValueError("only R and RTS turn digits by an angle that is known")
+        return self.distortion.pose(self._keys(split, index), self.input_size)[:, None]
+
     def _keys(self, split: str, index: Tensor, epoch: int = 0, stream: int = 0) -> Tensor:
         """What the random numbers of samples are made of; each ``stream`` gives others."""
         if split == "train":
