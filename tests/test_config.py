@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from conftest import REPOSITORY
@@ -159,7 +160,10 @@ def test_evaluate_refuses_what_is_no_run_folder(tmp_path):
 def test_a_run_that_is_interrupted_says_how_to_go_on(mnist_root, tmp_path):
     command = [sys.executable, "train.py", f"data.root={mnist_root}", "logger=none", f"hydra.run.dir={tmp_path}"]
     command += ["model.width=8", "recipe.validate_every=1", "++trainer.limit_val_batches=1"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell lets what it starts in the background ignore interrupts, and these tests with it.
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=REPOSITORY, preexec_fn=heeded, **pipes)
     assert process.stdout is not None
     next(line for line in process.stdout if line.startswith("step 2 of"))
     for _ in range(4):  # Python can lose an interrupt that arrives within a callback of C code; one presses again

@@ -55,7 +55,7 @@ def test_each_transformer_has_a_localisation_network_of_its_own_and_all_learn():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"transformers": 0}, "at least 1"), ({"pool": 43}, "pool must be from 1"), ({"width": 0}, "width must be")],
+    [({"transformers": 0}, "from 1 to 16"), ({"pool": 43}, "pool must be from 1"), ({"width": 0}, "width must be")],
 )
 def test_what_cannot_be_built_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

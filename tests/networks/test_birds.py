@@ -86,8 +86,8 @@ def test_every_parameter_learns(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"transformers": 0}, "1 or more"),
-        ({"transformers": -2}, "1 or more"),
+        ({"transformers": 0}, "from 1 to 16"),
+        ({"transformers": -2}, "from 1 to 16"),
         ({"crop": 65}, "between 1 and"),
         ({"crop": 0}, "between 1 and"),
     ],
