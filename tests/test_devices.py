@@ -209,6 +209,7 @@ def test_it_is_refused_before_anything_starts(mnist_root, tmp_path, start):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_agree_on_one_folder(mnist_root, tmp_path, start):
     settings = [*SETTINGS, *MNIST, *TWO, "trainer.max_steps=2", f"data.root={mnist_root}"]
     # No hydra.run.dir: by itself each process would make a folder with its own time in its name.

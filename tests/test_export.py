@@ -34,13 +34,22 @@ def computes_the_same(folder, file):
         assert abs(output - expected[:n].numpy()).max() <= 1e-5 * max(1, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("model", "transform"), [*NETWORKS.values(), ("st_fcn", "attention")])
+@pytest.mark.parametrize(
+    ("model", "transform"),
+    [
+        options
+        if options in (("cnn", "none"), ("st_fcn", "projective"), ("st_cnn", "tps"))
+        else pytest.param(*options, marks=pytest.mark.slow)
+        for options in (*NETWORKS.values(), ("st_fcn", "attention"))
+    ],
+)
 def test_every_network_of_table_1_is_written_as_onnx(composed, mnist_root, tmp_path, model, transform):
     chosen = [] if transform == "none" else [f"transform={transform}"]
     run(composed(f"model={model}", *chosen, *SHORT, f"data.root={mnist_root}", "logger=none"))
     computes_the_same(tmp_path / "run", tmp_path / "network.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["svhn_st_single", "svhn_st_multi"])
 def test_networks_for_house_numbers_are_written_as_onnx(composed, mnist_root, tmp_path, experiment):
     make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})

@@ -306,7 +306,7 @@ def test_house_numbers_are_trained_on_and_evaluated_alike(composed, mnist_root, 
 
 @pytest.mark.parametrize(
     "experiment",
-    ["birds_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("birds_2st", "birds_2st_448")), "birds_4st"],
+    ["birds_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("birds_2st", "birds_2st_448", "birds_4st"))],
 )
 def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment):
     birds = [Bird(species, training, parts=((20.0, 20.0, 1),) * 3) for species in (1, 2, 3) for training in (True, True, False)]

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def remove_half_written(folder: Path) -> None:
+    """Removes what a process that was killed left of :func:`replacing`; none may be at work in the folder now."""
+    for path in (*folder.glob(".*"), *folder.glob("*/.*")):
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

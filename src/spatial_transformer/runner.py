@@ -28,7 +28,7 @@ from .config import check
 from .data.batched import BatchedData, check_shares
 from .devices import Devices, plugins
 from .errors import Stopped, UsageError
-from .files import replacing
+from .files import remove_half_written, replacing
 from .process import keep_freed_memory
 from .run_folder import RunFolder
 
@@ -129,6 +129,7 @@ def _begun(config: DictConfig, folder: RunFolder, data: BatchedData, task: pl.Li
         folder.clear()
     else:
         print(f"going on from {checkpoint}")
+    remove_half_written(folder.path)
     folder.error.unlink(missing_ok=True)
     with replacing(folder.config) as path:
         path.write_text(OmegaConf.to_yaml(config, resolve=True))
