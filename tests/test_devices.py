@@ -337,8 +337,9 @@ def assert_same_samples_and_weights_as_undisturbed(folder, mnist_root, finish, t
     ids=["addition", "volumes", "colocalisation"],
 )
 def test_digits_of_all_kinds(mnist_root, tmp_path, finish, settings):
-    if "experiment=colocalisation" in settings:  # whose encoder is trained by the first process, while the other waits
-        settings = [*settings, f"task.cache={tmp_path}/${{trainer.devices}}"]
+    if "experiment=colocalisation" in settings:  # whose encoder is trained before there are processes
+        settings = [*settings, f"task.cache={tmp_path}"]
+        finish(tmp_path / "before" / "run", *settings, f"data.root={mnist_root}")
     compare(finish, tmp_path, *settings, f"data.root={mnist_root}")
 
 

@@ -49,6 +49,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     devices = Devices(_trainer(config))
     check_shares(config.data.batch_size, devices.count)
     if devices.to_be_started:
+        for part in build(config):  # what is fetched or trained once, before there are processes to wait for it
+            part.prepare_data()
         return devices.start(run, config, _go_on(config.run_dir))
     devices.meet()
     config.run_dir = devices.first(lambda: config.run_dir)  # Hydra gives each process a time stamp of its own

@@ -13,6 +13,7 @@ import torch
 from ..data import mnist_files
 from ..data.caching import Cache, cache_folders, open_cache, say
 from ..data.mnist import MnistData
+from ..errors import UsageError
 from ..networks.colocalisation import DigitEncoder
 from ..networks.mnist import DIGIT, MnistNetwork
 from ..saved import load_saved
@@ -63,6 +64,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
     """Trains an encoder into a folder; returns its record."""
+    if torch.distributed.is_initialized():
+        raise UsageError(
+            "the digit encoder of co-localisation is trained once, and not by several processes. Way out: the same command on "
+            "one device first (trainer.devices=1 trainer.max_steps=1), outside of torchrun and SLURM."
+        )
     say("MNIST", "training the digit encoder of co-localisation, once: a minute or two")
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):  # whether it was there already must not show in the run that needs it
@@ -85,8 +91,6 @@ def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
             use_distributed_sampler=False,
         )
         trainer.fit(task, data)
-        for metric in task.test_scores.values():  # processes of other devices, if there are any, only wait for this one
-            metric.distributed_available_fn = lambda: False
         figures = trainer.test(task, data, verbose=False)[0]
     with torch.inference_mode():
         encoder.cpu()
