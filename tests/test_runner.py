@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import time
 
 import pytest
 import slopes
@@ -111,6 +112,12 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
         assert animation.n_frames == 3, "before training and after each validation"
     with Image.open(folder / "crops" / "crops_0000004.png") as picture:
         assert picture.width > 12 * 3 * 42
+
+
+def test_a_record_has_the_time_that_the_run_took(short):
+    start = time.monotonic()
+    record = run(short("trainer.max_steps=40"))
+    assert 0 < record["seconds"] < time.monotonic() - start + 0.1, "rounded to a tenth; nothing of it is counted twice"
 
 
 def test_figures_are_logged_under_their_names(short, tmp_path):
