@@ -264,6 +264,18 @@ def test_other_processes_than_devices_are_refused_by_the_first_alone(mnist_root,
 
 
 @pytest.mark.slow
+def test_the_encoder_of_colocalisation_is_not_trained_by_several_processes(mnist_root, tmp_path, start):
+    settings = [*SETTINGS, *TWO, "experiment=colocalisation", "data.digit=1", f"data.root={mnist_root}"]
+    folders = [f"task.cache={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py")
+    process = start(tmp_path, *settings, *folders, program=torchrun)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 1
+    assert errors.count("is trained once, and not by several processes. Way out: the same command on one device") == 1
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_are_each_on_two_devices(mnist_root, tmp_path, start):
     settings = [*SETTINGS, *MNIST, *TWO, "trainer.max_steps=2", f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}/sweep"]
     process = start(tmp_path / "sweep", "-m", *settings, "seed=1,2", "hydra.sweep.subdir=seed${seed}")
