@@ -210,6 +210,18 @@ def test_pictures_charts_and_tables_are_told(page):
     assert set(described) <= {attributes.get("id") for _, attributes in page.elements}
 
 
+def test_every_data_set_is_shown_before_a_second_network_on_one(tmp_path):
+    names = ("st_cnn-affine-rts-fast-seed1-4000", "st_fcn-projective-rts-fast-seed1-15000", "st_fcn-tps-rts-fast-seed1-15000")
+    clutter = "mnist/st_fcn-affine-tc-fast-seed1-15000.json"
+    for record in (RTS, *(f"mnist/{name}.json" for name in names), clutter):
+        run_folder(tmp_path / "runs" / record, record)
+    write_report(tmp_path / "page.html", RESULTS, [tmp_path / "runs"], CONF, DOCS)
+    page = Page((tmp_path / "page.html").read_text())
+    films = [attributes["aria-label"] for _, attributes in page.elements if "moving" in attributes.get("class", "")]
+    assert len(films) == 4
+    assert "TC" in films[1]
+
+
 def test_seeds_are_one_line_of_a_chart(page):
     (label,) = [a["aria-label"] for tag, a in page.elements if tag == "svg" and "distorted MNIST" in a["aria-label"]]
     line = "ST-FCN affine, fast, 15,000 steps, seeds 1, 2: 42.00 % after 500, 3.00 % at the end"

@@ -236,11 +236,17 @@ def _family(record: dict[str, Any]) -> str:
 
 
 def _one_of_each(runs: list[Run]) -> list[Run]:
-    """The first run of each title, as its seeds show much the same."""
+    """The first run of each title, as its seeds show much the same; of each data set the first before any second."""
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.title, run)
-    return list(first.values())
+    of_group: dict[tuple[bool, str], int] = defaultdict(int)
+    places: dict[str, tuple[bool, int]] = {}
+    for title, run in first.items():
+        place = bool(run.other), run.group
+        places[title] = bool(run.other), of_group[place]
+        of_group[place] += 1
+    return [first[title] for title in sorted(first, key=places.__getitem__)]
 
 
 def _films(runs: list[Run], problems: list[str]) -> list[Film]:
