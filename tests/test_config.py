@@ -69,8 +69,8 @@ REFUSED = {
     "trainer.max_steps=0": r"trainer.max_steps=0 is not a number of steps",
     "trainer.max_steps=-1": r"trainer.max_steps=-1 is not a number of steps",
     "recipe.validate_every=0": r"recipe.validate_every=0",
-    "recipe.theta_step=0.1": r"recipe.theta_step is of the birds' networks",
-    "recipe.frozen_steps=5": r"recipe.frozen_steps is of the birds' networks",
+    "recipe.theta_step=0.1": r"recipe.theta_step is of other experiments",
+    "recipe.frozen_steps=5": r"recipe.frozen_steps is of other experiments",
     "transform=none": r"model=st_fcn needs a transform",
 }
 

@@ -89,6 +89,7 @@ class Recipe:
     dropout: float = 0.0
     frozen_steps: int = 0
     theta_step: float | None = None
+    label_smoothing: float = 0.0
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] | None = None
 
@@ -186,11 +187,11 @@ def check(config: DictConfig) -> None:
         raise UsageError(f"checkpoint_minutes={config.checkpoint_minutes} is not a time. Way out: 0 (always) or more.")
     for path, node, component in components:
         _check_settings(config, path, node, component)
-    for name in ("frozen_steps", "theta_step"):
+    for name in ("frozen_steps", "theta_step", "label_smoothing"):
         if config.recipe.get(name) and name not in config.task:
             raise UsageError(
-                f"recipe.{name} is of the birds' networks, and nothing here would heed it, given "
-                f"{_origin(config, f'recipe.{name}')}. Way out: leave it out, or experiment=birds_2st, say."
+                f"recipe.{name} is of other experiments, and nothing here would heed it, given "
+                f"{_origin(config, f'recipe.{name}')}. Way out: leave it out; in conf/experiment/, those that heed it name it."
             )
 
 

@@ -8,6 +8,7 @@ from spatial_transformer import Affine
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.mnist import fcn, st_fcn
 from spatial_transformer.tasks.classification import Classification
+from spatial_transformer.tasks.number_reading import NumberReading
 
 
 def test_the_error_is_the_share_of_wrong_predictions_in_percent():
@@ -42,6 +43,23 @@ def test_the_localisation_network_has_a_named_group_with_its_own_rate():
 
 def test_a_network_without_transformer_has_one_group():
     assert [group["name"] for group in task(fcn(28, width=8)).parameter_groups()] == ["network"]
+
+
+@pytest.mark.parametrize("kind", [Classification, NumberReading])
+def test_labels_are_smoothed_in_training_alone(kind):
+    smoothed, plain = kind(nn.Identity(), torch.optim.SGD, label_smoothing=0.2), kind(nn.Identity(), torch.optim.SGD)
+    positions = () if kind is Classification else (3,)
+    logits, labels = torch.randn(4, *positions, 11), torch.randint(11, (4, *positions))
+    uniform = -logits.log_softmax(-1).mean(-1)
+    expected = plain.losses(logits, labels) * 0.8 + 0.2 * (uniform.sum(-1) if positions else uniform)
+    torch.testing.assert_close(smoothed.train().losses(logits, labels), expected)
+    assert torch.equal(smoothed.eval().losses(logits, labels), plain.losses(logits, labels))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_smoothing_that_is_no_share_is_refused(share):
+    with pytest.raises(UsageError, match="label_smoothing="):
+        Classification(nn.Identity(), torch.optim.SGD, label_smoothing=share)
 
 
 def test_a_negative_factor_is_refused():

@@ -22,7 +22,7 @@ class BirdClassification(Classification):
 
     Args:
         network: with :attr:`~spatial_transformer.networks.birds.BirdNetwork.backbones`.
-        optimizer, scheduler, localisation_lr_factor: as for :class:`Classification`.
+        optimizer, scheduler, localisation_lr_factor, label_smoothing: as for :class:`Classification`.
         frozen_steps: steps at the start in which the backbones stay as they are, and only what is new learns (ours).
         theta_step: None trains the localisation network by the gradient of the sampler, as the paper does. A number trains it
             by differences of the loss between crops that lie this far to either side, see :meth:`logits_and_loss` (ours).
@@ -42,8 +42,9 @@ class BirdClassification(Classification):
         localisation_lr_factor: float = 1.0,
         frozen_steps: int = 0,
         theta_step: float | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(network, optimizer, scheduler, localisation_lr_factor)
+        super().__init__(network, optimizer, scheduler, localisation_lr_factor, label_smoothing)
         if frozen_steps < 0:
             raise UsageError(f"recipe.frozen_steps={frozen_steps} is not a number of steps. Way out: 0 or more.")
         if network.classes < 2:

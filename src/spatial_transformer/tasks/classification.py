@@ -29,10 +29,11 @@ class Classification(pl.LightningModule):
         optimizer: makes the optimiser from parameter groups.
         scheduler: makes a schedule, stepped after every batch, from the optimiser; None keeps the rates.
         localisation_lr_factor: learning rate of all localisation networks, as a multiple of the others'.
+        label_smoothing: share of each training label that is spread evenly over all classes, from 0 up to 1 (ours).
 
     Logged
-        ``train/loss``, ``train/error`` (of single batches), ``val/loss``, ``val/error``, ``test/loss``, ``test/error``;
-        errors in percent.
+        ``train/loss`` (of smoothed labels), ``train/error`` (both of single batches), ``val/loss``, ``val/error``,
+        ``test/loss``, ``test/error``; errors in percent.
     """
 
     error_names: tuple[str, ...] = ("error",)
@@ -43,16 +44,20 @@ class Classification(pl.LightningModule):
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         localisation_lr_factor: float = 1.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if localisation_lr_factor < 0:
             raise UsageError(
                 f"recipe.localisation_lr_factor={localisation_lr_factor} is negative. Way out: 1 for the same rate."
             )
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(f"recipe.label_smoothing={label_smoothing} is not a share. Way out: 0 for none, up to 0.5, say.")
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.localisation_lr_factor = localisation_lr_factor
+        self.label_smoothing = label_smoothing
         scores = MetricCollection({name: MeanMetric() for name in ("loss", *self.error_names)}, compute_groups=False)
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
@@ -62,7 +67,12 @@ class Classification(pl.LightningModule):
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each sample, ``(B,)``."""
-        return F.cross_entropy(logits, labels, reduction="none")
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
+
+    @property
+    def smoothing(self) -> float:
+        """The label smoothing of now: only training has any."""
+        return self.label_smoothing if self.training else 0.0
 
     def errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """For each of ``error_names``, 100 where a sample is wrong and 0 where it is right: float ``(B,)``."""

@@ -24,7 +24,7 @@ class NumberReading(Classification):
     error_names = ("error", "digit_error", "length_error")
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.mT, labels, reduction="none").sum(dim=1)
+        return F.cross_entropy(logits.mT, labels, reduction="none", label_smoothing=self.smoothing).sum(dim=1)
 
     def errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         read = self.predictions(logits)
