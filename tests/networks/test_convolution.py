@@ -44,10 +44,30 @@ def test_frozen_weights_get_no_gradient():
     assert layer.weight.grad is None
 
 
-def test_autocast_and_compile_take_pytorchs_path():
-    layer, x = OneChannelConv2d(2, 3), torch.randn(1, 1, 8, 8, requires_grad=True)
+def test_half_precision_computes_what_pytorch_does_in_it():
+    torch.manual_seed(0)
+    layer, x = OneChannelConv2d(7, 5), torch.randn(3, 1, 12, 12)
+
+    def plainly(x):
+        return F.conv2d(x, layer.weight, layer.bias)
+
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+        ours, torchs = gradients(layer, x, layer), gradients(plainly, x, layer)
+    assert ours[0].dtype == torch.bfloat16
+    for a, b, exact in zip(ours, torchs, gradients(plainly, x, layer), strict=True):
+        close = 0.02 * float(exact.abs().max())
+        torch.testing.assert_close(a.float(), exact, rtol=0, atol=close)
+        torch.testing.assert_close(b.float(), exact, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("wants", [False, True])
+def test_the_maps_have_their_channels_last(wants):
+    out = OneChannelConv2d(4, 3)(torch.randn(2, 1, 8, 8, requires_grad=wants))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compile_takes_pytorchs_path():
+    layer, x = OneChannelConv2d(2, 3), torch.randn(1, 1, 8, 8, requires_grad=True)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
 
