@@ -26,8 +26,9 @@ import torch
 from IPython.display import Image, display
 
 from spatial_transformer import Attention
+from spatial_transformer.findings import BOX, ON_BOX, crops_of, parts_of_birds
 from spatial_transformer.networks.birds import tiles
-from spatial_transformer.results import BOX, ON_BOX, crops_of, parts_of_birds, read_records
+from spatial_transformer.records import read_records
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
 RUN = os.environ.get("RUN")  # a run folder of birds, for its pictures

@@ -24,7 +24,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from spatial_transformer.results import interval, mnist_table, read_records
+from spatial_transformer.records import read_records
+from spatial_transformer.results import interval, mnist_table
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
 RUN = os.environ.get("RUN")  # a run folder; None takes the newest below runs/

@@ -14,18 +14,13 @@ from matplotlib.figure import Figure
 from spatial_transformer.benchmarks import benchmark_chart, benchmark_tables
 from spatial_transformer.errors import UsageError
 from spatial_transformer.files import replacing
-from spatial_transformer.paper import BIRDS
-from spatial_transformer.results import (
-    add_record,
+from spatial_transformer.findings import (
     addition_poses,
     colocalisation_choices,
-    comparisons,
     gains_table,
     orientation_table,
     parts_table,
     projective_table,
-    read_records,
-    read_rows,
     recipe_table,
     slopes_table,
     steps_chart,
@@ -33,6 +28,9 @@ from spatial_transformer.results import (
     times_table,
     with_tables,
 )
+from spatial_transformer.paper import BIRDS
+from spatial_transformer.records import add_record, read_records, read_rows
+from spatial_transformer.results import comparisons
 
 ROOT = Path(__file__).parent.parent
 CONF, RESULTS = ROOT / "conf", ROOT / "results"
@@ -58,9 +56,7 @@ def documents() -> dict[Path, str]:
         "docs/volumes.md": {"volumes": of_paper["volumes"]},
         "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
-        "docs/distorted-mnist.md": {
-            "projective": projective_table(read_records(RESULTS / "projective"), read_records(MNIST), CONF)
-        },
+        "docs/distorted-mnist.md": {"projective": projective_table(read_records(RESULTS / "projective"))},
         "docs/reproduction.md": {
             "gains": gains_table(read_records(MNIST), CONF),
             "orientation": orientation_table(read_rows(path) for path in sorted((RESULTS / "orientation").glob("*.json"))),

@@ -85,3 +85,24 @@ def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
     monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
     monkeypatch.setattr(mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10))
+
+
+@pytest.fixture
+def record(composed: Callable[..., DictConfig]) -> Callable[..., dict]:
+    """Makes the record of a run with given overrides, as the runner does, but for the run."""
+
+    def record_(error, *overrides, experiment="mnist"):
+        config = composed(f"experiment={experiment}", *overrides)
+        settings = OmegaConf.to_container(config, resolve=True)
+        return {
+            "label": config.label,
+            **settings["choices"],
+            "seed": config.seed,
+            "steps": config.trainer.max_steps,
+            "precision": config.trainer.precision,
+            "samples": {"train": 1824},
+            "metrics": {"test/error": error, "val/best_error": 1.0},
+            "config": {name: settings[name] for name in ("data", "transform", "model", "recipe", "task")},
+        }
+
+    return record_

@@ -30,7 +30,7 @@ from spatial_transformer.data.svhn_cache import open_crops
 from spatial_transformer.data.svhn_synthetic import make_part
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks import backbones
-from spatial_transformer.results import read_records
+from spatial_transformer.records import read_records
 from spatial_transformer.run_folder import RunFolder, read_record
 from spatial_transformer.saved import load_saved
 

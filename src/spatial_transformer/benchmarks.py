@@ -11,7 +11,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
 from .paper import NETWORKS
-from .results import NOT_RUN, read_rows
+from .records import read_rows
+from .results import NOT_RUN
 
 Rows = list[dict[str, Any]]
 PARTS = ("warps", "scaling", "data", "networks", "svhn", "birds", "program", "threads")

@@ -28,21 +28,12 @@ from PIL import Image
 from .benchmarks import benchmark_chart
 from .errors import UsageError
 from .files import replacing
+from .findings import crops_of, parts_of_birds, steps_chart
 from .naming import data_words
 from .paper import BIRDS
-from .results import (
-    Cell,
-    Comparison,
-    comparisons,
-    crops_of,
-    interval,
-    options_of,
-    other_settings,
-    parts_of_birds,
-    read_record,
-    read_records,
-    steps_chart,
-)
+from .records import options_of, other_settings, read_records
+from .results import Cell, Comparison, comparisons, interval
+from .run_folder import read_record
 
 FILMS, FRAMES, WIDTH = 4, 16, 1060
 """A section shows so many films of so many frames at most, so many pixels wide: the page stays light."""

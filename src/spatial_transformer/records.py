@@ -1,0 +1,139 @@
+"""Records of finished runs: reading and adding them, and how their settings differ from the configuration's."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .config import composed
+from .errors import UsageError
+from .files import replacing
+from .run_folder import read_record
+
+_COMPARED = ("data", "transform", "model", "recipe", "task")
+_NOT_COMPARED = (
+    "_partial_",
+    "defaults",
+    "distortion",
+    "digit",
+    "eval_batch_size",
+    "size",
+    "species",
+    "max_steps",
+    "total_steps",
+    "root",
+)
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records below ``folder``.
+
+    Raises:
+        UsageError: a file is not a record.
+    """
+    return [read_record(path) for path in sorted(folder.rglob("*.json"))]
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """A record of measurements, those of ``scripts/slopes.py`` and ``scripts/benchmark.py``: a list of ``rows``, and more.
+
+    Raises:
+        UsageError: the file is no such record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not all(isinstance(row, dict) for row in record["rows"]):
+            raise ValueError("it has no rows")
+        return record
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"{path} is not a record of measurements: {reason}.\nWay out: remove it, or measure again.") from error
+
+
+def add_record(run: Path, results: Path, into: str | None = None) -> Path:
+    """Copies the record of a finished run to its place below ``results``; returns that.
+
+    Args:
+        run: the run's folder.
+        results: the folder of all records.
+        into: the record's folder in it; None is its experiment's.
+
+    Raises:
+        UsageError: the run has no record or a damaged one, or its place is taken by a run with other settings.
+    """
+    source = run / "metrics.json"
+    if not source.is_file():
+        raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
+    record = read_record(source)
+    target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
+    if target.is_file() and read_record(target)["config"] != record["config"]:
+        raise UsageError(
+            f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
+            "run's own, or remove that record first."
+        )
+    with replacing(target) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    return target
+
+
+def is_standard(record: dict[str, Any], conf: Path) -> bool:
+    """Whether a run had the settings that its options have in the folder ``conf``, but for distortion, seed and length.
+
+    Ablations, and runs of a recipe that has changed since, are not what a table calls by the option's name.
+    """
+    return not other_settings(record, conf)
+
+
+def other_settings(record: dict[str, Any], conf: Path) -> list[str]:
+    """What of a run's settings its options do not have in the folder ``conf``, each as ``name=value``."""
+    expected = standard_settings(record, conf)
+    settings = flattened({group: record["config"][group] or {} for group in expected})
+    return [f"{name}={settings.get(name)}" for name in differing(flattened(expected), settings)]
+
+
+def options_of(record: dict[str, Any], conf: Path) -> dict[str, Any]:
+    """The options of ``train.py`` that a run had, but for its seed and :func:`other_settings`."""
+    groups = {group: record[group] for group in ("experiment", "model", "transform", "recipe")}
+    data = {f"data.{name}": record["config"]["data"].get(name) for name in ("distortion", "digit", "size", "species")}
+    options = groups | {name: value for name, value in data.items() if value is not None}
+    trainer = _composed(conf, *_chosen(record)).trainer
+    had = {"max_steps": record["steps"], "precision": record["precision"]}
+    return options | {f"trainer.{name}": value for name, value in had.items() if value != trainer[name]}
+
+
+def differing(expected: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are not as expected. One that a run did not know yet was off."""
+    return [name for name in expected | settings if (settings.get(name) or None) != (expected.get(name) or None)]
+
+
+def standard_settings(record: dict[str, Any], conf: Path) -> dict[str, Any]:
+    """The settings of a record's options as the files in ``conf`` have them."""
+    whole = copy.deepcopy(_composed(conf, *_chosen(record)))
+    whole.seed, whole.trainer.max_steps = record["seed"], record["steps"]
+    settings: Any = {group: OmegaConf.to_container(whole[group], resolve=True) for group in _COMPARED if whole[group]}
+    return settings
+
+
+def _chosen(record: dict[str, Any]) -> list[str]:
+    return [f"{group}={record[group]}" for group in ("experiment", "model", "transform", "recipe") if record[group] != "none"]
+
+
+_composed = functools.cache(composed)
+
+
+def flattened(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, but for those that a record need not share with a file."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{before}{name}.")
+        elif name == "_target_":
+            flat[before + name] = value.rpartition(".")[2]  # whatever module it has moved to
+        elif name not in _NOT_COMPARED:
+            flat[before + name] = value
+    return flat
