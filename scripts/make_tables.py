@@ -56,7 +56,10 @@ def documents() -> dict[Path, str]:
         "docs/volumes.md": {"volumes": of_paper["volumes"]},
         "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(slopes)} | parts,
         "docs/benchmarks.md": speed,
-        "docs/distorted-mnist.md": {"projective": projective_table(read_records(RESULTS / "projective"))},
+        "docs/distorted-mnist.md": {
+            "mnist": of_paper["mnist"],
+            "projective": projective_table(read_records(RESULTS / "projective")),
+        },
         "docs/reproduction.md": {
             "gains": gains_table(read_records(MNIST), CONF),
             "orientation": orientation_table(read_rows(path) for path in sorted((RESULTS / "orientation").glob("*.json"))),
