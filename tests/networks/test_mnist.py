@@ -117,7 +117,7 @@ def test_canvases_larger_than_a_digit_are_pooled_after_the_transformer(build, si
     assert build(size, width=4).pool == pool
 
 
-@every_transformer_network
+@every_network
 def test_the_pooling_may_be_another(build):
     network = build(84, width=4, pool=3)
     assert network.pool == 3

@@ -27,7 +27,7 @@ class MnistNetwork(nn.Module):
 
     Attributes
         transformer: the :class:`SpatialTransformer`, or None.
-        pool: average pooling between the two.
+        pool: average pooling before the classifier.
         classifier: from the (transformed) image to the logits.
     """
 
@@ -46,30 +46,46 @@ class MnistNetwork(nn.Module):
         return self.classifier(x)
 
 
-def fcn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
+def fcn(
+    size: int,
+    width: int | None = None,
+    pool: int | None = None,
+    dropout: float = 0.0,
+    classes: int = 10,
+    budget: int = BUDGET,
+) -> MnistNetwork:
     """FCN: two fully connected layers and the classifier.
 
     Args:
         size: height and width of the image in pixels.
         width: units of both hidden layers; None solves it from the budget.
+        pool: average pooling of the image; None is none.
         dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return at_width(width, budget, lambda units: MnistNetwork(fcn_layers(size, units, dropout, classes)))
+    return _of_image(fcn_layers, size, width, pool, dropout, classes, budget)
 
 
-def cnn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 10, budget: int = BUDGET) -> MnistNetwork:
+def cnn(
+    size: int,
+    width: int | None = None,
+    pool: int | None = None,
+    dropout: float = 0.0,
+    classes: int = 10,
+    budget: int = BUDGET,
+) -> MnistNetwork:
     """CNN: convolution 9x9, max pooling, convolution 7x7, max pooling, classifier.
 
     Args:
         size: height and width of the image in pixels, 21 at least.
         width: filters of both convolutions; None solves it from the budget.
+        pool: average pooling of the image; None is none.
         dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return at_width(width, budget, lambda filters: MnistNetwork(cnn_layers(size, filters, dropout, classes)))
+    return _of_image(cnn_layers, size, width, pool, dropout, classes, budget)
 
 
 def st_fcn(
@@ -112,6 +128,19 @@ def st_cnn(
     return _behind_transformer(ConvLocalisation, cnn_layers, size, transform, width, pool, dropout, classes, budget)
 
 
+def _of_image(
+    layers: Callable[[int, int, float, int], nn.Module],
+    size: int,
+    width: int | None,
+    pool: int | None,
+    dropout: float,
+    classes: int,
+    budget: int,
+) -> MnistNetwork:
+    pool = _checked(1 if pool is None else pool, size)
+    return at_width(width, budget, lambda width: MnistNetwork(layers(size // pool, width, dropout, classes), pool=pool))
+
+
 def _behind_transformer(
     localisation: Callable[[tuple[int, int, int], Transform], nn.Module],
     layers: Callable[[int, int, float, int], nn.Module],
@@ -123,16 +152,19 @@ def _behind_transformer(
     classes: int,
     budget: int,
 ) -> MnistNetwork:
-    if pool is None:
-        pool = 2 if size > DIGIT else 1
-    if not 1 <= pool <= size:
-        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
+    pool = _checked((2 if size > DIGIT else 1) if pool is None else pool, size)
 
     def build(width: int) -> MnistNetwork:
         transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
         return MnistNetwork(layers(size // pool, width, dropout, classes), transformer, pool)
 
     return at_width(width, budget, build)
+
+
+def _checked(pool: int, size: int) -> int:
+    if not 1 <= pool <= size:
+        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
+    return pool
 
 
 def fcn_layers(size: int, units: int, dropout: float, classes: int, channels: int = 1) -> nn.Sequential:
