@@ -20,6 +20,7 @@ from spatial_transformer.findings import (
     gains_table,
     orientation_table,
     parts_table,
+    pooling_table,
     projective_table,
     recipe_table,
     slopes_table,
@@ -58,6 +59,7 @@ def documents() -> dict[Path, str]:
         "docs/benchmarks.md": speed,
         "docs/distorted-mnist.md": {
             "mnist": of_paper["mnist"],
+            "pooling": pooling_table(read_records(RESULTS / "pooling")),
             "projective": projective_table(read_records(RESULTS / "projective")),
         },
         "docs/reproduction.md": {

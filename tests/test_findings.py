@@ -13,6 +13,7 @@ from spatial_transformer.findings import (
     gains_table,
     orientation_table,
     parts_table,
+    pooling_table,
     projective_table,
     recipe_table,
     slopes_table,
@@ -23,6 +24,7 @@ from spatial_transformer.findings import (
 )
 
 CONF = REPOSITORY / "conf"
+POOLED = ((18.0, "tc", 1), (11.0, "tc", 2), (4.0, "rts", 2))
 
 
 def test_the_gain_is_that_over_the_base_network_of_the_same_recipe_and_length(record):
@@ -47,6 +49,15 @@ def test_the_table_of_p_tells_displacements_apart(record):
         "5.00 | 42 | 15,000 | 3.50",
     ):
         assert f"| {row} (1) |" in table
+
+
+def test_the_table_of_pooling_has_a_row_for_each(record):
+    runs = [record(error, "model=fcn", f"data.distortion={d}", f"model.pool={pool}") for error, d, pool in POOLED]
+    assert pooling_table(runs).splitlines()[2:] == [
+        "| **FCN** | *paper* | *150k* | *5.2* | *13.2* |",
+        "| | 1 | 15,000 | not run | 18.00 (1) |",
+        "| | 2 | 15,000 | 4.00 (1) | 11.00 (1) |",
+    ]
 
 
 def test_the_spread_of_angles():

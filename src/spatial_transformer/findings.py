@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from .data.distortions import DISTORTIONS
 from .errors import UsageError
-from .paper import ADDITION_NETWORKS, NETWORKS, SVHN_NETWORKS, TABLE_1
+from .paper import ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
 from .records import differing, flattened, is_standard, other_settings, standard_settings
 from .results import NOT_RUN, cell, mnist_table, species_of
 
@@ -65,6 +65,30 @@ def projective_table(records: Iterable[dict[str, Any]]) -> str:
     for (std, canvas, steps), found in sorted(rows.items()):
         cells = [cell(found.get(options, [])) for options in names.values()]
         lines.append(f"| {std:.2f} | {canvas} | {steps:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if rows else NOT_RUN
+
+
+def pooling_table(records: Iterable[dict[str, Any]]) -> str:
+    """Errors by how the image is pooled before the classifier, as Markdown, between the paper's.
+
+    Args:
+        records: of runs of networks without a transformer, whose ``model.pool`` is a number.
+    """
+    columns = ("rts", "tc")
+    names = {options: name for name, options in NETWORKS.items()}
+    rows: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        row = (names[record["model"], record["transform"]], record["config"]["model"]["pool"], record["steps"])
+        rows[row][record["config"]["data"]["distortion"]].append(record["metrics"]["test/error"])
+    lines = [
+        f"| network | pooled by | steps | {' | '.join(map(str.upper, columns))} |",
+        "|---|---|---|" + "---|" * len(columns),
+    ]
+    for name in dict.fromkeys(name for name, _, _ in sorted(rows)):
+        lines.append(f"| **{name}** | *paper* | *150k* | *{TABLE_1[name]['rts']}* | *{CLUTTERED[name]}* |")
+        for (who, pool, steps), found in sorted(rows.items()):
+            if who == name:
+                lines.append(f"| | {pool} | {steps:,} | " + " | ".join(cell(found[column]) for column in columns) + " |")
     return "\n".join(lines) if rows else NOT_RUN
 
 

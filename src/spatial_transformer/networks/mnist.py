@@ -59,7 +59,8 @@ def fcn(
     Args:
         size: height and width of the image in pixels.
         width: units of both hidden layers; None solves it from the budget.
-        pool: average pooling of the image; None is none.
+        pool: average pooling of the image; None is by 2 where the canvas is larger than a digit (RTS and TC), else none.
+            The paper speaks of it behind the transformers only (docs/distorted-mnist.md).
         dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
@@ -80,7 +81,8 @@ def cnn(
     Args:
         size: height and width of the image in pixels, 21 at least.
         width: filters of both convolutions; None solves it from the budget.
-        pool: average pooling of the image; None is none.
+        pool: average pooling of the image; None is by 2 where the canvas is larger than a digit (RTS and TC), else none.
+            The paper speaks of it behind the transformers only (docs/distorted-mnist.md).
         dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
@@ -137,7 +139,7 @@ def _of_image(
     classes: int,
     budget: int,
 ) -> MnistNetwork:
-    pool = _checked(1 if pool is None else pool, size)
+    pool = _pool(pool, size)
     return at_width(width, budget, lambda width: MnistNetwork(layers(size // pool, width, dropout, classes), pool=pool))
 
 
@@ -152,7 +154,7 @@ def _behind_transformer(
     classes: int,
     budget: int,
 ) -> MnistNetwork:
-    pool = _checked((2 if size > DIGIT else 1) if pool is None else pool, size)
+    pool = _pool(pool, size)
 
     def build(width: int) -> MnistNetwork:
         transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
@@ -161,7 +163,9 @@ def _behind_transformer(
     return at_width(width, budget, build)
 
 
-def _checked(pool: int, size: int) -> int:
+def _pool(pool: int | None, size: int) -> int:
+    if pool is None:
+        pool = 2 if size > DIGIT else 1
     if not 1 <= pool <= size:
         raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
     return pool
