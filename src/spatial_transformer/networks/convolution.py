@@ -14,7 +14,7 @@ class OneChannelConv2d(nn.Conv2d):
 
     A transformer in front of the first convolution needs the gradient of its one-channel input, and PyTorch's takes most of a
     step there. As a matrix product and a fold it takes a fraction of that. The maps come out with their channels last in
-    memory, which the layers behind take over: to pool them is several times as fast. Values, the other gradients and the
+    memory, which the layers behind take over: pooling them is faster. Values, the other gradients and the
     weights' names are those of :class:`torch.nn.Conv2d`; on a GPU it is nothing else.
 
     Args:

@@ -79,7 +79,7 @@ def cnn(
     """CNN: convolution 9x9, max pooling, convolution 7x7, max pooling, classifier.
 
     Args:
-        size: height and width of the image in pixels, 21 at least.
+        size: height and width of the image in pixels, 21 at least once pooled.
         width: filters of both convolutions; None solves it from the budget.
         pool: average pooling of the image; None is by 2 where the canvas is larger than a digit (RTS and TC), else none.
             The paper speaks of it behind the transformers only (docs/distorted-mnist.md).
