@@ -157,6 +157,14 @@ def test_evaluate_refuses_what_is_no_run_folder(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(("program", "setting"), [("evaluate.py", "run"), ("predict.py", "images")])
+def test_a_setting_that_has_no_default_is_asked_for(program, setting):
+    result = command(program)
+    assert result.returncode == 1
+    assert f"Error: {setting} is not given" in result.stderr
+    assert f"{setting}=... on the command line" in result.stderr
+
+
 def test_a_run_that_is_interrupted_says_how_to_go_on(mnist_root, tmp_path):
     command = [sys.executable, "train.py", f"data.root={mnist_root}", "logger=none", f"hydra.run.dir={tmp_path}"]
     command += ["model.width=8", "recipe.validate_every=1", "++trainer.limit_val_batches=1"]

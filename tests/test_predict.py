@@ -86,7 +86,7 @@ def test_other_files_are_told_and_left_out(of, tmp_path, capsys):
     assert [p.file for p in of()] == ["seven.png"]
     told = capsys.readouterr().err
     for name, reason in {
-        "notes.txt": "no such picture",
+        "notes.txt": "no picture of these formats",
         "half.png": "cannot be read",
         "blank.png": "no digit",
         "huge.png": "9,000 x 8,000",

@@ -473,6 +473,9 @@ def explanation(error: BaseException) -> str:
             f"{text}.\nWay out: check that the place exists, can be written to (hydra.run.dir=FOLDER chooses another) and "
             "has room."
         )
+    if isinstance(error, MissingMandatoryValue):
+        name = error.full_key or "a setting"
+        return f"{name} is not given, and has no default. Way out: {name}=... on the command line; --help says what it is."
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{str(error.__cause__).strip()}"
     if isinstance(error, OverrideParseException):

@@ -65,8 +65,8 @@ def read_picture(path: Path) -> Image.Image:
         raise UsageError(_too_large(str(error))) from error
     # What Pillow raises for broken files, of one format or another.
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, MemoryError) as error:
-        reason = "no such picture" if isinstance(error, Image.UnidentifiedImageError) else f"{error}"
-        raise UsageError(f"it cannot be read: {reason}. Way out: a picture of {', '.join(FORMATS)}.") from error
+        reason = "no picture of these formats" if isinstance(error, Image.UnidentifiedImageError) else f"{error}"
+        raise UsageError(f"it cannot be read: {reason}. Way out: one of {', '.join(FORMATS)}.") from error
 
 
 def _too_large(size: str) -> str:
