@@ -59,8 +59,8 @@ def test_every_network_has_about_400k_parameters(build, size):
     ("size", "widths"),
     [
         (28, {"fcn": 349, "cnn": 89, "st_fcn_affine": 330, "st_fcn_tps": 330, "st_cnn_affine": 87, "st_cnn_tps": 87}),
-        (42, {"fcn": 445, "cnn": 89, "st_fcn_affine": 400, "st_fcn_tps": 399, "st_cnn_affine": 87, "st_cnn_tps": 87}),
-        (60, {"fcn": 323, "cnn": 89, "st_fcn_affine": 244, "st_fcn_tps": 243, "st_cnn_affine": 84, "st_cnn_tps": 84}),
+        (42, {"fcn": 445, "cnn": 87, "st_fcn_affine": 400, "st_fcn_tps": 399, "st_cnn_affine": 87, "st_cnn_tps": 87}),
+        (60, {"fcn": 323, "cnn": 80, "st_fcn_affine": 244, "st_fcn_tps": 243, "st_cnn_affine": 84, "st_cnn_tps": 84}),
     ],
 )
 def test_the_solved_widths_are_those_of_the_documented_table(size, widths):
@@ -113,8 +113,8 @@ def test_a_network_without_a_transformer_is_its_classifier(build):
 
 @every_network
 @pytest.mark.parametrize(("size", "pool"), [(28, 1), (42, 2), (60, 2)])
-def test_canvases_larger_than_a_digit_are_pooled_before_the_classifier(build, size, pool):
-    assert build(size, width=4).pool == pool
+def test_canvases_larger_than_a_digit_are_pooled_before_all_classifiers_but_cnn(build, size, pool):
+    assert build(size, width=4).pool == (1 if build is cnn else pool)
 
 
 @every_network

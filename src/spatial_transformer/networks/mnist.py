@@ -65,13 +65,13 @@ def fcn(
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _of_image(fcn_layers, size, width, pool, dropout, classes, budget)
+    return _of_image(fcn_layers, size, width, _pool(pool, size), dropout, classes, budget)
 
 
 def cnn(
     size: int,
     width: int | None = None,
-    pool: int | None = None,
+    pool: int = 1,
     dropout: float = 0.0,
     classes: int = 10,
     budget: int = BUDGET,
@@ -81,13 +81,12 @@ def cnn(
     Args:
         size: height and width of the image in pixels, 21 at least once pooled.
         width: filters of both convolutions; None solves it from the budget.
-        pool: average pooling of the image; None is by 2 where the canvas is larger than a digit (RTS and TC), else none.
-            The paper speaks of it behind the transformers only (docs/distorted-mnist.md).
+        pool: average pooling of the image; none unless told, unlike FCN's (docs/distorted-mnist.md).
         dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _of_image(cnn_layers, size, width, pool, dropout, classes, budget)
+    return _of_image(cnn_layers, size, width, _pool(pool, size), dropout, classes, budget)
 
 
 def st_fcn(
@@ -134,12 +133,11 @@ def _of_image(
     layers: Callable[[int, int, float, int], nn.Module],
     size: int,
     width: int | None,
-    pool: int | None,
+    pool: int,
     dropout: float,
     classes: int,
     budget: int,
 ) -> MnistNetwork:
-    pool = _pool(pool, size)
     return at_width(width, budget, lambda width: MnistNetwork(layers(size // pool, width, dropout, classes), pool=pool))
 
 
