@@ -105,8 +105,9 @@ class CropPictures(pl.Callback):
     def on_fit_end(self, trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
-        # 32 colours do for grey digits and two colours of line, and halve the file.
-        frames = [Image.open(path).quantize(32) for path in sorted(self.folder.glob("crops_*.png"))]
+        # An octree keeps the few bright pixels of lines in their colours; Pillow's default mixes them with the digits' grey.
+        octree = Image.Quantize.FASTOCTREE
+        frames = [Image.open(path).quantize(method=octree) for path in sorted(self.folder.glob("crops_*.png"))]
         if len(frames) < 2:
             return
         path = self.folder / "training.gif"
