@@ -63,3 +63,10 @@ def test_the_id_is_that_of_the_process_before(tmp_path):
     assert WandbRun(tmp_path, offline=True, project="test").version is None
     (tmp_path / "wandb" / "offline-run-20260102_030405-abcd1234").mkdir(parents=True)
     assert WandbRun(tmp_path, offline=True, project="test").version == "abcd1234"
+
+
+def test_a_run_begins_without_warnings(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("wandb.termwarn", lambda text, **settings: warnings.append(text))
+    WandbRun(tmp_path, offline=True, project="test").experiment.finish()
+    assert warnings == []

@@ -51,6 +51,7 @@ class WandbRun(WandbLogger):
         else:  # in seconds: training does not wait for a server for long, nor does its end
             settings["settings"] = {"init_timeout": 30, "finish_timeout": 120}
         super().__init__(save_dir=save_dir, offline=offline, **settings)
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, though it is Lightning that sets it
         self._pictures: dict[str, Any] = {}
         self._next = 0
         self._there: int | None = None
