@@ -90,6 +90,7 @@ class Recipe:
     frozen_steps: int = 0
     theta_step: float | None = None
     label_smoothing: float = 0.0
+    theta_noise: float = 0.0
     optimizer: dict[str, Any] = MISSING
     scheduler: dict[str, Any] | None = None
 
@@ -187,7 +188,7 @@ def check(config: DictConfig) -> None:
         raise UsageError(f"checkpoint_minutes={config.checkpoint_minutes} is not a time. Way out: 0 (always) or more.")
     for path, node, component in components:
         _check_settings(config, path, node, component)
-    for name in ("frozen_steps", "theta_step", "label_smoothing"):
+    for name in ("frozen_steps", "theta_step", "label_smoothing", "theta_noise"):
         if config.recipe.get(name) and name not in config.task:
             raise UsageError(
                 f"recipe.{name} is of other experiments, and nothing here would heed it, given "

@@ -62,6 +62,35 @@ def test_a_smoothing_that_is_no_share_is_refused(share):
         Classification(nn.Identity(), torch.optim.SGD, label_smoothing=share)
 
 
+def test_theta_is_noisy_in_training_alone_and_its_network_learns_through_it():
+    torch.manual_seed(0)
+    network = st_fcn(28, Affine(), width=8)
+    images, labels = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
+    seen = []
+    network.transformer.register_forward_hook(lambda module, given, kwargs, out: seen.append(kwargs["theta"]), with_kwargs=True)
+    noisy = Classification(network, torch.optim.SGD, theta_noise=0.3).train()
+    _, loss = noisy.logits_and_loss(images, labels)
+    loss.backward()
+    assert network.transformer.localisation[-1].weight.grad.abs().sum() > 0
+    off = seen[0] - Affine().identity()  # where a localisation network starts
+    assert off.std().item() == pytest.approx(0.3, rel=0.2)
+    noisy.eval().validation_step((images, labels), 0)
+    assert seen[1] is None
+
+
+@pytest.mark.parametrize("network", [fcn(28, width=8), nn.Linear(4, 10)])
+def test_without_a_transformer_there_is_no_noise(network):
+    inputs = torch.rand(8, 1, 28, 28) if hasattr(network, "transformer") else torch.rand(8, 4)
+    noisy = Classification(network, torch.optim.SGD, theta_noise=0.3)
+    assert torch.equal(noisy.logits_and_loss(inputs, torch.zeros(8, dtype=torch.long))[0], network(inputs))
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])
+def test_a_noise_that_is_no_deviation_is_refused(noise):
+    with pytest.raises(UsageError, match="theta_noise="):
+        Classification(nn.Identity(), torch.optim.SGD, theta_noise=noise)
+
+
 def test_a_negative_factor_is_refused():
     with pytest.raises(UsageError, match=r"localisation_lr_factor=-0\.5"):
         task(fcn(28, width=8), factor=-0.5)

@@ -37,10 +37,10 @@ class MnistNetwork(nn.Module):
         self.pool = pool
         self.classifier = classifier
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` images in [0, 1] -> ``(B, classes)`` logits."""
+    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)`` images in [0, 1] -> ``(B, classes)`` logits; of what is read at ``theta`` where it is given."""
         if self.transformer is not None:
-            x = self.transformer(x)
+            x = self.transformer(x, theta=theta)
         if self.pool > 1:
             x = F.avg_pool2d(x, self.pool)
         return self.classifier(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,10 @@ class Classification(pl.LightningModule):
         scheduler: makes a schedule, stepped after every batch, from the optimiser; None keeps the rates.
         localisation_lr_factor: learning rate of all localisation networks, as a multiple of the others'.
         label_smoothing: share of each training label that is spread evenly over all classes, from 0 up to 1 (ours).
+        theta_noise: standard deviation of normal noise on theta in training, in theta's units, for most of which 1 is half the
+            image's side (ours). A transformer undoes how its images are distorted, and with it what a classifier gains by
+            seeing each digit in ever new ways; a window that is a little off each time gives that back. For a network with
+            one ``transformer``, that takes ``theta``; others have no noise.
 
     Logged
         ``train/loss`` (of smoothed labels), ``train/error`` (both of single batches), ``val/loss``, ``val/error``,
@@ -45,6 +50,7 @@ class Classification(pl.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         localisation_lr_factor: float = 1.0,
         label_smoothing: float = 0.0,
+        theta_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if localisation_lr_factor < 0:
@@ -53,11 +59,14 @@ class Classification(pl.LightningModule):
             )
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"recipe.label_smoothing={label_smoothing} is not a share. Way out: 0 for none, up to 0.5, say.")
+        if not 0 <= theta_noise < math.inf:
+            raise UsageError(f"recipe.theta_noise={theta_noise} is not a deviation. Way out: 0 for none, 0.05, say.")
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.localisation_lr_factor = localisation_lr_factor
         self.label_smoothing = label_smoothing
+        self.theta_noise = theta_noise
         scores = MetricCollection({name: MeanMetric() for name in ("loss", *self.error_names)}, compute_groups=False)
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
@@ -123,7 +132,12 @@ class Classification(pl.LightningModule):
 
     def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the network gives for a training batch, and the loss whose gradient trains it."""
-        logits = self.network(images)
+        transformer = getattr(self.network, "transformer", None)
+        if self.theta_noise and transformer is not None:
+            theta = transformer.localisation(images)
+            logits = self.network(images, theta + self.theta_noise * torch.randn_like(theta))
+        else:
+            logits = self.network(images)
         return logits, self.losses(logits, labels).mean()
 
     @property
