@@ -227,6 +227,17 @@ def test_seeds_are_one_line_of_a_chart(page):
     assert label == f"Validation error, distorted MNIST, RTS; {line}"
 
 
+def test_charts_are_in_the_order_of_the_tables_and_show_errors_of_0(tmp_path):
+    run_folder(tmp_path / "runs" / "a", FOUND, errors=(100.0, 0.0, 0.0))
+    run_folder(tmp_path / "runs" / "b", RTS)
+    write_report(tmp_path / "index.html", RESULTS, [tmp_path / "runs"], CONF, DOCS)
+    section = (tmp_path / "index.html").read_text().partition('id="curves"')[2]
+    charts = re.findall(r'<svg[^>]*aria-label="Validation error, ([^,]*).*?</svg>', section, re.S)
+    assert charts == ["distorted MNIST", "co-localisation"]
+    of_0 = re.search(r'<svg[^>]*aria-label="Validation error, co-localisation.*?</svg>', section, re.S)[0]
+    assert re.search(r">\s*0\s*</text>", of_0), "a tick of the axis"
+
+
 def test_the_page_is_light(written):
     assert written.stat().st_size < 2e6
 

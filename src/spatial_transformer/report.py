@@ -313,13 +313,20 @@ def _curves(runs: list[Run]) -> list[tuple[str, Markup]]:
         if len(run.errors) > 1:
             about = ", ".join([*filter(None, [run.network]), run.record["recipe"], *(s.partition(".")[2] for s in run.other)])
             groups[run.group][f"{about}, {run.record['steps']:,} steps"].append(run)
-    return [(group, _curve(group, lines, f"curve-{n}")) for n, (group, lines) in enumerate(sorted(groups.items()))]
+    tables = list(_GROUPS.values())
+
+    def place(group: str) -> tuple[int, str]:
+        table = group.partition(",")[0]
+        return tables.index(table) if table in tables else len(tables), group
+
+    return [(group, _curve(group, groups[group], f"curve-{n}")) for n, group in enumerate(sorted(groups, key=place))]
 
 
 def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
     figure = Figure(figsize=(5, 3.2 + 0.2 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
     said = [f"Validation error, {group}"]
+    lowest = min(error for runs in lines.values() for run in runs for error in run.errors.values())
     for n, (label, runs) in enumerate(lines.items()):
         steps = sorted(set.intersection(*(set(run.errors) for run in runs)))
         seeds = [[run.errors[step] for run in runs] for step in steps]
@@ -331,11 +338,13 @@ def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
             axes.fill_between(steps, list(map(min, seeds)), list(map(max, seeds)), color=colour, alpha=0.25)
         if steps:
             said.append(f"{label}: {means[0]:.2f} % after {steps[0]:,}, {means[-1]:.2f} % at the end")
-    axes.set(yscale="log", xlabel="training steps", ylabel="validation error, %")
+    axes.set(xlabel="training steps", ylabel="validation error, %")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if lowest > 0:  # a logarithmic axis has no place for 0
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", frameon=False)
     return _svg(figure, name, "; ".join(said))
