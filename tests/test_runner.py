@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 import slopes
@@ -13,8 +14,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny_birds import Bird, write_birds
 
+from spatial_transformer.callbacks.last_checkpoint import WholeFiles
 from spatial_transformer.data.svhn_synthetic import make as make_numbers
-from spatial_transformer.errors import UsageError
+from spatial_transformer.errors import Stopped, UsageError
 from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
 from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.runner import evaluate, run
@@ -112,6 +114,23 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
         assert animation.n_frames == 3, "before training and after each validation"
     with Image.open(folder / "crops" / "crops_0000004.png") as picture:
         assert picture.width > 12 * 3 * 42
+
+
+def test_a_run_that_is_interrupted_while_it_saves_goes_on_from_the_checkpoint_before(short, tmp_path, monkeypatch, capsys):
+    whole = WholeFiles.save_checkpoint
+
+    def interrupted(self, checkpoint, path, storage_options=None):
+        if Path(path).name == "last.ckpt" and checkpoint["global_step"] == 2:
+            raise KeyboardInterrupt
+        whole(self, checkpoint, path, storage_options)
+
+    settings = ["ckpt_path=auto", "trainer.max_steps=4", "recipe.validate_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeFiles, "save_checkpoint", interrupted)
+        with pytest.raises(Stopped, match=f"at step 2. Way out: the same settings with hydra.run.dir={tmp_path}"):
+            run(short(*settings))
+    assert run(short(*settings))["steps"] == 4
+    assert capsys.readouterr().out.count("step 1 of") == 1, "it went on, and did not begin anew"
 
 
 def test_a_record_has_the_time_that_the_run_took(short):

@@ -59,6 +59,11 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / "previous.ckpt"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from: while the last is being written, there is only the one before it."""
+        return self.last.is_file() or self.previous.is_file()
+
     def state(self) -> State:
         """How far the run is, by its files alone."""
         if self.record.is_file():
@@ -69,7 +74,7 @@ class RunFolder:
         if self.error.is_file():
             lines = self.error.read_text(errors="replace").strip().splitlines() or ["for an unknown reason"]
             return State("failed", lines[-1])
-        if self.last.is_file() or self.previous.is_file():
+        if self.has_checkpoint:
             return State("stopped", "has a checkpoint to go on from")
         return State("not begun", "")
 

@@ -94,7 +94,7 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
                 reason, code = "stopped by SIGTERM", 143
             else:
                 reason, code = "stopped by hand", 130
-            way_out = _go_on(folder.path) if folder.last.is_file() else "start again; there was no checkpoint yet"
+            way_out = _go_on(folder.path) if folder.has_checkpoint else "start again; there was no checkpoint yet"
             raise Stopped(f"{reason} at step {trainer.global_step:,}. Way out: {way_out}.", code) from None
         figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
