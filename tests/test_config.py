@@ -44,7 +44,7 @@ def test_every_option_of_every_group_composes(composed, group, option):
 
 
 @pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
-@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("recipe", ["paper", "fast", "long"])
 def test_every_row_of_table_1_composes(composed, model, transform, recipe):
     chosen = [] if transform == "none" else [f"transform={transform}"]
     config = composed("experiment=mnist", f"model={model}", f"recipe={recipe}", *chosen)
