@@ -148,7 +148,7 @@ def _table_1(rows: Rows, recipes: Path) -> str:
     """Projected from the steps per second: R, P and E have 28 px, RTS has 42."""
     seconds_per_step = sum((3 if row["size"] == 28 else 1) / row["steps/s"] for row in rows)
     lines = []
-    for recipe in ("fast", "paper"):
+    for recipe in ("fast", "long", "paper"):
         steps = OmegaConf.load(recipes / f"{recipe}.yaml")["max_steps"]  # type: ignore[index]
         lines.append(f"- `recipe={recipe}`, {steps:,} steps: {seconds_per_step * steps / 3600:,.0f} hours")
     return "\n".join(lines)
