@@ -82,6 +82,9 @@ def test_a_sweep_goes_on_past_a_failed_run_and_started_again_runs_only_what_is_n
     code, output, errors = sweep(*there, *wanted)
     assert code == 1
     assert states(output) == {name("affine"): "failed", name("projective"): "finished"}
+    lines = [line for line in output.splitlines() if " steps/s " in line]
+    assert lines
+    assert all(line.startswith("st_fcn-projective-r-fast-seed1  ") == (cluster == "joblib") for line in lines)
     assert "of 2 runs 1 failed" in errors
     assert "Traceback" not in errors
     finished = (tmp_path / name("projective") / "metrics.json").stat().st_mtime_ns

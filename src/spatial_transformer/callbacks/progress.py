@@ -21,11 +21,13 @@ class RunProgress(ProgressBar):
 
     Args:
         every: steps between two updates of the bar.
+        name: stands before each line where several runs share a terminal, in which there are lines then and no bar.
     """
 
-    def __init__(self, every: int = 20) -> None:
+    def __init__(self, every: int = 20, name: str | None = None) -> None:
         super().__init__()
         self.every = every
+        self.name = name
         self._console = Console()
         self._bar: Progress | None = None
         self._enabled = True
@@ -38,11 +40,11 @@ class RunProgress(ProgressBar):
 
     def on_fit_start(self, trainer, pl_module) -> None:
         if self._enabled:
-            self._console.print(_parameter_table(pl_module.network))
+            self._console.print(_parameter_table(pl_module.network, self.name))
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._start, self._first_step = time.monotonic(), trainer.global_step
-        if not self._enabled or not self._console.is_terminal:
+        if not self._enabled or not self._console.is_terminal or self.name:
             return
         self._bar = Progress(
             TextColumn("training"),
@@ -68,7 +70,8 @@ class RunProgress(ProgressBar):
             step, rate = trainer.global_step, self._rate(trainer.global_step)
             left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
             self._console.print(
-                f"step {step:,} of {trainer.max_steps:,}  {self._figures(trainer)}  {rate:.1f} steps/s  {left} left",
+                f"{self.name + '  ' if self.name else ''}step {step:,} of {trainer.max_steps:,}  {self._figures(trainer)}  "
+                f"{rate:.1f} steps/s  {left} left",
                 soft_wrap=True,
             )
 
@@ -90,10 +93,10 @@ class RunProgress(ProgressBar):
         return "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.progress_bar_metrics.items()))
 
 
-def _parameter_table(network: nn.Module) -> Table:
+def _parameter_table(network: nn.Module, name: str | None) -> Table:
     total = sum(p.numel() for p in network.parameters())
     localisation = sum(p.numel() for net in localisation_networks(network) for p in net.parameters())
-    table = Table("part", "parameters", box=None)
+    table = Table("part", "parameters", box=None, title=name, title_justify="left")
     table.columns[1].justify = "right"
     table.add_row("localisation", f"{localisation:,}")
     table.add_row("classifier", f"{total - localisation:,}")
