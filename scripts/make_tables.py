@@ -23,6 +23,7 @@ from spatial_transformer.findings import (
     pooling_table,
     projective_table,
     recipe_table,
+    redraws_table,
     slopes_table,
     steps_chart,
     svhn_windows,
@@ -35,7 +36,7 @@ from spatial_transformer.results import comparisons
 
 ROOT = Path(__file__).parent.parent
 CONF, RESULTS = ROOT / "conf", ROOT / "results"
-BENCHMARKS, MNIST, RECIPES, SLOPES = (RESULTS / name for name in ("benchmarks", "mnist", "recipes", "slopes"))
+BENCHMARKS, MNIST, RECIPES = (RESULTS / name for name in ("benchmarks", "mnist", "recipes"))
 
 
 def documents() -> dict[Path, str]:
@@ -44,7 +45,6 @@ def documents() -> dict[Path, str]:
     found, tried = (read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices"))
     of_paper = {name: table.markdown() for name, table in comparisons(RESULTS, CONF).items()}
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
-    slopes = [read_rows(path) for path in sorted(SLOPES.glob("*.json"))]
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     tables = {
         "README.md": of_paper | {"networks": speed["networks"]},
@@ -55,7 +55,7 @@ def documents() -> dict[Path, str]:
             "choices": colocalisation_choices(found + tried, CONF),
         },
         "docs/volumes.md": {"volumes": of_paper["volumes"]},
-        "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(slopes)} | parts,
+        "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(_rows_of("slopes"))} | parts,
         "docs/benchmarks.md": speed,
         "docs/distorted-mnist.md": {
             "mnist": of_paper["mnist"],
@@ -64,7 +64,8 @@ def documents() -> dict[Path, str]:
         },
         "docs/reproduction.md": {
             "gains": gains_table(read_records(MNIST), CONF),
-            "orientation": orientation_table(read_rows(path) for path in sorted((RESULTS / "orientation").glob("*.json"))),
+            "orientation": orientation_table(_rows_of("orientation")),
+            "redraws": redraws_table(_rows_of("redraws")),
             "times": times_table([*_records_of("mnist"), *found, *svhn, *birds]),
         },
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
@@ -76,6 +77,11 @@ def _records_of(family: str) -> list[dict]:
     """Records of the experiment of that name, and of all whose names begin so."""
     folders = [*RESULTS.glob(family), *sorted(RESULTS.glob(f"{family}_*"))]
     return [record for folder in folders for record in read_records(folder)]
+
+
+def _rows_of(folder: str) -> list[dict]:
+    """Records of measurements."""
+    return [read_rows(path) for path in sorted((RESULTS / folder).glob("*.json"))]
 
 
 def charts() -> dict[Path, tuple[Figure | None, str]]:

@@ -8,7 +8,6 @@ known from theta and from how it was distorted; the spread of that angle within 
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spatial_transformer.errors import UsageError
-from spatial_transformer.files import replacing
+from spatial_transformer.records import write_rows
 
 RESULTS = Path(__file__).parent.parent / "results" / "orientation"
 
@@ -75,10 +74,7 @@ def main() -> None:
         record = measure(options.run, options.data_root)
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None
-    path = RESULTS / f"{record['label']}-{record['steps']}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{path}; `make tables` shows it")
+    print(f"{write_rows(record, RESULTS)}; `make tables` shows it")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ docs/birds.md.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spatial_transformer.errors import UsageError
-from spatial_transformer.files import replacing
+from spatial_transformer.records import write_rows
 
 DISTANCES = (0.02, 0.1, 0.25)
 """In halves of the image's side."""
@@ -100,10 +99,7 @@ def main() -> None:
         record = measure(options.run, options.samples, options.data_root)
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None
-    path = RESULTS / f"{record['label']}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{path}; `make tables` shows it")
+    print(f"{write_rows(record, RESULTS)}; `make tables` shows it")
 
 
 if __name__ == "__main__":

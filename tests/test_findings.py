@@ -3,6 +3,7 @@
 import make_tables
 import orientation
 import pytest
+import redraws
 import slopes
 import torch
 from conftest import REPOSITORY
@@ -16,6 +17,7 @@ from spatial_transformer.findings import (
     pooling_table,
     projective_table,
     recipe_table,
+    redraws_table,
     slopes_table,
     steps_chart,
     svhn_windows,
@@ -73,6 +75,19 @@ def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
     table = orientation_table([record]).splitlines()
     assert table[2].startswith("| `st_cnn-affine-rts-fast-seed1`, 4,000 steps | before | 26 |")
     assert table[3].startswith("|  | after |")
+
+
+def test_misread_digits_of_a_shipped_network_are_counted_and_shown(mnist_root):
+    record = redraws.measure(REPOSITORY / "checkpoints" / "st_fcn_mnist.pt", str(mnist_root))
+    counts = [row["digits"] for row in record["rows"]]
+    assert len(counts) == 1 + redraws.DRAWS
+    assert sum(counts) == record["samples"] == 10_000
+    assert 9_600 < counts[0] < 9_900, "it errs on 1 % of the test set"
+    record["rows"] = [{"misread": n, "digits": digits} for n, digits in enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))]
+    assert redraws_table([record | {"samples": 1000}]).splitlines()[2:] == [
+        "| `st_fcn-affine-rts-fast-seed1`, 15,000 steps | 0.28 | 995 | 2 | 3 | 91 |"
+    ]
+    assert redraws_table([]) == "not run"
 
 
 def test_the_table_of_times_has_the_median_of_alike_runs(record):

@@ -135,6 +135,22 @@ def orientation_table(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) if len(lines) > 2 else NOT_RUN
 
 
+def redraws_table(records: Iterable[dict[str, Any]]) -> str:
+    """How often test digits are misread over several draws of their distortion, of ``scripts/redraws.py``, as Markdown."""
+    heads = ("run", "error, %", "digits misread in no draw", "in less than half", "in half or more", "their share of errors, %")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+    for record in sorted(records, key=lambda record: (record["label"], record["steps"])):
+        digits = {row["misread"]: row["digits"] for row in record["rows"]}
+        draws, errors = max(digits), sum(times * n for times, n in digits.items())
+        hard = {times: n for times, n in digits.items() if times >= draws / 2}
+        share = sum(times * n for times, n in hard.items()) / max(errors, 1)
+        counts = (digits[0], record["samples"] - digits[0] - sum(hard.values()), sum(hard.values()))
+        numbers = " | ".join(f"{n:,}" for n in counts)
+        error = 100 * errors / draws / record["samples"]
+        lines.append(f"| `{record['label']}`, {record['steps']:,} steps | {error:.2f} | {numbers} | {100 * share:.0f} |")
+    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
+
+
 def times_table(records: Iterable[dict[str, Any]]) -> str:
     """How long the recorded runs took, as Markdown, by experiment, recipe and machine."""
     minutes: dict[tuple, list[float]] = defaultdict(list)

@@ -55,6 +55,14 @@ def read_rows(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a record of measurements: {reason}.\nWay out: remove it, or measure again.") from error
 
 
+def write_rows(record: dict[str, Any], folder: Path) -> Path:
+    """Writes such a record, of a run, to the ``folder`` of its kind; returns its place there."""
+    target = folder / f"{'-'.join(str(record[name]) for name in ('label', 'steps') if name in record)}.json"
+    with replacing(target) as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    return target
+
+
 def add_record(run: Path, results: Path, into: str | None = None) -> Path:
     """Copies the record of a finished run to its place below ``results``; returns that.
 

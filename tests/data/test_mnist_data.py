@@ -143,6 +143,17 @@ def differ(images, others):
     return ((images - others).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_another_draw_distorts_the_same_digits_in_another_way_each_time_the_same(split):
+    data, index = mnist(), torch.arange(9)
+    (first, labels), (again, _), (other, _) = (data.redrawn(split, index, draw) for draw in (1, 1, 2))
+    fixed, expected = data.samples(split, index)
+    assert torch.equal(labels, expected)
+    assert torch.equal(first, again)
+    for one, another in ((first, other), (first, fixed)):
+        assert not any(torch.equal(*pair) for pair in zip(one, another, strict=True))
+
+
 @pytest.mark.parametrize("distortion", DISTORTIONS)
 def test_training_samples_differ_from_seed_to_seed_and_from_epoch_to_epoch(distortion):
     index = torch.arange(20)

@@ -121,6 +121,11 @@ class MnistData(BatchedData):
         images = self._distorted(split, index, self._keys(split, index, epoch))
         return images, self._labels[split][index]
 
+    def redrawn(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """Validation or test samples as of :meth:`samples`, but distorted by the numbers of another ``draw``, 1 or more."""
+        images = self._distorted(split, index, sample_keys(_FIXED_SEEDS[split], draw, index))
+        return images, self._labels[split][index]
+
     def view(self, picture: Image.Image) -> View:
         """The digit of a drawing or a photograph, see :func:`~spatial_transformer.data.digit_pictures.digit_view`."""
         return digit_view(picture, self.input_size)

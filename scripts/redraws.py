@@ -1,0 +1,65 @@
+"""Measures whether the digits that a network misreads are hard to read, or only lie badly.
+
+python scripts/redraws.py RUN_FOLDER [--data-root FOLDER]
+
+Reads each test digit of distorted MNIST as several other draws of the distortion put it, and counts how often it is misread.
+What a transformer undoes makes no digit hard any more; what is left then are digits that are misread wherever they lie. The
+record goes to results/redraws/; `make tables` puts it in docs/reproduction.md.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spatial_transformer.errors import UsageError
+from spatial_transformer.records import write_rows
+
+RESULTS = Path(__file__).parent.parent / "results" / "redraws"
+DRAWS = 8
+
+
+@torch.inference_mode()
+def measure(run: Path, data_root: str | None) -> dict:
+    """The record of a run folder or file: how many digits are misread in none of the draws, in one, ..., in all.
+
+    Raises:
+        UsageError: it is not that of a finished run on distorted MNIST.
+    """
+    from spatial_transformer.building import load_trained
+    from spatial_transformer.data.mnist import MnistData
+
+    trained = load_trained(run, data_root=data_root)
+    data: Any = trained.data
+    if type(data) is not MnistData:
+        raise UsageError(f"{run} is not of distorted MNIST. Way out: a run of experiment=mnist.")
+    if not trained.record:
+        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that came to its end.")
+    data.setup()
+    misread: list[Tensor] = []
+    for index in torch.arange(data.size("test")).split(1000):
+        draws = (data.redrawn("test", index, draw) for draw in range(1, DRAWS + 1))
+        misread.append(torch.stack([trained.task.network(images).argmax(1) != labels for images, labels in draws]).sum(0))
+    counts = torch.bincount(torch.cat(misread), minlength=DRAWS + 1).tolist()
+    record = {name: trained.record[name] for name in ("label", "commit", "steps")}
+    rows = [{"misread": times, "digits": digits} for times, digits in enumerate(counts)]
+    return record | {"distortion": trained.config.data.distortion, "samples": sum(counts), "rows": rows}
+
+
+def main() -> None:
+    """Measures, and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="or a file of checkpoints/")
+    parser.add_argument("--data-root", help="folder that holds MNIST/raw, if not where the run had it")
+    options = parser.parse_args()
+    try:
+        record = measure(options.run, options.data_root)
+    except UsageError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{write_rows(record, RESULTS)}; `make tables` shows it")
+
+
+if __name__ == "__main__":
+    main()
