@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ ABLATIONS = {
 SMALL = ["model=st_fcn", "model.width=4", "debug=short", "data.eval_batch_size=50", "logger=csv"]
 
 
-def start(*arguments):
+def start(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "train.py", *arguments],
         cwd=REPOSITORY,
@@ -35,6 +36,7 @@ def start(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -116,6 +118,28 @@ def wait_for(found, seconds=120):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.2)
     return value
+
+
+def test_a_joblib_sweep_ended_by_sigterm_leaves_no_run_behind(mnist_root, tmp_path):
+    there = [f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}", "ablation=seeds", "seed=1,2", "cluster=joblib"]
+    endless = ["model=st_fcn", "model.width=4", "trainer.max_steps=1000000", "recipe.validate_every=100"]
+    run = [*endless, "++trainer.limit_val_batches=2", "data.eval_batch_size=50", "logger=csv"]
+    process = start(*there, *run, start_new_session=True)
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) == 2)
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
+        children = listed.stdout.split()
+        assert len(children) >= 2
+        process.terminate()
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 143, errors
+        assert "stopped by SIGTERM. Way out: the same command goes on" in errors
+        assert "Traceback" not in errors
+        assert list(states(output).values()) == ["stopped"] * 2
+        wait_for(lambda: subprocess.run(["ps", "-p", ",".join(children)], capture_output=True).returncode, 20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slurm

@@ -2,12 +2,14 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,12 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf, open_dict
 
 from spatial_transformer.config import check
-from spatial_transformer.errors import UsageError
+from spatial_transformer.errors import Stopped, UsageError
 from spatial_transformer.process import rank
 from spatial_transformer.run_folder import RunFolder
 
@@ -39,6 +43,13 @@ class GridConf:
 
 
 @dataclass
+class JoblibConf(JobLibLauncherConf):
+    """Settings of :class:`Joblib`: those of Hydra's own launcher."""
+
+    _target_: str = "hydra_plugins.spatial_transformer_sweeps.sweeps.Joblib"
+
+
+@dataclass
 class SlurmArrayConf(SlurmQueueConf):
     """Settings of :class:`SlurmArray`: those of Hydra's own launcher."""
 
@@ -46,6 +57,7 @@ class SlurmArrayConf(SlurmQueueConf):
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConf, provider="spatial_transformer")
+ConfigStore.instance().store(group="hydra/launcher", name="joblib_workers", node=JoblibConf, provider="spatial_transformer")
 ConfigStore.instance().store(group="hydra/launcher", name="slurm_array", node=SlurmArrayConf, provider="spatial_transformer")
 
 
@@ -150,6 +162,22 @@ class Grid(BasicSweeper):
             return of_run, config.ckpt_path is not None and of_run.finished(config) is not None
         finally:
             HydraConfig.instance().set_config(self.config)
+
+
+class Joblib(JoblibLauncher):
+    """Hydra's launcher of several runs at once, but asked to end by SIGTERM it ends them; they would go on without it."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        def end(number: int, frame: FrameType | None) -> None:
+            raise Stopped("stopped by SIGTERM. Way out: the same command goes on from the runs' last checkpoints.", 143)
+
+        if self.joblib["n_jobs"] == 1:  # joblib then runs them in this process, where they save at SIGTERM
+            return super().launch(job_overrides, initial_job_idx)
+        previous = signal.signal(signal.SIGTERM, end)
+        try:
+            return super().launch(job_overrides, initial_job_idx)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
 
 class SlurmArray(SlurmLauncher):
