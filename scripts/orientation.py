@@ -7,7 +7,6 @@ known from theta and from how it was distorted; the spread of that angle within 
 (section 4.1 of the paper). The record goes to results/orientation/; `make tables` puts it in docs/reproduction.md.
 """
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spatial_transformer.errors import UsageError
-from spatial_transformer.records import write_rows
+from spatial_transformer.records import measured
 
 RESULTS = Path(__file__).parent.parent / "results" / "orientation"
 
@@ -66,15 +65,7 @@ def measure(run: Path, data_root: str | None) -> dict:
 
 def main() -> None:
     """Measures, and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="or a file of checkpoints/")
-    parser.add_argument("--data-root", help="folder that holds MNIST/raw, if not where the run had it")
-    options = parser.parse_args()
-    try:
-        record = measure(options.run, options.data_root)
-    except UsageError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"{write_rows(record, RESULTS)}; `make tables` shows it")
+    measured(__doc__, measure, RESULTS)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,25 @@ def write_rows(record: dict[str, Any], folder: Path) -> Path:
     with replacing(target) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
     return target
+
+
+def measured(about: str, measure: Callable[[Path, str | None], dict[str, Any]], folder: Path) -> None:
+    """The command line of a script that measures a finished run, and writes such a record of it.
+
+    Args:
+        about: what ``--help`` says.
+        measure: from the run and the folder of its data, None where the run had it, to the record.
+        folder: that of records of this kind.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="or a file of checkpoints/")
+    parser.add_argument("--data-root", help="folder that holds MNIST/raw, if not where the run had it")
+    options = parser.parse_args()
+    try:
+        record = measure(options.run, options.data_root)
+    except UsageError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{write_rows(record, folder)}; `make tables` shows it")
 
 
 def add_record(run: Path, results: Path, into: str | None = None) -> Path:
