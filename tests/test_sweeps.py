@@ -67,7 +67,8 @@ def test_an_ablation_has_its_runs_and_each_is_a_right_configuration(ablation, tm
 
 
 def test_three_seeds_are_the_tables(tmp_path):
-    code, output, errors = sweep("ablation=cluttered", "cluster=show", f"hydra.sweep.dir={tmp_path}/sweep")
+    path = "trainer.default_root_dir=/some/where"  # the last part of the folders' names, and the same for all
+    code, output, errors = sweep("ablation=cluttered", "cluster=show", f"hydra.sweep.dir={tmp_path}/sweep", path)
     assert code == 0, errors
     assert [output.count(f"_seed-{seed}_") + output.count(f"_seed-{seed} ") for seed in (1, 2, 3)] == [4, 4, 4]
 

@@ -115,6 +115,7 @@ class Grid(BasicSweeper):
         Raises:
             UsageError: a setting is wrong, or a folder holds another run.
         """
+        assert self.config is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = {o.get_key_element(): o for o in parser.parse_overrides(arguments)}
@@ -136,9 +137,10 @@ class Grid(BasicSweeper):
             for overrides in self.split_arguments(rest, None)[0]:
                 job = [*settings, *overrides]
                 folder, finished = self._look(job, len(runs))
-                if folder.path.name in runs:
+                name = os.path.relpath(folder.path, str(self.config.hydra.sweep.dir))  # a setting may be a path
+                if name in runs:
                     raise UsageError(f"two runs of the sweep would share the folder {folder.path}. Way out: one of them.")
-                runs[folder.path.name] = (job, folder, finished)
+                runs[name] = (job, folder, finished)
         return runs
 
     def _look(self, overrides: list[str], number: int) -> tuple[RunFolder, bool]:
