@@ -106,17 +106,18 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
     runs = [run(20.0, 3), run(10.0, 3, "seed=2"), run(4.0, 9), run(24.0, 3, "data.distortion=tc"), *tried]
     of_paper = "| **T** | *paper* |" + " *100* |" * 10
     missing = " | ".join(["not run"] * 3)
-    ours = f"| | colocalisation, 2,000 | {missing} | 85.00 ± 63.53 (2) | {missing} | not run | not run | 96 |"
+    ours = f"| | colocalisation, 6,000 | {missing} | 85.00 ± 63.53 (2) | {missing} | not run | not run | 96 |"
     table = colocalisation_table(runs, CONF).markdown()
     assert f"{of_paper}\n{ours}\n| **TC** | *paper* | *81* |" in table
-    assert f"\n| | colocalisation, 2,000 | {missing} | 76 | not run |" in table
-    tried.append(run(70.0, 3, "recipe.optimizer._target_=torch.optim.SGD"))
+    assert f"\n| | colocalisation, 6,000 | {missing} | 76 | not run |" in table
+    tried += [run(70.0, 3, "recipe.optimizer._target_=torch.optim.SGD"), run(30.0, 3, "trainer.max_steps=2000")]
     assert colocalisation_choices([runs[0], runs[2], *tried], CONF).splitlines() == [
-        "| changed | T, 3 | T, 5 |",
-        "|---|---|---|",
-        "| nothing | 80 | not run |",
-        "| `recipe.optimizer._target_=SGD` | 30 | not run |",
-        "| `task.locate=0` | 1 | 40 |",
+        "| changed | steps | T, 3 | T, 5 |",
+        "|---|---|---|---|",
+        "| nothing | 2,000 | 70 | not run |",
+        "| nothing | 6,000 | 80 | not run |",
+        "| `recipe.optimizer._target_=SGD` | 6,000 | 30 | not run |",
+        "| `task.locate=0` | 6,000 | 1 | 40 |",
     ]
 
 

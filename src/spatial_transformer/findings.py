@@ -171,16 +171,18 @@ def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str
     Args: as for :func:`mnist_table`; of the standard runs only those with the digits of the others are shown.
     """
     standard = "nothing"
-    found: dict[str, dict[tuple, float]] = defaultdict(dict)
+    found: dict[tuple[str, int], dict[tuple, float]] = defaultdict(dict)
     for record in records:
         other = ", ".join(f"`{setting}`" for setting in other_settings(record, conf))
         data = record["config"]["data"]
-        found[other or standard][data["distortion"].upper(), data["digit"]] = 100 - record["metrics"]["test/error"]
-    columns = sorted({column for other, values in found.items() if other != standard for column in values})
-    lines = ["| changed | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |", "|---|" + "---|" * len(columns)]
-    for other, values in sorted(found.items(), key=lambda item: (item[0] != standard, item[0])):
+        key = (other or standard, record["steps"])
+        found[key][data["distortion"].upper(), data["digit"]] = 100 - record["metrics"]["test/error"]
+    columns = sorted({column for (other, _), values in found.items() if other != standard for column in values})
+    lines = ["| changed | steps | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for (other, steps), values in sorted(found.items(), key=lambda item: (item[0][0] != standard, item[0])):
         cells = [f"{values[column]:.0f}" if column in values else NOT_RUN for column in columns]
-        lines.append(f"| {other} | " + " | ".join(cells) + " |")
+        lines.append(f"| {other} | {steps:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if columns else NOT_RUN
 
 
