@@ -23,7 +23,7 @@ CONF, DOCS, RESULTS = (REPOSITORY / name for name in ("conf", "docs", "results")
 TABLES = ("mnist", "svhn", "addition", "colocalisation", "volumes", "birds")
 SECTIONS = ("numbers", "reading", "means", "colocalisation", "birds", "curves", "speed", "documents")
 BIRDS = "birds_2st/birds_2st-efficientnet_lite0-location-birds_differences-seed1-400.json"
-FOUND = "colocalisation/colocalisation-tc-3-colocalisation-seed1-2000.json"
+FOUND = "colocalisation/colocalisation-tc-3-colocalisation-seed1-6000.json"
 RTS = "mnist/st_fcn-affine-rts-fast-seed1-15000.json"
 
 

@@ -110,13 +110,14 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
     table = colocalisation_table(runs, CONF).markdown()
     assert f"{of_paper}\n{ours}\n| **TC** | *paper* | *81* |" in table
     assert f"\n| | colocalisation, 6,000 | {missing} | 76 | not run |" in table
-    tried += [run(70.0, 3, "recipe.optimizer._target_=torch.optim.SGD"), run(30.0, 3, "trainer.max_steps=2000")]
+    sgd = "recipe.optimizer._target_=torch.optim.SGD"
+    tried += [run(70.0, 3, sgd), run(55.0, 5, sgd), run(30.0, 3, "trainer.max_steps=2000")]
     assert colocalisation_choices([runs[0], runs[2], *tried], CONF).splitlines() == [
         "| changed | steps | T, 3 | T, 5 |",
         "|---|---|---|---|",
         "| nothing | 2,000 | 70 | not run |",
         "| nothing | 6,000 | 80 | not run |",
-        "| `recipe.optimizer._target_=SGD` | 6,000 | 30 | not run |",
+        "| `recipe.optimizer._target_=SGD` | 6,000 | 30 | 45 |",
         "| `task.locate=0` | 6,000 | 1 | 40 |",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def times_table(records: Iterable[dict[str, Any]]) -> str:
 def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """What was tried where the paper is silent, as Markdown: what each run changed, and the percentage found of each digit.
 
-    Args: as for :func:`mnist_table`; of the standard runs only those with the digits of the others are shown.
+    Args: as for :func:`mnist_table`; only digits of which there is something to compare are shown.
     """
     standard = "nothing"
     found: dict[tuple[str, int], dict[tuple, float]] = defaultdict(dict)
@@ -177,7 +177,8 @@ def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str
         data = record["config"]["data"]
         key = (other or standard, record["steps"])
         found[key][data["distortion"].upper(), data["digit"]] = 100 - record["metrics"]["test/error"]
-    columns = sorted({column for (other, _), values in found.items() if other != standard for column in values})
+    times = Counter(column for values in found.values() for column in values)
+    columns = sorted(column for column in times if times[column] > 1)
     lines = ["| changed | steps | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |"]
     lines.append("|---|---|" + "---|" * len(columns))
     for (other, steps), values in sorted(found.items(), key=lambda item: (item[0][0] != standard, item[0])):
