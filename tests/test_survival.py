@@ -159,6 +159,25 @@ def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(mnist_root,
     assert_same(tmp_path, expected)
 
 
+def test_a_run_ended_by_sigterm_in_the_last_step_of_an_epoch_ends_bit_equal(mnist_root, tmp_path, undisturbed):
+    program = """
+import os, runpy, signal
+from spatial_transformer.callbacks.mistakes import Mistakes
+steps = []
+def ask(*arguments):
+    steps.append(1)
+    if len(steps) == 14:
+        os.kill(os.getpid(), signal.SIGTERM)
+Mistakes.on_train_batch_end = ask
+runpy.run_path("train.py", run_name="__main__")
+"""
+    arguments = command(tmp_path, mnist_root, "checkpoint_minutes=60")[2:]
+    asked = subprocess.run([sys.executable, "-c", program, *arguments], **PIPES)
+    assert "stopped by SIGTERM at step 14" in asked.stderr
+    finish(tmp_path, mnist_root)
+    assert_same(tmp_path, undisturbed[0])
+
+
 @pytest.fixture
 def stopped(mnist_root, tmp_path):
     """A run folder whose run was killed after it had written two checkpoints."""

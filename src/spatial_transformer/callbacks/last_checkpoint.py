@@ -98,8 +98,11 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
-        # Within a validation a part of it would count twice; the checkpoint before it does.
-        if isinstance(exception, SIGTERMException) and trainer.training and self._saved_step != trainer.global_step:
+        # Within a validation a part of it would count twice, and from between an epoch's last step and its end Lightning goes
+        # on with other samples; the checkpoint before does.
+        ended = trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
+        new = self._saved_step != trainer.global_step
+        if isinstance(exception, SIGTERMException) and trainer.training and new and not ended:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
