@@ -107,6 +107,29 @@ def test_a_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undistu
     assert_same(tmp_path, expected)
 
 
+def ended_at(place, times, number, folder, root, *more):
+    """A program of its own that trains as train.py does and sends itself a signal as it comes to the place for that time."""
+    lines = {
+        "saving": "from pathlib import Path; owner, name = Path, 'write_bytes'",
+        "renaming": "owner, name = os, 'replace'",
+    }.get(place, f"from spatial_transformer.callbacks.mistakes import Mistakes as owner; name = {place!r}")
+    program = f"""
+import os, runpy
+import pytorch_lightning
+from spatial_transformer.callbacks.last_checkpoint import LastCheckpoint
+{lines}
+inner, times = getattr(owner, name), [0]
+def deadly(*arguments, **more):
+    times[0] += 1
+    if times[0] == {times}:
+        os.kill(os.getpid(), {number:d})
+    return inner(*arguments, **more)
+setattr(owner, name, deadly)
+runpy.run_path("train.py", run_name="__main__")
+"""
+    return subprocess.run([sys.executable, "-c", program, *command(folder, root, *more)[2:]], **PIPES)
+
+
 @pytest.mark.parametrize(
     "place",
     [
@@ -118,31 +141,10 @@ def test_a_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undistu
     ],
 )
 def test_a_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
-    expected, _ = undisturbed
-    # A program of its own that trains as train.py does and ends itself at the place, the tenth time it comes there.
-    lines = {
-        "saving": "from pathlib import Path; owner, name = Path, 'write_bytes'",
-        "renaming": "owner, name = os, 'replace'",
-    }.get(place, f"from spatial_transformer.callbacks.mistakes import Mistakes as owner; name = {place!r}")
-    program = f"""
-import os, runpy, signal, sys
-import pytorch_lightning
-from spatial_transformer.callbacks.last_checkpoint import LastCheckpoint
-{lines}
-inner, times = getattr(owner, name), [0]
-def deadly(*arguments, **more):
-    times[0] += 1
-    if times[0] == {1 if place == "on_test_epoch_end" else 10}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return inner(*arguments, **more)
-setattr(owner, name, deadly)
-runpy.run_path("train.py", run_name="__main__")
-"""
-    arguments = command(tmp_path, mnist_root)[2:]
-    killed = subprocess.run([sys.executable, "-c", program, *arguments], **PIPES)
+    killed = ended_at(place, 1 if place == "on_test_epoch_end" else 10, signal.SIGKILL, tmp_path, mnist_root)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     finish(tmp_path, mnist_root)
-    assert_same(tmp_path, expected)
+    assert_same(tmp_path, undisturbed[0])
 
 
 def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
@@ -159,21 +161,18 @@ def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(mnist_root,
     assert_same(tmp_path, expected)
 
 
-def test_a_run_ended_by_sigterm_in_the_last_step_of_an_epoch_ends_bit_equal(mnist_root, tmp_path, undisturbed):
-    program = """
-import os, runpy, signal
-from spatial_transformer.callbacks.mistakes import Mistakes
-steps = []
-def ask(*arguments):
-    steps.append(1)
-    if len(steps) == 14:
-        os.kill(os.getpid(), signal.SIGTERM)
-Mistakes.on_train_batch_end = ask
-runpy.run_path("train.py", run_name="__main__")
-"""
-    arguments = command(tmp_path, mnist_root, "checkpoint_minutes=60")[2:]
-    asked = subprocess.run([sys.executable, "-c", program, *arguments], **PIPES)
-    assert "stopped by SIGTERM at step 14" in asked.stderr
+@pytest.mark.parametrize(
+    ("place", "times", "step"),
+    [
+        pytest.param("on_train_batch_end", 14, 14, id="last step of an epoch"),
+        pytest.param("on_train_epoch_end", 3, STEPS, id="last step of all"),
+        pytest.param("on_test_batch_end", 1, STEPS, id="test"),
+    ],
+)
+def test_a_run_ended_by_sigterm_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place, times, step):
+    asked = ended_at(place, times, signal.SIGTERM, tmp_path, mnist_root, "checkpoint_minutes=60")
+    assert asked.returncode == 143
+    assert f"stopped by SIGTERM at step {step}." in asked.stderr
     finish(tmp_path, mnist_root)
     assert_same(tmp_path, undisturbed[0])
 

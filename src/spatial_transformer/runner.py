@@ -9,7 +9,7 @@ import platform
 import subprocess
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -87,18 +87,15 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
         settings: Any = OmegaConf.to_container(config, resolve=True)
         for logger in loggers:
             logger.log_hyperparams(settings)
-        try:
+
+        def way_out() -> str:
+            return _go_on(folder.path) if folder.has_checkpoint else "start again; there was no checkpoint yet"
+
+        with _stoppable(trainer, way_out):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as end:  # so Lightning leaves when it is interrupted
-            if isinstance(end, SIGTERMException):
-                reason, code = "stopped by SIGTERM", 143
-            else:
-                reason, code = "stopped by hand", 130
-            way_out = _go_on(folder.path) if folder.has_checkpoint else "start again; there was no checkpoint yet"
-            raise Stopped(f"{reason} at step {trainer.global_step:,}. Way out: {way_out}.", code) from None
-        figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
-        best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
-        tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
+            figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
+            best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+            tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
         if best and trainer.checkpoint_callback.monitor == "val/error":
             figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
         record = _record(config, figures | tested, trainer, data, last.elapsed())
@@ -110,6 +107,21 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
             path.write_text(json.dumps(record, indent=2) + "\n")
         print(_summary(record, folder.path))
     return record
+
+
+@contextmanager
+def _stoppable(trainer: pl.Trainer, way_out: Callable[[], str]) -> Iterator[None]:
+    """Tells that training or test was interrupted, which Lightning leaves by ``SystemExit``, of SIGTERM with 0 at that.
+
+    Raises:
+        Stopped: so it was.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        reason, code = ("SIGTERM", 143) if isinstance(end, SIGTERMException) else ("hand", 130)
+        where = f" at step {trainer.global_step:,}" if trainer.global_step else ""
+        raise Stopped(f"stopped by {reason}{where}. Way out: {way_out()}.", code) from None
 
 
 def _go_on(folder: str | Path) -> str:
@@ -143,6 +155,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
     Raises:
         UsageError: the folder is not that of a run, or lacks the checkpoint.
+        Stopped: the test was asked to end before it was finished.
     """
     _quiet()
     trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
@@ -152,7 +165,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if devices.to_be_started:
         return devices.start(evaluate, config, "the same command")
     devices.meet()
-    figures = trainer.test(trained.task, trained.data, verbose=False)[0]
+    with _stoppable(trainer, lambda: "the same command"):
+        figures = trainer.test(trained.task, trained.data, verbose=False)[0]
     recorded = trained.record.get("metrics", {}) if config.checkpoint == "best" else {}
     for name, value in figures.items() if devices.is_first else ():
         print(f"{name} {value:.4g}" + (f"  (the run's record: {recorded[name]:.4g})" if name in recorded else ""))

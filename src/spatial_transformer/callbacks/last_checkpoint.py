@@ -87,11 +87,11 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
             due = agreeing and agree(due, all=False)
         # Not where a validation follows, which saves, nor where this step's figures are still to be written.
         validates = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
-        if due and not validates and trainer.global_step % trainer.log_every_n_steps:
+        if due and not validates and trainer.global_step % trainer.log_every_n_steps and not _trained(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        if not trainer.sanity_checking and trainer.state.fn == "fit" and not _trained(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer, pl_module) -> None:
@@ -100,7 +100,7 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
         # Within a validation a part of it would count twice, and from between an epoch's last step and its end Lightning goes
         # on with other samples; the checkpoint before does.
-        ended = trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
+        ended = trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches or _trained(trainer)
         new = self._saved_step != trainer.global_step
         if isinstance(exception, SIGTERMException) and trainer.training and new and not ended:
             self._save(trainer)
@@ -125,6 +125,11 @@ class WholeFiles(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with replacing(Path(path), durable=True) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+
+
+def _trained(trainer: pl.Trainer) -> bool:
+    """Whether the last step was taken. The epoch's last figures still come: a run that went on from here would lack them."""
+    return trainer.global_step == trainer.max_steps
 
 
 def _tables(trainer: pl.Trainer) -> list[MetricsTable]:
