@@ -104,6 +104,11 @@ WRONG_COMMANDS = {
     "seed=one": ["seed", "Integer"],
     "hydra.run.dir=/dev/null/run": ["/dev/null/run", "hydra.run.dir"],
     "data.root={": ["data.root={", "cannot be read"],
+    "recipe.dropout=${nothing}": [
+        "recipe.dropout=${nothing} cannot be resolved, given on the command line",
+        "'nothing' not found",
+    ],
+    "seed=${nothing}": ["hydra.run.dir cannot be resolved, with seed=${nothing} on the command line", "'nothing' not found"],
     "logger=nine": ["logger=nine does not exist", "none"],
 }
 

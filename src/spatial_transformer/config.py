@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import get_class, get_object
 from omegaconf import MISSING, DictConfig, ListConfig, Node, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from .errors import Stopped, UsageError
 from .process import rank
@@ -66,6 +66,7 @@ KINDS = {
 _HYDRA_KEYS = {"_target_", "_partial_"}
 _SEEDS = 2**32
 _MOST_STEPS = 10**12
+_BE_PLAIN = "Way out: a plain value, or ${...} with the name of another setting."
 
 
 @dataclass
@@ -208,12 +209,13 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue:
         raise
     except (OmegaConfBaseException, RecursionError) as error:
-        broken = ((path, node._value()) for path, node in _references(config, "") if not _resolves(node))
-        path, text = next(broken, ("a setting", "${...}"))
         reason = str(error).partition("\n")[0]
+        missing = re.search("'([^']+)' not found", reason)
+        broken = [(path, node._value()) for path, node in _references(config, "") if not _resolves(node)]
+        broken.sort(key=lambda one: missing is not None and missing[1] not in one[1])  # not what refers to the broken one
+        path, text = next(iter(broken), ("a setting", "${...}"))
         raise UsageError(
-            f"{path}={_short(text)} cannot be resolved, given {_origin(config, path)}: {reason}. Way out: a plain value, or "
-            "${...} with the name of another setting."
+            f"{path}={_short(text)} cannot be resolved, given {_origin(config, path)}: {reason}. {_BE_PLAIN}"
         ) from error
     written = dict(_values(OmegaConf.to_container(config), ""))
     for path, value in _values(settings, ""):
@@ -395,7 +397,8 @@ def _origin(config: DictConfig, path: str) -> str:
     """Where a setting was written: on the command line, or in which file and line."""
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        for override in hydra.overrides.task:
+        overrides: Any = OmegaConf.to_container(hydra.overrides.task)  # as they were written: one may refer to nothing
+        for override in overrides:
             if override.lstrip("+~").split("=")[0] == path:
                 return f"on the command line ({override})"
         sources = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
@@ -477,6 +480,9 @@ def explanation(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         name = error.full_key or "a setting"
         return f"{name} is not given, and has no default. Way out: {name}=... on the command line; --help says what it is."
+    if isinstance(error, InterpolationResolutionError):  # by Hydra, of its own settings, before ours are looked at
+        given = "".join(f", with {_short(word)} on the command line" for word in sys.argv[1:] if "${" in word)
+        return f"{error.full_key or 'a setting'} cannot be resolved{given}: {text.partition(chr(10))[0]}. {_BE_PLAIN}"
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{str(error.__cause__).strip()}"
     if isinstance(error, OverrideParseException):

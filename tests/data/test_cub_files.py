@@ -187,7 +187,18 @@ def test_an_empty_file_is_named(root, text):
         ("bounding_boxes.txt", 2, "12 1.0 nan 3.0 4.0", r"line 2: '12 1\.0 nan 3\.0 4\.0' is not ID LEFT TOP WIDTH HEIGHT"),
         ("parts/parts.txt", 3, "4 tail", r"line 3: part 4 stands where part 3 should"),
         ("parts/part_locs.txt", 5, "12 3 0.0 0.0 0", r"line 5: part 3 stands where 2 should"),
-        ("parts/part_locs.txt", 18, None, r"line 18: the file ends before it, but the 6 images of images\.txt take 18 lines"),
+        (
+            "parts/parts.txt",
+            3,
+            None,
+            r"locs\.txt, line 3: image 11 stands where images\.txt, with 2 parts each as in parts\.txt, has",
+        ),
+        (
+            "parts/part_locs.txt",
+            18,
+            None,
+            r"line 18: the file ends before it, but the 6 images of .* parts\.txt, take 18 lines",
+        ),
     ],
 )
 def test_files_that_do_not_fit_together_are_told(root, text, line, other, message):

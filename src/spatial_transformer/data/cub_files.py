@@ -274,7 +274,7 @@ def read_parts(birds: Birds) -> np.ndarray:
         UsageError: the file is missing, has a line that cannot be read, or does not fit the others.
     """
     n = len(part_names(birds.root))
-    rows = _of_images(birds.root, "parts/part_locs.txt", birds.listed, n)
+    rows = _of_images(birds.root, "parts/part_locs.txt", birds.listed, n, f"images.txt, with {n} parts each as in parts.txt,")
     for line, row in enumerate(rows, 1):
         if int(row[0]) != (line - 1) % n + 1:
             raise _broken(birds.root, "parts/part_locs.txt", line, f"part {row[0]} stands where {(line - 1) % n + 1} should")
@@ -314,17 +314,20 @@ def _rows(root: Path, text: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _of_images(root: Path, text: str, images: np.ndarray, each: int = 1) -> list[tuple[str, ...]]:
-    """The fields, but for the image's number, of a text file with so many lines for each image of ``images.txt``."""
+def _of_images(root: Path, text: str, images: np.ndarray, each: int = 1, source: str = "images.txt") -> list[tuple[str, ...]]:
+    """The fields, but for the image's number, of a text file with so many lines for each image of ``images.txt``.
+
+    ``source`` says in errors where the images and the number of lines are from.
+    """
     rows = _rows(root, text)
     expected = np.repeat(images, each).tolist()
     for line, (row, number) in enumerate(zip(rows, expected), 1):
         if int(row[0]) != number:
-            raise _broken(root, text, line, f"image {row[0]} stands where images.txt has image {number}")
+            raise _broken(root, text, line, f"image {row[0]} stands where {source} has image {number}")
     if len(rows) != len(expected):
         line = min(len(rows), len(expected)) + 1
         reason = "the file ends before it" if len(rows) < len(expected) else "the file goes on"
-        raise _broken(root, text, line, f"{reason}, but the {len(images):,} images of images.txt take {len(expected):,} lines")
+        raise _broken(root, text, line, f"{reason}, but the {len(images):,} images of {source} take {len(expected):,} lines")
     return [row[1:] for row in rows]
 
 
