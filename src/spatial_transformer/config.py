@@ -211,9 +211,12 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     except (OmegaConfBaseException, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         missing = re.search("'([^']+)' not found", reason)
-        broken = [(path, node._value()) for path, node in _references(config, "") if not _resolves(node)]
-        broken.sort(key=lambda one: missing is not None and missing[1] not in one[1])  # not what refers to the broken one
-        path, text = next(iter(broken), ("a setting", "${...}"))
+        broken = ((path, node._value()) for path, node in _references(config, "") if not _resolves(node))
+        path, text = min(
+            broken,
+            key=lambda one: missing is not None and missing[1] not in one[1],  # another refers to it
+            default=("a setting", "${...}"),
+        )
         raise UsageError(
             f"{path}={_short(text)} cannot be resolved, given {_origin(config, path)}: {reason}. {_BE_PLAIN}"
         ) from error
@@ -481,8 +484,9 @@ def explanation(error: BaseException) -> str:
         name = error.full_key or "a setting"
         return f"{name} is not given, and has no default. Way out: {name}=... on the command line; --help says what it is."
     if isinstance(error, InterpolationResolutionError):  # by Hydra, of its own settings, before ours are looked at
+        reason = text.partition("\n")[0]
         given = "".join(f", with {_short(word)} on the command line" for word in sys.argv[1:] if "${" in word)
-        return f"{error.full_key or 'a setting'} cannot be resolved{given}: {text.partition(chr(10))[0]}. {_BE_PLAIN}"
+        return f"{error.full_key or 'a setting'} cannot be resolved{given}: {reason}. {_BE_PLAIN}"
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text += f"\n{str(error.__cause__).strip()}"
     if isinstance(error, OverrideParseException):
