@@ -100,6 +100,15 @@ def test_a_sweep_goes_on_past_a_failed_run_and_started_again_runs_only_what_is_n
     assert not (tmp_path / name("affine") / "error.txt").exists()
 
 
+def test_a_sweeps_table_says_what_is_wrong_not_the_way_out(tmp_path):
+    there = [f"data.root={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    code, output, errors = sweep("ablation=table1", *there, "model=fcn", "data.distortion=r", "seed=1")
+    assert code == 1
+    (error,) = tmp_path.glob("sweep/*/error.txt")
+    assert output.splitlines()[-1].split(" failed ")[1].strip() == error.read_text().splitlines()[0]
+    assert "Way out: the error.txt of a run that failed tells why" in errors
+
+
 def test_a_wrong_setting_of_a_sweep_is_told_before_any_run_begins(mnist_root, tmp_path):
     there = [f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}/sweep"]
     for wrong, message in {

@@ -73,7 +73,7 @@ class RunFolder:
                 return State("failed", str(error).partition("\n")[0])
         if self.error.is_file():
             lines = self.error.read_text(errors="replace").strip().splitlines() or ["for an unknown reason"]
-            return State("failed", lines[-1])
+            return State("failed", lines[-1 if lines[0].startswith("Traceback") else 0])
         if self.has_checkpoint:
             return State("stopped", "has a checkpoint to go on from")
         return State("not begun", "")
@@ -140,7 +140,7 @@ class RunFolder:
         return None
 
     def note_failure(self, text: str) -> None:
-        """Keeps why the run failed; its last line is shown in a sweep's table."""
+        """Keeps why the run failed; a sweep's table shows its first line, of a traceback the last."""
         with replacing(self.error) as path:
             path.write_text(text.strip() + "\n")
 
