@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -223,6 +224,21 @@ def test_processes_of_torchrun_agree_on_one_folder(mnist_root, tmp_path, start):
     assert seen(tmp_path, "train")[1] == 2
     assert metrics(run)["test/error"] > 0
     assert {"config.yaml", "metrics.json", ".hydra/config.yaml", "checkpoints/last.ckpt"} <= files(run)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_one_run(mnist_root, tmp_path, start):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
+    torchrun = ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", meeting, "train.py")
+    settings = [*SETTINGS, *MNIST, "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", f"data.root={mnist_root}"]
+    nodes = [start(tmp_path / "run", *settings, f"hydra.run.dir={tmp_path}/run", program=torchrun) for _ in range(2)]
+    told = [node.communicate(timeout=400) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert "".join(output for output, _ in told).count("test error") == 1
+    assert seen(tmp_path / "run", "train")[1] == 2
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["devices"] == 2
 
 
 def slurm(task):

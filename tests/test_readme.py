@@ -11,12 +11,14 @@ from photographs import photograph
 from test_runner import SHORT
 from tiny_birds import Bird, write_birds
 
+from spatial_transformer.config import check
 from spatial_transformer.runner import run
 from spatial_transformer.tasks import digit_encoder
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 COMMANDS = [line.split(" #")[0].split() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+DOCUMENTS = ["README.md", *sorted(f"docs/{file.name}" for file in (REPOSITORY / "docs").glob("*.md"))]
 TRAINING = [words[2:] for words in COMMANDS if words[:2] == ["python", "train.py"] and "--help" not in words]
 
 
@@ -38,6 +40,16 @@ def test_a_training_command_runs(composed, request, tmp_path, monkeypatch, overr
         more = [f"task.cache={tmp_path}"]
     config = composed(*first_of_each, *SHORT, f"data.root={root}", "logger=csv", *more)
     assert run(config)["steps"] == 2
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[1:])
+def test_a_training_command_of_a_document_is_a_right_configuration(composed, tmp_path, document):
+    for block in re.findall(r"```bash\n(.*?)```", (REPOSITORY / document).read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            _, train, overrides = line.split(" #")[0].partition("train.py ")
+            if train and "--" not in overrides:
+                first_of_each = [word.split(",")[0] for word in overrides.split() if word != "-m"]
+                check(composed(*first_of_each, f"data.root={tmp_path}"))
 
 
 @pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "python"])
@@ -67,7 +79,7 @@ def test_every_make_target_exists():
     assert targets <= set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{file.name}" for file in (REPOSITORY / "docs").glob("*.md"))])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_pictures_are_there(document):
     file = REPOSITORY / document
     for target in re.findall(r"\]\(([^)]+)\)", file.read_text()):
