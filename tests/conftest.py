@@ -13,6 +13,7 @@ from torch import Tensor
 
 import spatial_transformer.config  # noqa: F401  registers the schema
 from spatial_transformer.data import mnist_files
+from spatial_transformer.run_folder import recorded_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -93,16 +94,15 @@ def record(composed: Callable[..., DictConfig]) -> Callable[..., dict]:
 
     def record_(error, *overrides, experiment="mnist"):
         config = composed(f"experiment={experiment}", *overrides)
-        settings = OmegaConf.to_container(config, resolve=True)
         return {
             "label": config.label,
-            **settings["choices"],
+            **config.choices,
             "seed": config.seed,
             "steps": config.trainer.max_steps,
             "precision": config.trainer.precision,
             "samples": {"train": 1824},
             "metrics": {"test/error": error, "val/best_error": 1.0},
-            "config": {name: settings[name] for name in ("data", "transform", "model", "recipe", "task")},
+            "config": recorded_settings(config),
         }
 
     return record_

@@ -28,9 +28,10 @@ def test_a_record_does_not_take_the_place_of_a_run_with_other_settings(record, t
     file = tmp_path / "run" / "metrics.json"
     file.write_text(json.dumps(record(1.0)))
     added = add_record(tmp_path / "run", tmp_path / "results")
-    file.write_text(json.dumps(record(2.0, "recipe.dropout=0.5")))
-    with pytest.raises(UsageError, match="run with other settings"):
-        add_record(tmp_path / "run", tmp_path / "results")
+    for other in ("trainer.precision=bf16-mixed", "recipe.dropout=0.5"):
+        file.write_text(json.dumps(record(2.0, other)))
+        with pytest.raises(UsageError, match="run with other settings"):
+            add_record(tmp_path / "run", tmp_path / "results")
     assert json.loads(added.read_text())["metrics"]["test/error"] == 1.0
     assert add_record(tmp_path / "run", tmp_path / "results", "recipes").parent.name == "recipes"
 

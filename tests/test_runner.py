@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny_birds import Bird, write_birds
 
-from spatial_transformer.callbacks.last_checkpoint import WholeFiles
+from spatial_transformer.callbacks.checkpoints import WholeFiles
+from spatial_transformer.callbacks.mistakes import Mistakes
 from spatial_transformer.data.svhn_synthetic import make as make_numbers
 from spatial_transformer.errors import Stopped, UsageError
 from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
 from spatial_transformer.process import keep_freed_memory
+from spatial_transformer.run_folder import RunFolder, State, read_record
 from spatial_transformer.runner import evaluate, run
 from spatial_transformer.tasks import digit_encoder
 
@@ -218,6 +220,48 @@ def test_a_checkpoint_of_another_network_is_refused(short, tmp_path):
         run(short("model=st_fcn", f"ckpt_path={checkpoint}"))
 
 
+@pytest.mark.parametrize("other", ["recipe.optimizer.lr=0.5", "recipe.localisation_lr_factor=0.5", "recipe.scheduler=null"])
+def test_a_checkpoint_goes_on_with_its_own_optimiser_and_schedule_alone(short, tmp_path, other):
+    before = run(short())
+    with pytest.raises(UsageError, match=f"{other.partition('=')[0]}.* is .* there"):
+        run(short(f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt", other))
+    assert read_record(tmp_path / "run" / "metrics.json") == before
+
+
+def test_a_checkpoint_outside_of_a_run_folder_is_refused(short, tmp_path):
+    run(short())
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").rename(tmp_path / "some.ckpt")
+    with pytest.raises(UsageError, match=r"some\.ckpt does not lie in the checkpoints/ of a run folder"):
+        run(short(f"ckpt_path={tmp_path}/some.ckpt"))
+
+
+def test_a_finished_run_that_is_trained_on_and_fails_is_not_finished(short, tmp_path, monkeypatch):
+    settings = ["recipe.scheduler=null", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"]
+    run(short(settings[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(Mistakes, "on_train_start", fail)
+        with pytest.raises(ValueError, match="on the way"):
+            run(short(*settings, "trainer.max_steps=4"))
+    assert RunFolder(tmp_path / "run").state() == State("failed", "ValueError: on the way")
+    assert run(short(*settings, "trainer.max_steps=4"))["steps"] == 4
+
+
+def fail(*arguments):
+    raise ValueError("on the way")
+
+
+def test_a_run_anew_leaves_no_picture_of_the_one_before(short, tmp_path):
+    run(short("trainer.max_steps=4"))
+    run(short("trainer.max_steps=2"))
+    assert {path.name[-5] for path in (tmp_path / "run" / "crops").glob("crops_*.png")} == {"0", "2"}
+
+
+def test_a_run_keeps_no_best_weights_if_asked(short, tmp_path):
+    record = run(short("callbacks.best=null"))
+    assert "val/best_error" not in record["metrics"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
 def test_a_broken_checkpoint_is_named(short, tmp_path):
     run(short("model=fcn"))
     checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
@@ -236,6 +280,9 @@ def test_a_broken_checkpoint_is_named(short, tmp_path):
         ("data.canvas=20", "too small"),
         ("model.width=0", "width must be at least 1"),
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor=-1"),
+        ("recipe.localisation_lr_factor=nan", "localisation_lr_factor=nan"),
+        ("trainer.log_every_n_steps=0", "log_every_n_steps=0 is not a number of steps"),
+        ("ckpt_path=checkpoints/st_fcn_mnist.pt", "does not lie in the checkpoints/ of a run folder"),
         ("ckpt_path=nothing.ckpt", "there is no checkpoint nothing.ckpt"),
         ("data.root=nowhere", "MNIST is incomplete"),
     ],
@@ -258,6 +305,11 @@ def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(short
     logged = set().union(*wandb_file.rows(wandb_file.newest(tmp_path / "run")))
     assert logged >= {"train/loss", "val/error", "test/error", "theta/outside", "localisation/gradient_norm", "mistakes/_type"}
     assert "WANDB_MODE" not in os.environ
+    assert wandb_file.messages(wandb_file.newest(tmp_path / "run"), "exit")[0].exit_code == 0
+    monkeypatch.setattr(Mistakes, "on_train_start", fail)
+    with pytest.raises(ValueError, match="on the way"):
+        run(short("logger=wandb"))
+    assert wandb_file.messages(wandb_file.newest(tmp_path / "run"), "exit")[0].exit_code == 1
 
 
 def test_freed_memory_is_kept_without_harm():

@@ -116,7 +116,7 @@ def ended_at(place, times, number, folder, root, *more):
     program = f"""
 import os, runpy
 import pytorch_lightning
-from spatial_transformer.callbacks.last_checkpoint import LastCheckpoint
+from spatial_transformer.callbacks.checkpoints import LastCheckpoint
 {lines}
 inner, times = getattr(owner, name), [0]
 def deadly(*arguments, **more):
@@ -175,6 +175,23 @@ def test_a_run_ended_by_sigterm_at_this_place_ends_bit_equal(mnist_root, tmp_pat
     assert f"stopped by SIGTERM at step {step}." in asked.stderr
     finish(tmp_path, mnist_root)
     assert_same(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_run_ended_within_a_step_of_several_batches_ends_bit_equal(mnist_root, tmp_path):
+    several = "+trainer.accumulate_grad_batches=2"
+    finish(tmp_path / "undisturbed", mnist_root, several)
+    asked = ended_at("on_train_batch_end", 17, signal.SIGTERM, tmp_path / "asked", mnist_root, several, "checkpoint_minutes=60")
+    assert "stopped by SIGTERM at step 8." in asked.stderr
+    for folder, more in (("asked", []), ("often", ["checkpoint_minutes=0"])):
+        finish(tmp_path / folder, mnist_root, several, *more)
+        assert_same(tmp_path / folder, outcome(tmp_path / "undisturbed"))
+
+
+def test_a_stopped_run_goes_on_where_its_folder_was_moved_to(mnist_root, tmp_path, undisturbed):
+    ended_at("on_test_epoch_end", 1, signal.SIGKILL, tmp_path / "here", mnist_root)
+    finish((tmp_path / "here").rename(tmp_path / "there"), mnist_root)
+    assert_same(tmp_path / "there", undisturbed[0])
 
 
 @pytest.fixture

@@ -78,5 +78,5 @@ def summary(file: Path) -> dict[str, Any]:
 
 
 def messages(file: Path, kind: str) -> list[Any]:
-    """Of one kind all: "run", "metric" or "artifact"."""
+    """Of one kind all: "run", "metric", "artifact" or "exit"."""
     return [getattr(record, kind) for record in records(file) if record.HasField(kind)]

@@ -29,7 +29,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, Node, OmegaConf, open_dic
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from .errors import Stopped, UsageError
-from .process import rank
+from .process import local_rank, rank
 
 CONF = "conf"
 
@@ -171,7 +171,7 @@ def check(config: DictConfig) -> None:
     _check_places(config, settings)
     components = [(path, node, _component(path, node)) for path, node in _components(settings, "")]
     _check_transform(config)
-    steps = ["recipe.max_steps", "recipe.validate_every", "trainer.max_steps"]
+    steps = ["recipe.max_steps", "recipe.validate_every", "trainer.max_steps", "trainer.log_every_n_steps"]
     if isinstance(OmegaConf.select(config, "trainer.val_check_interval"), int):
         steps.append("trainer.val_check_interval")
     for path in steps:
@@ -441,7 +441,7 @@ def explained(main: Callable[[], None]) -> Callable[[], None]:
     """Makes a Hydra program end with one clear message, and exit code 1, on whatever the user can put right.
 
     HYDRA_FULL_ERROR=1 shows tracebacks instead. Of the processes that torchrun or SLURM starts for one run only the first
-    speaks, and only it has a folder to write to.
+    of each machine tells errors (its data may lack), and only the first of all has a folder to write to.
     """
 
     @functools.wraps(main)
@@ -449,7 +449,7 @@ def explained(main: Callable[[], None]) -> Callable[[], None]:
         if rank() > 0:
             with tempfile.TemporaryDirectory() as folder:
                 sys.argv.append(f"hydra.run.dir={folder}")
-                return told(io.StringIO())
+                return told(sys.stderr if local_rank() == 0 else io.StringIO())
         return told(sys.stderr)
 
     def told(errors: TextIO) -> None:

@@ -23,9 +23,18 @@ def keep_freed_memory() -> None:
 
 def rank() -> int:
     """The number of this process among those that torchrun or SLURM has started for one run."""
+    return _number("RANK", "SLURM_PROCID")
+
+
+def local_rank() -> int:
+    """Its number among those on this machine."""
+    return _number("LOCAL_RANK", "SLURM_LOCALID")
+
+
+def _number(of_torchrun: str, of_slurm: str) -> int:
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # a terminal, in which programs are started by hand
-        return int(os.environ.get("RANK", 0))
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+        return int(os.environ.get(of_torchrun, 0))
+    return int(os.environ.get(of_torchrun, os.environ.get(of_slurm, 0)))
 
 
 def spin_briefly() -> None:

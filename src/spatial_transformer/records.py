@@ -10,14 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from .config import composed
 from .errors import UsageError
 from .files import replacing
-from .run_folder import read_record
+from .run_folder import read_record, recorded_settings
 
-_COMPARED = ("data", "transform", "model", "recipe", "task")
 _NOT_COMPARED = (
     "_partial_",
     "defaults",
@@ -29,6 +26,8 @@ _NOT_COMPARED = (
     "max_steps",
     "total_steps",
     "root",
+    "workers",
+    "resident",
 )
 
 
@@ -100,7 +99,8 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
         raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
     record = read_record(source)
     target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
-    if target.is_file() and read_record(target)["config"] != record["config"]:
+    there = read_record(target) if target.is_file() else record
+    if any(there.get(name) != record.get(name) for name in ("config", "precision")):
         raise UsageError(
             f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
             "run's own, or remove that record first."
@@ -144,8 +144,9 @@ def standard_settings(record: dict[str, Any], conf: Path) -> dict[str, Any]:
     """The settings of a record's options as the files in ``conf`` have them."""
     whole = copy.deepcopy(_composed(conf, *_chosen(record)))
     whole.seed, whole.trainer.max_steps = record["seed"], record["steps"]
-    settings: Any = {group: OmegaConf.to_container(whole[group], resolve=True) for group in _COMPARED if whole[group]}
-    return settings
+    settings = recorded_settings(whole)
+    # Records of before the trainer's settings were kept lack them.
+    return {group: of_group for group, of_group in settings.items() if of_group and group in record["config"]}
 
 
 def _chosen(record: dict[str, Any]) -> list[str]:

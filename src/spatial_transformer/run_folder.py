@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .files import replacing
 
 _WITHOUT_EFFECT = {
     "": ("ckpt_path", "checkpoint_minutes", "run_dir", "label", "choices", "logger", "callbacks"),
-    "data": ("root", "cache"),
+    "data": ("root", "cache", "workers", "resident", "eval_batch_size"),
     "task": ("root", "cache"),
     "trainer": (
         "accelerator",
@@ -95,23 +96,47 @@ class RunFolder:
         """
         if not self.config.is_file():
             return
+        for name, theirs, ours in self._differences(config):
+            raise UsageError(
+                f"{self.path} holds another run: {name} is {theirs} there, {ours} here.\nWay out: another folder "
+                "(hydra.run.dir=FOLDER), the settings of its config.yaml to go on with it, or ckpt_path=null to "
+                "start anew in its place."
+            )
+
+    def must_train_as(self, config: DictConfig, checkpoint: Path) -> None:
+        """Refuses to go on from a checkpoint of this folder's run with another optimiser or schedule: it holds theirs.
+
+        Raises:
+            UsageError: one of their settings differs; or the folder is not a run's.
+        """
+        if not self.config.is_file():
+            raise UsageError(
+                f"{checkpoint} does not lie in the checkpoints/ of a run folder, whose config.yaml says how it was trained.\n"
+                "Way out: a checkpoint that does."
+            )
+        for name, theirs, ours in self._differences(config):
+            if name.startswith(("recipe.optimizer.", "recipe.scheduler", "recipe.localisation_lr_factor")):
+                raise UsageError(
+                    f"{checkpoint} goes on with the optimiser and the schedule that it was trained with: {name} is {theirs} "
+                    f"there, {ours} here.\nWay out: the settings of {self.config}, or a new run (ckpt_path=null)."
+                )
+
+    def _differences(self, config: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+        """The settings that are others there than here, with both values."""
         there = read_config(self.config)
         here: Any = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         settings = [dict(_settings(node, "")) for node in (there, here)]
         for name in sorted(settings[0].keys() | settings[1].keys()):
             theirs, ours = (of.get(name) for of in settings)
             if theirs != ours:
-                raise UsageError(
-                    f"{self.path} holds another run: {name} is {theirs} there, {ours} here.\nWay out: another folder "
-                    "(hydra.run.dir=FOLDER), the settings of its config.yaml to go on with it, or ckpt_path=null to "
-                    "start anew in its place."
-                )
+                yield name, theirs, ours
 
     def clear(self) -> None:
-        """Makes ready for a run from its start: no checkpoint and no record of an earlier one stays."""
+        """Makes ready for a run from its start: no checkpoint, record, figure or picture of an earlier one stays."""
         for path in (self.record, self.error, *self.checkpoints.glob("*.ckpt"), self.path / "metrics.csv"):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "wandb", ignore_errors=True)  # or the new run would be a part of the old one in W&B
+        for name in ("crops", "wandb"):  # the pictures are joined to one animation, and W&B goes on with a run that is there
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def newest_checkpoint(self) -> Path | None:
         """Where to go on: the last checkpoint, or the one before it if that cannot be read; None if there is none yet.
@@ -174,6 +199,26 @@ _RECORDED = {
     "metrics": dict,
     "config": dict,
 }
+
+
+def recorded_settings(config: DictConfig) -> dict[str, Any]:
+    """The settings that a record keeps: those that change what the run gives, but for those with a field of their own."""
+
+    def kept(group: str, *without: str) -> dict[str, Any]:
+        return {name: _plain(config[group][name]) for name in config[group] or () if name not in without}
+
+    return {
+        "data": kept("data", "root", "cache"),  # where the data lay
+        "transform": kept("transform"),
+        "model": kept("model"),
+        "recipe": kept("recipe"),
+        "task": kept("task", "root", "cache"),
+        "trainer": kept("trainer", *_WITHOUT_EFFECT["trainer"], "max_steps", "precision"),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .building import build, check_fit, component, load_trained, read_weights
-from .callbacks.last_checkpoint import LastCheckpoint, WholeFiles
+from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles
 from .callbacks.wandb_run import WandbRun
 from .config import check
 from .data.batched import BatchedData, check_shares
@@ -30,7 +30,7 @@ from .devices import Devices, plugins
 from .errors import Stopped, UsageError
 from .files import remove_half_written, replacing
 from .process import keep_freed_memory
-from .run_folder import RunFolder
+from .run_folder import RunFolder, recorded_settings
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
 
@@ -94,10 +94,11 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
         with _stoppable(trainer, way_out):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
             figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
-            best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+            kept = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
+            best = kept.best_model_path if kept else ""
             tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
-        if best and trainer.checkpoint_callback.monitor == "val/error":
-            figures["val/best_error"] = float(trainer.checkpoint_callback.best_model_score)
+        if kept and kept.best_model_score is not None and kept.monitor == "val/error":
+            figures["val/best_error"] = float(kept.best_model_score)
         record = _record(config, figures | tested, trainer, data, last.elapsed())
         for logger in loggers:
             if isinstance(logger, WandbRun) and devices.is_first:
@@ -139,10 +140,12 @@ def _begun(config: DictConfig, folder: RunFolder, data: BatchedData, task: pl.Li
     elif config.ckpt_path is not None:
         checkpoint = Path(config.ckpt_path)
         check_fit(read_weights(checkpoint), task, checkpoint)
-    if checkpoint is None:
+        RunFolder(checkpoint.parent.parent).must_train_as(config, checkpoint)
+    if checkpoint is None or checkpoint.resolve().parent != folder.checkpoints.resolve():
         folder.clear()
-    else:
+    if checkpoint is not None:
         print(f"going on from {checkpoint}")
+    folder.record.unlink(missing_ok=True)
     remove_half_written(folder.path)
     folder.error.unlink(missing_ok=True)
     with replacing(folder.config) as path:
@@ -188,7 +191,6 @@ def _quiet() -> None:
         ".*exists and is not empty.*",  # the run folder holds the CSV beside its other files
         ".*callbacks used to create the checkpoint.*",  # a test needs none of them
         ".*your dataloader is not resumable.*",  # it reads its place off the step
-        ".*The dirpath has changed.*",  # a resumed run writes to its own folder
         ".*is smaller than the logging interval.*",  # steps are counted on through the epochs
         ".*LeafSpec.*deprecated.*",
         ".*srun.*command is available.*",  # on a cluster, where a run is started without it
@@ -209,13 +211,15 @@ def _validate_to_the_end(config: DictConfig) -> None:
 def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
     """The configured loggers; W&B's run is closed whatever happens, and its mode is not left in the environment."""
     mode = os.environ.get("WANDB_MODE")
+    code = 1
     try:
         yield [component(node, f"logger.{name}") for name, node in config.logger.items()]
+        code = 0
     finally:
         if "wandb" in config.logger:
             import wandb
 
-            wandb.finish()
+            wandb.finish(exit_code=code)
             os.environ.pop("WANDB_MODE", None)
             if mode is not None:
                 os.environ["WANDB_MODE"] = mode
@@ -227,13 +231,9 @@ def _record(
     """What is kept of a finished run: small, plain, enough to run it again."""
     commit, dirty = _git()
     device = trainer.strategy.root_device
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    for name in ("root", "cache"):  # where the data lay says nothing of the result
-        for part in ("data", "task"):
-            settings[part].pop(name, None)
     return {
         "label": config.label,
-        **settings["choices"],
+        **config.choices,
         "seed": config.seed,
         "steps": trainer.global_step,
         "samples": {split: data.size(split) for split in ("train", "val", "test")},
@@ -248,7 +248,7 @@ def _record(
         "dirty": dirty,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "config": {name: settings[name] for name in ("data", "transform", "model", "recipe", "task")},
+        "config": recorded_settings(config),
     }
 
 

@@ -44,6 +44,6 @@ class FiniteLoss(pl.Callback):
         step = int(trainer.strategy.reduce(self._bad_step, reduce_op="min"))
         if step < _NEVER:
             raise UsageError(
-                f"the loss is not finite at step {step}. The last checkpoint before it is kept in the run folder.\nWay out: a "
-                "lower learning rate (recipe.optimizer.lr=...), or go on from the checkpoint (ckpt_path=...) with one."
+                f"the loss is not finite at step {step}. The last checkpoint before it is kept in the run folder.\nWay out: "
+                "another run with a lower learning rate (recipe.optimizer.lr=...)."
             )

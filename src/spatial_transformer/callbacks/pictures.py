@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from ..data.batched import in_order
 from ..files import replacing
 from ..transformer import SpatialTransformer
-from .drawing import COLOURS, Reading, strip, to_image, with_lines
+from .drawing import COLOURS, PAPER, Reading, strip, to_image, with_lines
 
 FEW_CLASSES = 20
 """Up to so many, each class has a mean image and its numbers in the confusion matrix: of more nothing could be read."""
@@ -105,11 +105,13 @@ class CropPictures(pl.Callback):
     def on_fit_end(self, trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
+        pictures = [Image.open(path) for path in sorted(self.folder.glob("crops_*.png"))]
+        if len(pictures) < 2:
+            return
+        height = max(picture.height for picture in pictures)
         # An octree keeps the few bright pixels of lines in their colours; Pillow's default mixes them with the digits' grey.
         octree = Image.Quantize.FASTOCTREE
-        frames = [Image.open(path).quantize(method=octree) for path in sorted(self.folder.glob("crops_*.png"))]
-        if len(frames) < 2:
-            return
+        frames = [_on_paper(picture, height).quantize(method=octree) for picture in pictures]
         path = self.folder / "training.gif"
         durations = [250] * (len(frames) - 1) + [2000]
         with replacing(path) as temporary:
@@ -117,6 +119,13 @@ class CropPictures(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_video("pictures/training", [str(path)], format=["gif"])
+
+
+def _on_paper(picture: Image.Image, height: int) -> Image.Image:
+    """A picture whose captions have fewer lines than others', on paper as high as theirs."""
+    sheet = Image.new("RGB", (picture.width, height), PAPER)
+    sheet.paste(picture)
+    return sheet
 
 
 def _transformer(network: nn.Module) -> SpatialTransformer | None:

@@ -53,9 +53,9 @@ class Classification(pl.LightningModule):
         theta_noise: float = 0.0,
     ) -> None:
         super().__init__()
-        if localisation_lr_factor < 0:
+        if not 0 <= localisation_lr_factor < math.inf:
             raise UsageError(
-                f"recipe.localisation_lr_factor={localisation_lr_factor} is negative. Way out: 1 for the same rate."
+                f"recipe.localisation_lr_factor={localisation_lr_factor} is no factor. Way out: 1 for the same rate."
             )
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"recipe.label_smoothing={label_smoothing} is not a share. Way out: 0 for none, up to 0.5, say.")

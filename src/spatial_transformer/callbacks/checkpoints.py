@@ -1,4 +1,4 @@
-"""Where a run goes on after whatever stopped it."""
+"""What a run keeps of its weights: the best, and where it goes on after whatever stopped it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from ..files import replacing
 from .metrics_table import MetricsTable
 from .wandb_run import WandbRun
+
+
+class BestCheckpoint(pl.callbacks.ModelCheckpoint):
+    """Keeps ``best.ckpt``. A run that goes on finds it in its own folder, wherever that lies by now.
+
+    (Lightning would look for it at its old place, and forget how good it was.)
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else ""
+
+        if not Path(here(state_dict["best_model_path"])).is_file():
+            return  # it goes on from a run of another folder
+        paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(pl.callbacks.Checkpoint):
@@ -87,7 +104,8 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
             due = agreeing and agree(due, all=False)
         # Not where a validation follows, which saves, nor where this step's figures are still to be written.
         validates = (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
-        if due and not validates and trainer.global_step % trainer.log_every_n_steps and not _trained(trainer):
+        writes = trainer.global_step % trainer.log_every_n_steps == 0
+        if due and not validates and not writes and not _within_step(trainer) and not _trained(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer, pl_module) -> None:
@@ -102,7 +120,7 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         # on with other samples; the checkpoint before does.
         ended = trainer.fit_loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches or _trained(trainer)
         new = self._saved_step != trainer.global_step
-        if isinstance(exception, SIGTERMException) and trainer.training and new and not ended:
+        if isinstance(exception, SIGTERMException) and trainer.training and new and not ended and not _within_step(trainer):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -130,6 +148,11 @@ class WholeFiles(TorchCheckpointIO):
 def _trained(trainer: pl.Trainer) -> bool:
     """Whether the last step was taken. The epoch's last figures still come: a run that went on from here would lack them."""
     return trainer.global_step == trainer.max_steps
+
+
+def _within_step(trainer: pl.Trainer) -> bool:
+    """Whether a step takes several batches, and some are still to come: a checkpoint would lack their gradient so far."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches != 0
 
 
 def _tables(trainer: pl.Trainer) -> list[MetricsTable]:
