@@ -131,6 +131,8 @@ def _rebuilt(saved: DictConfig, data_root: str | None, file: Path) -> tuple[Dict
         config: Any = OmegaConf.merge(OmegaConf.structured(Config), saved)
         if data_root is not None:
             config.data.root = data_root
+            if "root" in config.task:  # that of co-localisation reads digits, too
+                config.task.root = data_root
         if "weights" in config.model:
             config.model.weights = "none"  # those that training started from need not be fetched
         check(config)

@@ -69,7 +69,8 @@ class Colocalisation(Classification):
         self.root, self.cache = root, cache
 
     def prepare_data(self) -> None:
-        trained_encoder(self.root, self.cache)
+        if self._trainer is None or not self._trainer.testing:  # a checkpoint that is tested has its encoder
+            trained_encoder(self.root, self.cache)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
