@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from .saved import load_saved
 from .tasks.classification import Classification
 
 _NOT_PACKED: dict[str, Any] = {"run_dir": ".", "logger": {}, "callbacks": {}}
+_ANOTHER_FILE = "Way out: one that scripts/export.py packed; or of a checkpoint, the run folder that it lies in."
 _PACKED = ("seed", "label", "choices", "task", "data", "transform", "model", "recipe", "trainer")
 
 
@@ -106,7 +108,9 @@ def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = N
     """
     if path.is_file():
         saved = _read_packed(path)
-        config, data, task = _rebuilt(OmegaConf.create({**_NOT_PACKED, **saved["config"]}), data_root, path)
+        config, data, task = _rebuilt({**_NOT_PACKED, **saved["config"]}, data_root, path)
+        if len(saved["classes"]) != data.classes:
+            raise UsageError(f"{path} names {len(saved['classes'])} of {data.classes} classes. {_ANOTHER_FILE}")
         data.names = saved["classes"]
         record, weights, source = saved["record"], saved["state_dict"], path
     else:
@@ -125,7 +129,7 @@ def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = N
     return Trained(config, data, task.eval(), record)
 
 
-def _rebuilt(saved: DictConfig, data_root: str | None, file: Path) -> tuple[DictConfig, BatchedData, Classification]:
+def _rebuilt(saved: DictConfig | dict, data_root: str | None, file: Path) -> tuple[DictConfig, BatchedData, Classification]:
     """The configuration of a run, whoever wrote it to ``file``, with the data and the task that it has."""
     try:
         config: Any = OmegaConf.merge(OmegaConf.structured(Config), saved)
@@ -139,7 +143,7 @@ def _rebuilt(saved: DictConfig, data_root: str | None, file: Path) -> tuple[Dict
         return config, *build(config)
     except UsageError as error:
         raise error if str(file) in str(error) else UsageError(f"{file}: {error}") from error
-    except (OmegaConfBaseException, OverflowError) as error:  # a value that the root's schema does not allow
+    except (OmegaConfBaseException, OverflowError, RecursionError) as error:  # what the root's schema does not allow
         reason = str(error).partition("\n    full_key")[0]
         raise UsageError(f"{file}: {reason}\nWay out: the file as the run wrote it, or another run.") from error
 
@@ -175,10 +179,20 @@ def pack(trained: Trained, file: Path) -> None:
 def _read_packed(path: Path) -> dict[str, Any]:
     saved = _read(path)
     if not isinstance(saved, dict) or not {"config", "classes", "record", "state_dict"} <= saved.keys():
-        raise UsageError(
-            f"{path} is no file of a trained network. Way out: one that scripts/export.py packed; or of a checkpoint, the "
-            "run folder that it lies in."
-        )
+        raise UsageError(f"{path} is no file of a trained network. {_ANOTHER_FILE}")
+    classes, record = saved["classes"], saved["record"]
+    figures = record.get("metrics") if isinstance(record, dict) else None
+    right = {
+        "config": isinstance(saved["config"], dict),
+        "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
+        "record": isinstance(figures, dict)
+        and all(isinstance(value, int | float) for value in figures.values())
+        and abs(figures.get("test/error", math.nan)) < math.inf,
+        "state_dict": isinstance(saved["state_dict"], dict),
+    }
+    for name in right:
+        if not right[name]:
+            raise UsageError(f"{path} is no file of a trained network: its {name} is not as it should be. {_ANOTHER_FILE}")
     return saved
 
 
@@ -212,8 +226,8 @@ def check_fit(weights: dict[str, Tensor], task: pl.LightningModule, path: Path) 
         UsageError: they are another's.
     """
     here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
-    there = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
-    different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    there = {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else "no tensor" for name, tensor in weights.items()}
+    different = sorted((name for name in here.keys() | there.keys() if here.get(name) != there.get(name)), key=str)
     if different:
         name = different[0]
         raise UsageError(
