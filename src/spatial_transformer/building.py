@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,9 +19,8 @@ from torch import Tensor
 from .config import Config, check
 from .data.batched import BatchedData
 from .errors import UsageError
-from .files import replacing
 from .run_folder import RunFolder, read_config, read_record
-from .saved import load_saved
+from .saved import load_saved, save
 from .tasks.classification import Classification
 
 _NOT_PACKED: dict[str, Any] = {"run_dir": ".", "logger": {}, "callbacks": {}}
@@ -153,6 +151,7 @@ def pack(trained: Trained, file: Path) -> None:
 
     Raises:
         UsageError: the run was not finished, so that the file would have no figure.
+        OSError: the file cannot be written.
     """
     if not trained.record:
         raise UsageError(f"{trained.config.label} has no metrics.json. Way out: a run that came to its end.")
@@ -172,8 +171,7 @@ def pack(trained: Trained, file: Path) -> None:
         "record": trained.record,
         "state_dict": trained.task.state_dict(),
     }
-    with replacing(file) as path:
-        torch.save(content, path)
+    save(content, file)
 
 
 def _read_packed(path: Path) -> dict[str, Any]:
