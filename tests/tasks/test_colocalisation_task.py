@@ -7,10 +7,11 @@ import torch
 
 from spatial_transformer.data import mnist_files
 from spatial_transformer.errors import UsageError
-from spatial_transformer.networks.colocalisation import colocalisation, windows_of
+from spatial_transformer.networks.colocalisation import colocalisation
 from spatial_transformer.tasks.colocalisation import Colocalisation, overlaps, triplet_loss
 from spatial_transformer.tasks.digit_encoder import trained_encoder
 from spatial_transformer.transformer import Attention
+from spatial_transformer.windows import windows_of
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 

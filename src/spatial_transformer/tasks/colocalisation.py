@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from ..errors import UsageError
 from ..networks.colocalisation import Colocalisation as Network
-from ..networks.colocalisation import boxes_of
+from ..windows import boxes_of
 from .classification import Classification
 from .digit_encoder import trained_encoder
 
