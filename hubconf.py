@@ -8,7 +8,18 @@ from pathlib import Path as _Path  # public names are entries
 
 from torch import nn
 
-dependencies = ["torch", "torchvision", "pytorch_lightning", "torchmetrics", "hydra", "omegaconf"]
+dependencies = [
+    "torch",
+    "torchvision",
+    "pytorch_lightning",
+    "torchmetrics",
+    "hydra",
+    "omegaconf",
+    "pydantic",
+    "yaml",
+    "numpy",
+    "PIL",
+]
 
 _HERE = _Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE / "src"))  # torch.hub installs nothing

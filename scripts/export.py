@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spatial_transformer.building import load_trained, pack
+from spatial_transformer.building import Trained, load_trained, pack
 from spatial_transformer.errors import UsageError
 from spatial_transformer.onnx_file import write_onnx
 
@@ -24,16 +24,24 @@ def main() -> None:
     try:
         trained = load_trained(options.run, data_root=options.data_root)
         file = options.out or Path(f"{trained.config.label}.onnx")
-        if file.suffix == ".onnx":
-            difference = write_onnx(trained, file)
-            print(f"{file}: differs from PyTorch by {difference:.1e} at most")
-        elif file.suffix == ".pt":
-            pack(trained, file)
-            print(f"{file}: test error {trained.record['metrics']['test/error']:.2f} %")
-        else:
-            raise UsageError(f"--out={file}: what it is, is told by its end. Way out: .onnx or .pt.")
+        try:
+            print(f"{file}: {_written(trained, file)}")
+        except OSError as error:
+            raise UsageError(
+                f"{file} cannot be written: {error}.\nWay out: --out=FILE in a folder with room that can be written to."
+            ) from error
     except UsageError as error:
         sys.exit(f"error: {error}")
+
+
+def _written(trained: Trained, file: Path) -> str:
+    """Writes the file; returns what there is to say of it."""
+    if file.suffix == ".onnx":
+        return f"differs from PyTorch by {write_onnx(trained, file):.1e} at most"
+    if file.suffix == ".pt":
+        pack(trained, file)
+        return f"test error {trained.record['metrics']['test/error']:.2f} %"
+    raise UsageError(f"--out={file}: what it is, is told by its end. Way out: .onnx or .pt.")
 
 
 if __name__ == "__main__":

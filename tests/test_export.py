@@ -5,6 +5,7 @@ import sys
 import export
 import pytest
 import torch
+from conftest import REPOSITORY
 from test_runner import SHORT
 from tiny_birds import Bird, write_birds
 
@@ -95,6 +96,16 @@ def test_the_program_writes_both_kinds_of_file(short_run, tmp_path, monkeypatch,
     assert "test error" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["export.py", str(short_run), "--out", "network.txt"])
     with pytest.raises(SystemExit, match="Way out"):
+        export.main()
+
+
+@pytest.mark.parametrize("name", ["network.pt", "network.onnx"])
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path, mnist_root, monkeypatch, name):
+    (tmp_path / "file").touch()
+    run_file = str(REPOSITORY / "checkpoints" / "st_cnn_mnist.pt")
+    options = ["--out", str(tmp_path / "file" / name), "--data-root", str(mnist_root)]
+    monkeypatch.setattr(sys, "argv", ["export.py", run_file, *options])
+    with pytest.raises(SystemExit, match=rf"{name} cannot be written: .*\nWay out: --out=FILE"):
         export.main()
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny_birds import Bird, write_birds
 
+from spatial_transformer.building import load_trained
 from spatial_transformer.callbacks.checkpoints import WholeFiles
 from spatial_transformer.callbacks.mistakes import Mistakes
 from spatial_transformer.data.svhn_synthetic import make as make_numbers
@@ -350,7 +352,7 @@ def test_volumes_are_trained_on_evaluated_alike_and_shown(short, tmp_path, model
     assert (tmp_path / "run" / "crops" / "mistakes.png").is_file()
 
 
-def test_windows_are_learned_with_an_encoder_that_is_trained_once(short, tmp_path, monkeypatch):
+def test_windows_are_learned_with_an_encoder_that_is_trained_once(short, mnist_root, tmp_path, monkeypatch):
     monkeypatch.setitem(digit_encoder.RECIPE, "steps", 2)
     settings = ["experiment=colocalisation", "data.digit=1", f"task.cache={tmp_path}/kept"]
     metrics = run(short(*settings))["metrics"]
@@ -366,6 +368,13 @@ def test_windows_are_learned_with_an_encoder_that_is_trained_once(short, tmp_pat
     again = run(short(*settings))["metrics"]
     assert again["test/overlap"] == metrics["test/overlap"]
     assert kept.stat().st_mtime_ns == made
+    shutil.rmtree(tmp_path / "kept")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(mnist_root)
+    assert load_trained(tmp_path / "run", data_root=str(elsewhere)).task.root == str(elsewhere)
+    moved = evaluate(evaluation(tmp_path / "run", data_root=str(elsewhere)))
+    assert moved["test/overlap"] == pytest.approx(metrics["test/overlap"])
+    assert not kept.exists(), "a test takes the encoder of the checkpoint"
 
 
 @pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])

@@ -1,6 +1,7 @@
 """What comes from strangers, files and configurations, is read or refused, and never executed."""
 
 import ast
+import math
 import os
 import pickle
 
@@ -9,7 +10,7 @@ import torch
 from conftest import REPOSITORY
 from omegaconf import OmegaConf
 
-from spatial_transformer.building import build, load_trained
+from spatial_transformer.building import build, check_fit, load_trained
 from spatial_transformer.config import KINDS, check
 from spatial_transformer.data import mnist_files
 from spatial_transformer.errors import UsageError
@@ -139,6 +140,45 @@ def test_a_flipped_bit_of_saved_tensors_is_never_read_as_a_weight(tmp_path):
             load_saved(path)
 
 
+SHIPPED = REPOSITORY / "checkpoints" / "st_cnn_mnist.pt"
+WRONG_PARTS = [
+    ("config", None),
+    ("config", {5: {}}),
+    ("config", {"data": torch.zeros(1)}),
+    ("classes", 3),
+    ("classes", ["0", "1"]),
+    ("classes", list(range(10))),
+    ("record", []),
+    ("record", {}),
+    ("record", {"metrics": {"test/error": "1"}}),
+    ("record", {"metrics": {"test/error": math.nan}}),
+    ("state_dict", [torch.zeros(1)]),
+    ("state_dict", {5: torch.zeros(1), "x": torch.zeros(1)}),
+    ("state_dict", {"x": 5}),
+]
+
+
+@pytest.mark.parametrize(("part", "value"), WRONG_PARTS)
+def test_a_file_of_a_trained_network_with_a_wrong_part_is_refused_by_name(tmp_path, part, value):
+    torch.save(load_saved(SHIPPED) | {part: value}, tmp_path / "network.pt")
+    with pytest.raises(UsageError, match=r"network\.pt(.|\n)*Way out: "):
+        load_trained(tmp_path / "network.pt")
+
+
+def test_weights_that_are_no_tensors_are_refused(tmp_path):
+    task = torch.nn.BatchNorm2d(2)
+    with pytest.raises(UsageError, match=r"1 of 5 tensors differ, first num_batches_tracked \(no tensor there"):
+        check_fit(task.state_dict() | {"num_batches_tracked": 5}, task, tmp_path)
+
+
+def test_a_configuration_that_holds_itself_is_refused(tmp_path):
+    saved = load_saved(SHIPPED)
+    saved["config"]["data"]["itself"] = saved["config"]["data"]
+    torch.save(saved, tmp_path / "network.pt")
+    with pytest.raises(UsageError, match=r"network\.pt"):
+        load_trained(tmp_path / "network.pt")
+
+
 # Configurations
 
 PLACES = {
@@ -146,7 +186,7 @@ PLACES = {
     "imported by a package that is allowed": "callbacks.x={_target_: torch.optim.lr_scheduler.partial}",
     "a module's module": "callbacks.x={_target_: pytorch_lightning.os.mkdir, _args_: [MARK]}",
     "a module's module of our own": "data={_target_: spatial_transformer.data.mnist_files.os.mkdir, _args_: [MARK]}",
-    "a module": "data={_target_: spatial_transformer.data.mnist_files.subprocess}",
+    "a module": "data={_target_: spatial_transformer.data.mnist_files.shutil}",
     "a function of ours that is no component": "callbacks.x={_target_: spatial_transformer.files.replacing, path: MARK}",
     "a function of ours at the place of a class": "data={_target_: spatial_transformer.data.download.fetch}",
     "Hydra's own": "callbacks.x={_target_: hydra.utils.get_method, path: os.mkdir}",

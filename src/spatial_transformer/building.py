@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,12 +19,12 @@ from torch import Tensor
 from .config import Config, check
 from .data.batched import BatchedData
 from .errors import UsageError
-from .files import replacing
 from .run_folder import RunFolder, read_config, read_record
-from .saved import load_saved
+from .saved import load_saved, save
 from .tasks.classification import Classification
 
 _NOT_PACKED: dict[str, Any] = {"run_dir": ".", "logger": {}, "callbacks": {}}
+_ANOTHER_FILE = "Way out: one that scripts/export.py packed; or of a checkpoint, the run folder that it lies in."
 _PACKED = ("seed", "label", "choices", "task", "data", "transform", "model", "recipe", "trainer")
 
 
@@ -106,7 +106,9 @@ def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = N
     """
     if path.is_file():
         saved = _read_packed(path)
-        config, data, task = _rebuilt(OmegaConf.create({**_NOT_PACKED, **saved["config"]}), data_root, path)
+        config, data, task = _rebuilt({**_NOT_PACKED, **saved["config"]}, data_root, path)
+        if len(saved["classes"]) != data.classes:
+            raise UsageError(f"{path} names {len(saved['classes'])} of {data.classes} classes. {_ANOTHER_FILE}")
         data.names = saved["classes"]
         record, weights, source = saved["record"], saved["state_dict"], path
     else:
@@ -125,19 +127,21 @@ def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = N
     return Trained(config, data, task.eval(), record)
 
 
-def _rebuilt(saved: DictConfig, data_root: str | None, file: Path) -> tuple[DictConfig, BatchedData, Classification]:
+def _rebuilt(saved: DictConfig | dict, data_root: str | None, file: Path) -> tuple[DictConfig, BatchedData, Classification]:
     """The configuration of a run, whoever wrote it to ``file``, with the data and the task that it has."""
     try:
         config: Any = OmegaConf.merge(OmegaConf.structured(Config), saved)
         if data_root is not None:
             config.data.root = data_root
+            if "root" in config.task:  # that of co-localisation reads digits, too
+                config.task.root = data_root
         if "weights" in config.model:
             config.model.weights = "none"  # those that training started from need not be fetched
         check(config)
         return config, *build(config)
     except UsageError as error:
         raise error if str(file) in str(error) else UsageError(f"{file}: {error}") from error
-    except (OmegaConfBaseException, OverflowError) as error:  # a value that the root's schema does not allow
+    except (OmegaConfBaseException, OverflowError, RecursionError) as error:  # what the root's schema does not allow
         reason = str(error).partition("\n    full_key")[0]
         raise UsageError(f"{file}: {reason}\nWay out: the file as the run wrote it, or another run.") from error
 
@@ -147,6 +151,7 @@ def pack(trained: Trained, file: Path) -> None:
 
     Raises:
         UsageError: the run was not finished, so that the file would have no figure.
+        OSError: the file cannot be written.
     """
     if not trained.record:
         raise UsageError(f"{trained.config.label} has no metrics.json. Way out: a run that came to its end.")
@@ -166,17 +171,26 @@ def pack(trained: Trained, file: Path) -> None:
         "record": trained.record,
         "state_dict": trained.task.state_dict(),
     }
-    with replacing(file) as path:
-        torch.save(content, path)
+    save(content, file)
 
 
 def _read_packed(path: Path) -> dict[str, Any]:
     saved = _read(path)
     if not isinstance(saved, dict) or not {"config", "classes", "record", "state_dict"} <= saved.keys():
-        raise UsageError(
-            f"{path} is no file of a trained network. Way out: one that scripts/export.py packed; or of a checkpoint, the "
-            "run folder that it lies in."
-        )
+        raise UsageError(f"{path} is no file of a trained network. {_ANOTHER_FILE}")
+    classes, record = saved["classes"], saved["record"]
+    figures = record.get("metrics") if isinstance(record, dict) else None
+    right = {
+        "config": isinstance(saved["config"], dict),
+        "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
+        "record": isinstance(figures, dict)
+        and all(isinstance(value, int | float) for value in figures.values())
+        and abs(figures.get("test/error", math.nan)) < math.inf,
+        "state_dict": isinstance(saved["state_dict"], dict),
+    }
+    for name in right:
+        if not right[name]:
+            raise UsageError(f"{path} is no file of a trained network: its {name} is not as it should be. {_ANOTHER_FILE}")
     return saved
 
 
@@ -210,8 +224,8 @@ def check_fit(weights: dict[str, Tensor], task: pl.LightningModule, path: Path) 
         UsageError: they are another's.
     """
     here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
-    there = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
-    different = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    there = {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else "no tensor" for name, tensor in weights.items()}
+    different = sorted((name for name in here.keys() | there.keys() if here.get(name) != there.get(name)), key=str)
     if different:
         name = different[0]
         raise UsageError(

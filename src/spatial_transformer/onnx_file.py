@@ -38,6 +38,7 @@ def write_onnx(trained: Trained, file: Path) -> float:
 
     Raises:
         UsageError: the packages that it takes are not installed, the data is not there, or the outputs differ.
+        OSError: the file cannot be written.
     """
     try:
         import onnxruntime

@@ -1,14 +1,34 @@
-"""What ``torch.save`` wrote, read back: whole, and never more than tensors and plain values."""
+"""What ``torch.save`` writes: whole or not there, and read back whole, and never more than tensors and plain values."""
 
 from __future__ import annotations
 
 import pickle
 import re
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .files import replacing
+
+
+def save(content: Any, path: Path, durable: bool = False) -> None:
+    """Writes what :func:`load_saved` reads. The file is whole or not there.
+
+    Args:
+        content: tensors and plain values.
+        path: the file.
+        durable: as for :func:`~spatial_transformer.files.replacing`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    buffer = BytesIO()  # torch tells a full disk as an error of its own format
+    torch.save(content, buffer)
+    with replacing(path, durable) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_saved(path: Path) -> Any:

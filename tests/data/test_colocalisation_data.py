@@ -5,7 +5,7 @@ import torch
 
 from spatial_transformer.data.colocalisation import ColocalisationData
 from spatial_transformer.errors import UsageError
-from spatial_transformer.networks.colocalisation import boxes_of
+from spatial_transformer.windows import boxes_of
 
 
 @pytest.fixture

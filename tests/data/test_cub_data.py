@@ -190,7 +190,7 @@ def test_samples_have_their_shapes_and_ranges(root, size):
         assert images.max() <= 1
         assert labels.dtype == torch.int64
     assert labels.tolist() == [2, 0]
-    assert (data.input_size, data.channels, data.classes) == (size, 3, 3)
+    assert (data.input_size, data.classes) == (size, 3)
     assert data.names == ["Kind_a_Wren", "Kind_b_Wren", "Kind_c_Wren"]
 
 

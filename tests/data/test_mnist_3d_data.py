@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from spatial_transformer.data.distortions import rotate
 from spatial_transformer.data.keyed import sample_keys, uniform
-from spatial_transformer.data.mnist_3d import CUBE, MAX_TILT, THICKNESS, Mnist3dData, extrude, project, rotation, rotations
+from spatial_transformer.data.mnist_3d import CUBE, MAX_TILT, Mnist3dData, extrude, rotation, rotations
 from spatial_transformer.errors import UsageError
+from spatial_transformer.projection import THICKNESS, project
 
 KEYS = sample_keys(1, 0, torch.arange(50))
 INDEX = torch.arange(12)

@@ -306,7 +306,7 @@ def test_samples_have_their_shapes_and_no_mean(small_root, tmp_path, size):
     assert labels.dtype == torch.int64
     pixels = open_crops(small_root / "test", size, tmp_path).images[3] / np.float32(255)
     np.testing.assert_allclose(images[0], pixels - pixels.mean(), atol=1e-6)
-    assert (data.input_size, data.channels, data.classes, data.positions) == (size, 3, 11, 5)
+    assert (data.input_size, data.classes) == (size, 11)
 
 
 def test_splits_are_disjoint_and_whole(small_root, tmp_path):

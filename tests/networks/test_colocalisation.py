@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from spatial_transformer.networks.colocalisation import Windows, boxes_of, colocalisation, windows_of
+from spatial_transformer.networks.colocalisation import Windows, colocalisation
 from spatial_transformer.transformer import Affine, Attention
+from spatial_transformer.windows import boxes_of, windows_of
 
 
 def test_boxes_of_windows_worked_out_by_hand():

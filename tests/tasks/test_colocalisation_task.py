@@ -5,10 +5,13 @@ from functools import partial
 import pytest
 import torch
 
+from spatial_transformer.data import mnist_files
 from spatial_transformer.errors import UsageError
-from spatial_transformer.networks.colocalisation import colocalisation, windows_of
+from spatial_transformer.networks.colocalisation import colocalisation
 from spatial_transformer.tasks.colocalisation import Colocalisation, overlaps, triplet_loss
+from spatial_transformer.tasks.digit_encoder import trained_encoder
 from spatial_transformer.transformer import Attention
+from spatial_transformer.windows import windows_of
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -92,3 +95,10 @@ def test_shares_out_of_range_are_refused(setting):
     (name,) = setting
     with pytest.raises(UsageError, match=f"task.{name}"):
         Colocalisation(colocalisation(84, Attention()), SGD, **setting)
+
+
+def test_a_place_that_cannot_keep_the_encoder_is_told_with_its_setting(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(mnist_files, "prepare", lambda root: tmp_path)
+    with pytest.raises(UsageError, match=r"digit encoder cannot be written to .*\n.*\(task\.cache=FOLDER\)"):
+        trained_encoder(tmp_path, tmp_path / "file")

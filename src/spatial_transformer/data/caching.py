@@ -57,6 +57,8 @@ class Cache(Generic[T]):
     if they are not whole."""
     write: Callable[[Path], dict]
     """Makes the files in a folder; returns what ``read`` has to know of them, as JSON has it."""
+    place: str = "data.cache"
+    """The setting that names another folder, for messages."""
 
 
 def open_cache(cache: Cache[T], folders: Sequence[Path]) -> T:
@@ -168,7 +170,7 @@ def _make(cache: Cache, target: Path) -> None:
     except OSError as error:
         raise UsageError(
             f"{cache.dataset}'s {cache.contents} cannot be written to {target.parent.absolute()}: {error}.\nWay out: name a "
-            "folder with room that can be written to (data.cache=FOLDER)."
+            f"folder with room that can be written to ({cache.place}=FOLDER)."
         ) from error
     except BrokenProcessPool as error:
         raise UsageError(

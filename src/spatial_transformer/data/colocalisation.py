@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..networks.colocalisation import boxes_of, windows_of
+from ..windows import boxes_of, windows_of
 from .distortions import DIGIT, DISTORTIONS, clutter, place
 from .mnist import MnistData
 

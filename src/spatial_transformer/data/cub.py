@@ -49,15 +49,12 @@ class CubData(BatchedData):
 
     Attributes
         input_size: height and width of what a network gets, in pixels.
-        channels: of an image.
         classes: number of classes. The labels are in the order of the species' official numbers.
         names: the species of each label, read from the data's text files on first use.
 
     Raises:
         UsageError: a setting out of range.
     """
-
-    channels = 3
 
     def __init__(
         self,

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from ..projection import THICKNESS, project
 from .distortions import DIGIT
 from .keyed import integers, uniform
 from .mnist import MnistData
 
-THICKNESS = 8
-"""Voxels that a digit is extruded by (ours; the paper does not say)."""
 CUBE = 40
 """Side of the cube that holds an extruded digit however it is turned, in voxels; only black corners of the image may be cut."""
 MAX_TILT = 60
@@ -116,13 +115,3 @@ def extrude(digits: Tensor, turns: Tensor, side: int = CUBE) -> Tensor:
     values = F.grid_sample(digits, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, :, 0]
     inside = ((THICKNESS + 1) / 2 - back[:, 2:].abs()).clamp(0, 1)
     return (values * inside).unflatten(2, (side, side, side))
-
-
-def project(volumes: Tensor, depth: int) -> Tensor:
-    """Sums over depth, ``(..., D, H, W)`` -> ``(..., H, W)``, in units in which an untilted digit is what it was, at most 1.
-
-    Args:
-        volumes: a volume of any number of layers.
-        depth: how many voxels deep it is.
-    """
-    return (volumes.mean(dim=-3) * (depth / THICKNESS)).clamp(max=1)

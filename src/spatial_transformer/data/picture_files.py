@@ -57,10 +57,11 @@ def read_picture(path: Path) -> Image.Image:
             does not name it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        # Opened here: a TIFF that Pillow opens itself it may map into memory, where it confuses the sides of one that lies.
+        with path.open("rb") as opened, Image.open(opened, formats=FORMATS) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise UsageError(_too_large(f"{file.width:,} x {file.height:,} pixels"))
-            return ImageOps.exif_transpose(_in_rgb(file))
+            return _in_rgb(ImageOps.exif_transpose(file))  # in this order: a new picture has no tags
     except Image.DecompressionBombError as error:
         raise UsageError(_too_large(str(error))) from error
     # What Pillow raises for broken files, of one format or another.

@@ -17,7 +17,7 @@ from .batched import BatchedData
 from .caching import check_workers
 from .keyed import sample_keys, uniform
 from .picture_files import View
-from .svhn_cache import ENLARGEMENT, NO_DIGIT, POSITIONS, Crops, crop, open_crops
+from .svhn_cache import ENLARGEMENT, NO_DIGIT, Crops, crop, open_crops
 
 VALIDATION_SIZE = 5_000
 _FEW = 50_000  # below that many training images a tenth of them validates
@@ -50,17 +50,13 @@ class SvhnData(BatchedData):
 
     Attributes
         input_size: height and width of what a network gets, in pixels.
-        channels: of an image.
         classes: number of classes of a position: ten digits and "no digit", which is the last.
-        positions: number of positions, and of labels.
 
     Raises:
         UsageError: a setting out of range.
     """
 
-    channels = 3
     classes = NO_DIGIT + 1
-    positions = POSITIONS
 
     def __init__(
         self,

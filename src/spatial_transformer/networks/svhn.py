@@ -49,7 +49,8 @@ def cnn(size: int, width: float = 1.0, dropout: float = 0.5, classes: int = 11, 
 
     Args:
         size: height and width of the image in pixels, a multiple of 16.
-        width: factor of all filters and units; 1 is the paper's.
+        width: factor of all filters and units, but for the 32 units of a localisation network's fully connected layers; 1 is
+            the paper's.
         dropout: share that training drops behind every hidden layer but the first convolution; the paper's is 0.5.
         classes: of a position: ten digits, and none.
         positions: the most digits that a number may have.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.mnist_3d import project
+from ..projection import project
 from ..transformer import Regression, SpatialTransformer, Transform
 from .mnist import fcn_layers
 

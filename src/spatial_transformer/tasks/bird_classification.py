@@ -97,7 +97,8 @@ class BirdClassification(Classification):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:
         logits = super()._evaluate(batch, scores)
-        self._by_species(scores).update(logits.argmax(dim=1), batch[1])
+        if len(batch[1]):  # the last batch may have fewer samples than there are devices
+            self._by_species(scores).update(logits.argmax(dim=1), batch[1])
         return logits
 
     def _log_scores(self, scores: MetricCollection) -> None:

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from ..errors import UsageError
 from ..networks.colocalisation import Colocalisation as Network
-from ..networks.colocalisation import boxes_of
+from ..windows import boxes_of
 from .classification import Classification
 from .digit_encoder import trained_encoder
 
@@ -69,7 +69,8 @@ class Colocalisation(Classification):
         self.root, self.cache = root, cache
 
     def prepare_data(self) -> None:
-        trained_encoder(self.root, self.cache)
+        if self._trainer is None or not self._trainer.testing:  # a checkpoint that is tested has its encoder
+            trained_encoder(self.root, self.cache)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

@@ -16,7 +16,7 @@ from ..data.mnist import MnistData
 from ..errors import UsageError
 from ..networks.colocalisation import DigitEncoder
 from ..networks.mnist import DIGIT, MnistNetwork
-from ..saved import load_saved
+from ..saved import load_saved, save
 from .classification import Classification
 from .schedules import one_cycle
 
@@ -45,6 +45,7 @@ def trained_encoder(root: str | Path | None, cache: str | Path | None = None) ->
         settings={"width": width, "torch": version("torch"), **RECIPE},
         read=lambda folder, meta: _read(folder),
         write=lambda folder: _train(root, folder),
+        place="task.cache",
     )
     return open_cache(kept, cache_folders(source, cache, "mnist"))
 
@@ -96,6 +97,6 @@ def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
         encoder.cpu()
         digits, _ = data.samples("val", torch.arange(1000))
         encoder.norm = encoder(digits).square().sum(dim=1).mean().sqrt()
-    torch.save(encoder.state_dict(), folder / _FILE)
+    save(encoder.state_dict(), folder / _FILE)
     say("MNIST", f"the encoder's test error is {figures['test/error']:.2f} %")
     return {"record": {**figures, "steps": steps}}
