@@ -38,8 +38,8 @@ records = [record for folder in sorted((ROOT / "results").glob("birds_*")) for r
 # %% [markdown]
 # ## Where crops start
 #
-# Before training the windows are spread over the image; each is half as wide as it is. (`transform=location`: attention of a
-# fixed scale, so training moves them and nothing else.)
+# Before training the windows are spread over the image, each half as wide as the image. Their size is fixed
+# (`transform=location`), so training can only move them.
 
 # %%
 transform = Attention(0.5)

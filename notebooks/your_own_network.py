@@ -125,9 +125,9 @@ print("output", tuple(out.shape), "theta", tuple(theta.shape))
 # ## Training, and the learning rate of the localisation network
 #
 # Nothing is special but one thing: a small change of theta moves the whole picture. If the loss is restless, or theta runs
-# away, give the localisation networks a lower rate (a tenth to begin with), in an optimiser group of their own. Leave weight
-# decay off there: it pulls theta towards 0, a window of no size. In this project's runs the factor is
-# `recipe.localisation_lr_factor`.
+# away, give the localisation networks a lower rate (a tenth to begin with), in an optimiser group of their own. In this
+# project's runs the factor is `recipe.localisation_lr_factor`. Be careful with weight decay there: a strong one pulls theta
+# towards 0, a window of no size (the runs here have AdamW's 0.01).
 
 
 # %%

@@ -73,7 +73,7 @@ def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
     assert [row["class"] for row in record["rows"]] == list(range(10))
     assert all(24 < row["before"] < 29 for row in record["rows"]), "uniform in +-45 degrees has a deviation of 26"
     table = orientation_table([record]).splitlines()
-    assert table[2].startswith("| `st_cnn-affine-rts-fast-seed1`, 4,000 steps | before | 26 |")
+    assert table[2].startswith("| `st_cnn-affine-rts-long-seed1`, 15,000 steps | before | 26 |")
     assert table[3].startswith("|  | after |")
 
 
@@ -85,7 +85,7 @@ def test_misread_digits_of_a_shipped_network_are_counted_and_shown(mnist_root):
     assert 9_600 < counts[0] < 9_900, "it errs on 1 % of the test set"
     record["rows"] = [{"misread": n, "digits": digits} for n, digits in enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))]
     assert redraws_table([record | {"samples": 1000}]).splitlines()[2:] == [
-        "| `st_fcn-affine-rts-fast-seed1`, 15,000 steps | 0.28 | 995 | 2 | 3 | 91 |"
+        "| `st_fcn-affine-rts-long-seed2`, 30,000 steps | 0.28 | 995 | 2 | 3 | 91 |"
     ]
     assert redraws_table([]) == "not run"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from .config import Config, check
 from .data.batched import BatchedData
 from .errors import UsageError
-from .run_folder import RunFolder, read_config, read_record
+from .run_folder import RunFolder, check_record, read_config, read_record
 from .saved import load_saved, save
 from .tasks.classification import Classification
 
@@ -178,19 +177,15 @@ def _read_packed(path: Path) -> dict[str, Any]:
     saved = _read(path)
     if not isinstance(saved, dict) or not {"config", "classes", "record", "state_dict"} <= saved.keys():
         raise UsageError(f"{path} is no file of a trained network. {_ANOTHER_FILE}")
-    classes, record = saved["classes"], saved["record"]
-    figures = record.get("metrics") if isinstance(record, dict) else None
-    right = {
-        "config": isinstance(saved["config"], dict),
-        "classes": isinstance(classes, list) and all(isinstance(name, str) for name in classes),
-        "record": isinstance(figures, dict)
-        and all(isinstance(value, int | float) for value in figures.values())
-        and abs(figures.get("test/error", math.nan)) < math.inf,
-        "state_dict": isinstance(saved["state_dict"], dict),
-    }
-    for name in right:
-        if not right[name]:
-            raise UsageError(f"{path} is no file of a trained network: its {name} is not as it should be. {_ANOTHER_FILE}")
+    try:
+        check_record(saved["record"])
+        for name, kind in (("config", dict), ("classes", list), ("state_dict", dict)):
+            if not isinstance(saved[name], kind):
+                raise ValueError(f"its {name} is not as it should be")
+        if not all(isinstance(name, str) for name in saved["classes"]):
+            raise ValueError("its classes have no names")
+    except ValueError as error:
+        raise UsageError(f"{path} is no file of a trained network: {error}. {_ANOTHER_FILE}") from error
     return saved
 
 

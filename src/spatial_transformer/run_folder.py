@@ -221,6 +221,27 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
+def check_record(record: Any) -> None:
+    """Makes sure that something is the record of a finished run.
+
+    Raises:
+        ValueError: it is not, and why.
+    """
+    if not isinstance(record, dict):
+        raise ValueError("it is no mapping")
+    for name, kind in _RECORDED.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"it has no {name}, or not as it should be")
+    for name in ("data", "model", "recipe", "task"):
+        if not isinstance(record["config"].get(name), dict):
+            raise ValueError(f"its config has no {name}")
+    for name, value in record["metrics"].items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"its {name} is no number")
+    if not math.isfinite(record["metrics"].get("test/error", math.nan)):
+        raise ValueError("it has no test/error")
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """The record of a finished run.
 
@@ -229,19 +250,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it is no mapping")
-        for name, kind in _RECORDED.items():
-            if not isinstance(record.get(name), kind):
-                raise ValueError(f"it has no {name}, or not as it should be")
-        for name in ("data", "model", "recipe", "task"):
-            if not isinstance(record["config"].get(name), dict):
-                raise ValueError(f"its config has no {name}")
-        for name, value in record["metrics"].items():
-            if not isinstance(value, int | float):
-                raise ValueError(f"its {name} is no number")
-        if not math.isfinite(record["metrics"].get("test/error", math.nan)):
-            raise ValueError("it has no test/error")
+        check_record(record)
         return record
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(

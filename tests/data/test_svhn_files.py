@@ -255,6 +255,14 @@ def test_an_archive_is_downloaded_unpacked_and_deleted(tmp_path, server, archive
     assert left_in(tmp_path / "SVHN" / "train") == ["1.png", "2.png", "digitStruct.mat"]
 
 
+def test_a_python_that_cannot_unpack_safely_downloads_nothing(tmp_path, server, archive, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")  # as before Python 3.10.12 and 3.11.4
+    server.contents["/train.tar.gz"] = archive
+    with pytest.raises(UsageError, match=r"cannot unpack SVHN's archive safely.\nWay out: Python 3\.11\.4"):
+        svhn_files.download("train", tmp_path / "SVHN", server.url)
+    assert not (tmp_path / "SVHN").exists()
+
+
 def test_a_download_that_broke_off_goes_on_where_it_was(tmp_path, server, archive):
     server.contents["/train.tar.gz"] = archive
     server.breaks_off = 700

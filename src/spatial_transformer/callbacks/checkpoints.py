@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import time
@@ -11,11 +10,10 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from ..files import replacing
+from ..saved import save
 from .metrics_table import MetricsTable
 from .wandb_run import WandbRun
 
@@ -139,10 +137,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place, to the disk, and only then renames it: it is whole or not there."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()  # torch tells a full disk as an error of its own format
-        torch.save(checkpoint, buffer)
-        with replacing(Path(path), durable=True) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        save(checkpoint, Path(path), durable=True)
 
 
 def _trained(trainer: pl.Trainer) -> bool:

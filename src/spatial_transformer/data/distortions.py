@@ -25,7 +25,7 @@ DIGIT = 28
 """Height and width of an MNIST image in pixels."""
 CORNER_STD = 5 / math.sqrt(2)
 """P: standard deviation of each coordinate of a corner's displacement in pixels: 5 px are taken for the root mean square of
-its length, as then the errors are the paper's (docs/distorted-mnist.md)."""
+its length, as then the errors are nearest the paper's (docs/distorted-mnist.md)."""
 
 
 def _between(unit: Tensor, low: float, high: float) -> Tensor:

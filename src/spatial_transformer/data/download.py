@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import platform
 import shutil
 import tarfile
 import tempfile
@@ -55,8 +56,14 @@ def fetch(archive: Archive, folder: Path) -> None:
         folder: where the archive's folder is to be.
 
     Raises:
-        UsageError: the server cannot be reached or breaks off, the archive is damaged or unsafe, or the disk is full.
+        UsageError: the server cannot be reached or breaks off, the archive is damaged or unsafe, the disk is full; or this
+            Python is too old to tell a safe one.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError(
+            f"Python {platform.python_version()} cannot unpack {archive.dataset}'s archive safely.\nWay out: Python 3.11.4, "
+            f"3.10.12 or newer, or {archive.otherwise}."
+        )
     part = folder / f"{archive.name}.part"
     columns = (
         TextColumn("{task.description}"),
