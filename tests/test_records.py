@@ -36,6 +36,17 @@ def test_a_record_does_not_take_the_place_of_a_run_with_other_settings(record, t
     assert add_record(tmp_path / "run", tmp_path / "results", "recipes").parent.name == "recipes"
 
 
+def test_the_same_run_of_newer_code_takes_the_place_of_its_record(record, tmp_path):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "metrics.json"
+    of_old = record(1.0)
+    del of_old["config"]["trainer"], of_old["config"]["recipe"]["theta_noise"], of_old["config"]["recipe"]["dropout"]
+    for one in (of_old, record(2.0)):
+        file.write_text(json.dumps(one))
+        added = add_record(tmp_path / "run", tmp_path / "results")
+    assert json.loads(added.read_text())["metrics"]["test/error"] == 2.0
+
+
 def test_what_is_no_record_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"no metrics.json"):
         add_record(tmp_path, tmp_path / "results")

@@ -6,7 +6,7 @@ import argparse
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,7 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
         raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
     record = read_record(source)
     target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
-    there = read_record(target) if target.is_file() else record
-    if any(there.get(name) != record.get(name) for name in ("config", "precision")):
+    if target.is_file() and _settings_differ(read_record(target), record):
         raise UsageError(
             f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
             "run's own, or remove that record first."
@@ -108,6 +107,12 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
     with replacing(target) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
     return target
+
+
+def _settings_differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    groups = one["config"].keys() & other["config"].keys()  # the trainer's were not always kept
+    all_of = [flattened({group: record["config"][group] or {} for group in groups}, without=()) for record in (one, other)]
+    return bool(differing(*all_of)) or one.get("precision") != other.get("precision")
 
 
 def is_standard(record: dict[str, Any], conf: Path) -> bool:
@@ -156,14 +161,14 @@ def _chosen(record: dict[str, Any]) -> list[str]:
 _composed = functools.cache(composed)
 
 
-def flattened(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+def flattened(settings: dict[str, Any], before: str = "", without: Iterable[str] = _NOT_COMPARED) -> dict[str, Any]:
     """Settings by their dotted names, but for those that a record need not share with a file."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
-            flat |= flattened(value, f"{before}{name}.")
+            flat |= flattened(value, f"{before}{name}.", without)
         elif name == "_target_":
             flat[before + name] = value.rpartition(".")[2]  # whatever module it has moved to
-        elif name not in _NOT_COMPARED:
+        elif name not in without:
             flat[before + name] = value
     return flat
