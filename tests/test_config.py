@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 from omegaconf import OmegaConf
 
-from spatial_transformer.config import check
+from spatial_transformer.config import check, explained
 from spatial_transformer.errors import UsageError
 from spatial_transformer.paper import NETWORKS
 
@@ -212,3 +212,18 @@ def test_every_network_of_table_1_trains_from_the_command_line(mnist_root, tmp_p
     assert result.returncode == 0, result.stderr
     steps = [json.loads(path.read_text())["steps"] for path in tmp_path.glob("*/metrics.json")]
     assert steps == [2] * runs
+
+
+@pytest.mark.parametrize(("local", "told"), [("0", True), ("1", False)])
+def test_an_error_is_told_by_the_first_process_of_each_machine(monkeypatch, capsys, local, told):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", local)
+
+    @explained
+    def main():
+        raise UsageError("the data are missing here")
+
+    with pytest.raises(SystemExit):
+        main()
+    assert ("the data are missing here" in capsys.readouterr().err) == told
