@@ -15,12 +15,27 @@ MOST = 16
 """Parallel transformers: more than that would be a mistake. The paper has two."""
 
 
-def fcn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 19, budget: int = BUDGET) -> MnistNetwork:
+def fcn(
+    size: int,
+    width: int | None = None,
+    pool: int = 2,
+    dropout: float = 0.0,
+    classes: int = 19,
+    budget: int = BUDGET,
+) -> MnistNetwork:
     """FCN on two channels.
 
-    Args: as for :func:`.mnist.fcn`.
+    Args:
+        pool: average pooling of the image, as behind the transformers; 1 for none (docs/addition.md).
+        size, width, dropout, classes, budget: as for :func:`.mnist.fcn`.
+
+    Raises:
+        ValueError: a pooling larger than the image, or no width within the budget.
     """
-    return at_width(width, budget, lambda units: MnistNetwork(fcn_layers(size, units, dropout, classes, CHANNELS)))
+    _must_pool(pool, size)
+    return at_width(
+        width, budget, lambda units: MnistNetwork(fcn_layers(size // pool, units, dropout, classes, CHANNELS), pool=pool)
+    )
 
 
 def cnn(size: int, width: int | None = None, dropout: float = 0.0, classes: int = 19, budget: int = BUDGET) -> MnistNetwork:
@@ -56,8 +71,7 @@ def st_fcn(
     """
     if not 1 <= transformers <= MOST:
         raise ValueError(f"transformers must be from 1 to {MOST}, got {transformers}")
-    if not 1 <= pool <= size:
-        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
+    _must_pool(pool, size)
 
     def build(width: int) -> MnistNetwork:
         shape = CHANNELS, size, size
@@ -67,3 +81,8 @@ def st_fcn(
         return MnistNetwork(layers, transformer, pool)
 
     return at_width(width, budget, build)
+
+
+def _must_pool(pool: int, size: int) -> None:
+    if not 1 <= pool <= size:
+        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
