@@ -49,7 +49,11 @@ def documents() -> dict[Path, str]:
     tables = {
         "README.md": of_paper | {"networks": speed["networks"]},
         "docs/svhn.md": {"svhn": of_paper["svhn"], "svhn windows": svhn_windows(svhn, CONF)},
-        "docs/addition.md": {"addition": of_paper["addition"], "poses": addition_poses(addition, CONF)},
+        "docs/addition.md": {
+            "addition": of_paper["addition"],
+            "poses": addition_poses(addition, CONF),
+            "addition pooling": pooling_table(read_records(RESULTS / "addition_pooling"), addition=True),
+        },
         "docs/colocalisation.md": {
             "colocalisation": of_paper["colocalisation"],
             "choices": colocalisation_choices(found + tried, CONF),

@@ -62,6 +62,18 @@ def test_the_table_of_pooling_has_a_row_for_each(record):
     ]
 
 
+def test_the_table_of_pooling_of_sums_has_the_papers_number(record):
+    runs = [
+        record(error, "model=addition_fcn", f"model.pool={p}", experiment="mnist_addition")
+        for error, p in ((50, "null"), (30, 2))
+    ]
+    assert pooling_table(runs, addition=True).splitlines()[2:] == [
+        "| **FCN** | *paper* | *150k* | *47.7* |",
+        "| | 1 | 30,000 | 50.00 (1) |",
+        "| | 2 | 30,000 | 30.00 (1) |",
+    ]
+
+
 def test_the_spread_of_angles():
     assert orientation.spread(torch.tensor([10.0, 10.0, 370.0])) == pytest.approx(0, abs=0.2)
     angles = 20 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))

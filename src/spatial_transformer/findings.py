@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from .data.distortions import DISTORTIONS
 from .errors import UsageError
-from .paper import ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
+from .paper import ADDITION, ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
 from .records import differing, flattened, is_standard, other_settings, standard_settings
 from .results import NOT_RUN, cell, mnist_table, species_of
 
@@ -68,24 +68,23 @@ def projective_table(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) if rows else NOT_RUN
 
 
-def pooling_table(records: Iterable[dict[str, Any]]) -> str:
+def pooling_table(records: Iterable[dict[str, Any]], addition: bool = False) -> str:
     """Errors by how the image is pooled before the classifier, as Markdown, between the paper's.
 
     Args:
-        records: of runs of networks without a transformer, whose ``model.pool`` is a number.
+        records: of runs of networks without a transformer.
+        addition: whether they are of MNIST addition, not of distorted MNIST.
     """
-    columns = ("rts", "tc")
-    names = {options: name for name, options in NETWORKS.items()}
+    columns = {"error": "error"} if addition else {"rts": "RTS", "tc": "TC"}
+    names = {options: name for name, options in (ADDITION_NETWORKS if addition else NETWORKS).items()}
     rows: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        row = (names[record["model"], record["transform"]], record["config"]["model"]["pool"], record["steps"])
-        rows[row][record["config"]["data"]["distortion"]].append(record["metrics"]["test/error"])
-    lines = [
-        f"| network | pooled by | steps | {' | '.join(map(str.upper, columns))} |",
-        "|---|---|---|" + "---|" * len(columns),
-    ]
+        row = (names[record["model"], record["transform"]], record["config"]["model"].get("pool") or 1, record["steps"])
+        rows[row][record["config"]["data"].get("distortion", "error")].append(record["metrics"]["test/error"])
+    lines = [f"| network | pooled by | steps | {' | '.join(columns.values())} |", "|---|---|---|" + "---|" * len(columns)]
     for name in dict.fromkeys(name for name, _, _ in sorted(rows)):
-        lines.append(f"| **{name}** | *paper* | *150k* | *{TABLE_1[name]['rts']}* | *{CLUTTERED[name]}* |")
+        of_paper = [ADDITION[name]] if addition else [TABLE_1[name]["rts"], CLUTTERED[name]]
+        lines.append(f"| **{name}** | *paper* | *150k* | " + " | ".join(f"*{number}*" for number in of_paper) + " |")
         for (who, pool, steps), found in sorted(rows.items()):
             if who == name:
                 lines.append(f"| | {pool} | {steps:,} | " + " | ".join(cell(found[column]) for column in columns) + " |")

@@ -1,5 +1,7 @@
 """The networks of MNIST addition: budget, what transformers read and give, gradients and refusals."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from spatial_transformer.transformer import Affine, Projective, ThinPlateSpline,
 FAMILIES = {"affine": Affine, "projective": Projective, "tps": ThinPlateSpline}
 NETWORKS = {
     "fcn": fcn,
+    "fcn pooled": partial(fcn, pool=2),
     "cnn": cnn,
     **{
         f"{n}st_fcn_{name}": lambda size, n=n, make=make, **options: st_fcn(size, make(), n, **options)

@@ -18,7 +18,7 @@ MOST = 16
 def fcn(
     size: int,
     width: int | None = None,
-    pool: int = 2,
+    pool: int | None = None,
     dropout: float = 0.0,
     classes: int = 19,
     budget: int = BUDGET,
@@ -26,12 +26,13 @@ def fcn(
     """FCN on two channels.
 
     Args:
-        pool: average pooling of the image, as behind the transformers; 1 for none (docs/addition.md).
+        pool: average pooling of the image; None for none, unlike Table 1's (docs/addition.md).
         size, width, dropout, classes, budget: as for :func:`.mnist.fcn`.
 
     Raises:
         ValueError: a pooling larger than the image, or no width within the budget.
     """
+    pool = 1 if pool is None else pool
     _must_pool(pool, size)
     return at_width(
         width, budget, lambda units: MnistNetwork(fcn_layers(size // pool, units, dropout, classes, CHANNELS), pool=pool)
