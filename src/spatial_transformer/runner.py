@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .building import build, check_fit, component, load_trained, read_weights
-from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeFiles
+from .callbacks.checkpoints import LastCheckpoint, WholeFiles
 from .callbacks.wandb_run import WandbRun
 from .config import check
 from .data.batched import BatchedData, check_shares
@@ -94,7 +94,7 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
         with _stoppable(trainer, way_out):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
             figures = last.figures | {name: float(value) for name, value in trainer.callback_metrics.items()}
-            kept = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
+            kept = next((c for c in callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)), None)
             best = kept.best_model_path if kept else ""
             tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
         if kept and kept.best_model_score is not None and kept.monitor == "val/error":
