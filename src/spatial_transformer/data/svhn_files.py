@@ -16,6 +16,7 @@ import numpy as np
 from h5py import h5d, h5r, h5s, h5t
 
 from ..errors import UsageError
+from ..files import rather
 from .download import Archive, fetch
 
 DEFAULT_ROOT = Path("data") / "SVHN"
@@ -67,7 +68,7 @@ def prepare(root: str | Path | None, extra: bool | None) -> list[Path]:
         raise UsageError(
             f"SVHN is incomplete: {folder.absolute()} lacks {', '.join(missing)}.\nWay out: give the folder that holds train/ "
             "and test/ of the full numbers (format 1), unpacked (data.root=FOLDER); data.extra=false does without extra/; or "
-            "leave data.root out to have all downloaded."
+            "leave data.root out to have all downloaded." + rather(folder, f"train/{STRUCT}")
         )
     return [folder / part for part in wanted]
 
