@@ -1,13 +1,13 @@
 """The networks of MNIST addition (appendix A.1 of the paper): FCN, CNN, ST-FCN and 2 x ST-FCN on images of two channels.
 
-Layers, localisation networks, pooling and the budget are those of Table 1 (:mod:`.mnist`). Each transformer reads both channels
-and warps both; two of them, in parallel, give four channels to the classifier.
+Layers, localisation networks and the budget are those of Table 1 (:mod:`.mnist`), as is the pooling behind transformers. Each
+transformer reads both channels and warps both; two of them, in parallel, give four channels to the classifier.
 """
 
 from __future__ import annotations
 
 from ..transformer import FcLocalisation, JoinedLocalisation, SpatialTransformer, Transform
-from .mnist import BUDGET, MnistNetwork, at_width, cnn_layers, fcn_layers
+from .mnist import BUDGET, MnistNetwork, at_width, cnn_layers, fcn_layers, pooling
 
 CHANNELS = 2
 """One for each digit."""
@@ -32,10 +32,9 @@ def fcn(
     Raises:
         ValueError: a pooling larger than the image, or no width within the budget.
     """
-    pool = 1 if pool is None else pool
-    _must_pool(pool, size)
+    by = pooling(1 if pool is None else pool, size)
     return at_width(
-        width, budget, lambda units: MnistNetwork(fcn_layers(size // pool, units, dropout, classes, CHANNELS), pool=pool)
+        width, budget, lambda units: MnistNetwork(fcn_layers(size // by, units, dropout, classes, CHANNELS), pool=by)
     )
 
 
@@ -72,7 +71,7 @@ def st_fcn(
     """
     if not 1 <= transformers <= MOST:
         raise ValueError(f"transformers must be from 1 to {MOST}, got {transformers}")
-    _must_pool(pool, size)
+    pool = pooling(pool, size)
 
     def build(width: int) -> MnistNetwork:
         shape = CHANNELS, size, size
@@ -82,8 +81,3 @@ def st_fcn(
         return MnistNetwork(layers, transformer, pool)
 
     return at_width(width, budget, build)
-
-
-def _must_pool(pool: int, size: int) -> None:
-    if not 1 <= pool <= size:
-        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")

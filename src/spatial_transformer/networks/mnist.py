@@ -65,7 +65,7 @@ def fcn(
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _of_image(fcn_layers, size, width, _pool(pool, size), dropout, classes, budget)
+    return _of_image(fcn_layers, size, width, pooling(pool, size), dropout, classes, budget)
 
 
 def cnn(
@@ -86,7 +86,7 @@ def cnn(
         classes: number of classes.
         budget: number of parameters that the solved width may have.
     """
-    return _of_image(cnn_layers, size, width, _pool(pool, size), dropout, classes, budget)
+    return _of_image(cnn_layers, size, width, pooling(pool, size), dropout, classes, budget)
 
 
 def st_fcn(
@@ -152,7 +152,7 @@ def _behind_transformer(
     classes: int,
     budget: int,
 ) -> MnistNetwork:
-    pool = _pool(pool, size)
+    pool = pooling(pool, size)
 
     def build(width: int) -> MnistNetwork:
         transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
@@ -161,7 +161,12 @@ def _behind_transformer(
     return at_width(width, budget, build)
 
 
-def _pool(pool: int | None, size: int) -> int:
+def pooling(pool: int | None, size: int) -> int:
+    """The pooling of an image of ``size`` pixels; None is by 2 where it is larger than a digit, else none.
+
+    Raises:
+        ValueError: it is larger than the image.
+    """
     if pool is None:
         pool = 2 if size > DIGIT else 1
     if not 1 <= pool <= size:
