@@ -137,6 +137,24 @@ def test_a_run_that_is_interrupted_while_it_saves_goes_on_from_the_checkpoint_be
     assert capsys.readouterr().out.count("step 1 of") == 1, "it went on, and did not begin anew"
 
 
+def test_a_run_from_another_ones_checkpoint_goes_on_from_its_own_once_stopped(short, tmp_path, monkeypatch, capsys):
+    settings = ["recipe.scheduler=null", "recipe.validate_every=1"]
+    run(short(*settings))
+    (tmp_path / "run").rename(tmp_path / "first")
+    settings += [f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt", "trainer.max_steps=6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Mistakes, "on_test_start", fail)
+        with pytest.raises(ValueError, match="on the way"):
+            run(short(*settings))
+    assert run(short(*settings))["steps"] == 6
+    told = capsys.readouterr().out
+    assert f"going on from {tmp_path}/first/checkpoints/last.ckpt" in told
+    assert f"going on from {tmp_path}/run/checkpoints/last.ckpt" in told
+    assert told.count("step 3 of") == 1
+    run(short(*settings))
+    assert "finished before" in capsys.readouterr().out
+
+
 def test_a_record_has_the_time_that_the_run_took(short):
     start = time.monotonic()
     record = run(short("trainer.max_steps=40"))

@@ -88,6 +88,21 @@ class RunFolder:
         self.must_be_of(config)
         return read_record(self.record) if self.record.is_file() else None
 
+    def goes_on(self, config: DictConfig) -> bool:
+        """Whether the run goes on with what the folder has of it, not from its start or a checkpoint that is named.
+
+        So it is with ``ckpt_path=auto``, and where this very run began from the named checkpoint and was stopped since.
+
+        Raises:
+            UsageError: the folder's configuration is damaged.
+        """
+        if config.ckpt_path in (None, "auto"):
+            return config.ckpt_path == "auto"
+        if not self.config.is_file() or Path(config.ckpt_path).resolve().parent == self.checkpoints.resolve():
+            return False
+        began = read_config(self.config).get("ckpt_path")
+        return began == config.ckpt_path and next(self._differences(config), None) is None
+
     def must_be_of(self, config: DictConfig) -> None:
         """Refuses a folder that holds a run with other settings.
 

@@ -55,12 +55,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     devices.meet()
     config.run_dir = devices.first(lambda: config.run_dir)  # Hydra gives each process a time stamp of its own
     folder = RunFolder(config.run_dir)
-    if config.ckpt_path == "auto":
-        record = devices.first(lambda: folder.finished(config))
-        if record is not None:
-            if devices.is_first:
-                print(_summary(record, folder.path), "  finished before; ckpt_path=null runs it anew", sep="\n")
-            return record
+    record = devices.first(lambda: folder.finished(config) if folder.goes_on(config) else None)
+    if record is not None:
+        if devices.is_first:
+            print(_summary(record, folder.path), "  finished before; ckpt_path=null runs it anew", sep="\n")
+        return record
     try:
         return _run(config, folder, devices)
     except Exception as error:
@@ -134,10 +133,8 @@ def _begun(config: DictConfig, folder: RunFolder, data: BatchedData, task: pl.Li
     """Makes data and run folder ready; returns the checkpoint to go on from, None for a run from its start."""
     data.prepare_data()
     task.prepare_data()
-    checkpoint = None
-    if config.ckpt_path == "auto":
-        checkpoint = folder.newest_checkpoint()
-    elif config.ckpt_path is not None:
+    checkpoint = folder.newest_checkpoint() if folder.goes_on(config) else None
+    if checkpoint is None and config.ckpt_path not in (None, "auto"):
         checkpoint = Path(config.ckpt_path)
         check_fit(read_weights(checkpoint), task, checkpoint)
         RunFolder(checkpoint.parent.parent).must_train_as(config, checkpoint)

@@ -161,7 +161,8 @@ class Grid(BasicSweeper):
         try:
             check(config)
             of_run = RunFolder(folder)
-            return of_run, config.ckpt_path is not None and of_run.finished(config) is not None
+            finished = config.ckpt_path is not None and of_run.finished(config) is not None
+            return of_run, finished and of_run.goes_on(config)
         finally:
             HydraConfig.instance().set_config(self.config)
 
