@@ -5,11 +5,13 @@ import json
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import hubconf
 
@@ -50,3 +52,19 @@ def test_the_hub_is_told_all_that_its_networks_import():
     done = subprocess.run([sys.executable, "-c", ON_A_HUB], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded, files = json.loads(done.stdout.splitlines()[-1])
     assert imported([Path(file) for file in files]) & set(loaded) <= set(hubconf.dependencies)
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+def test_a_pin_is_there_for_every_python_that_the_project_takes(file):
+    """By what the installed packages say of themselves: one that a Python is too old or too new for has a marker."""
+    for line in (REPOSITORY / file).read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        pin = Requirement(text)
+        if pin.marker and not pin.marker.evaluate():
+            continue
+        takes = SpecifierSet(metadata(pin.name)["Requires-Python"] or "")
+        for python in ("3.10", "3.11", "3.12", "3.13"):
+            if not pin.marker or pin.marker.evaluate({"python_version": python}):
+                assert takes.contains(f"{python}.9"), f"{pin} is not for Python {python}"
