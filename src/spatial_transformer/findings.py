@@ -218,7 +218,7 @@ def parts_of_birds(records: Iterable[dict[str, Any]], conf: Path, experiment: st
         if record["experiment"] == experiment and is_standard(record, conf):
             runs[record["recipe"], record["steps"], species_of(record)].append(record["metrics"])
     return {
-        f"{recipe}, {steps:,} steps; {species}": _parts_of(metrics)
+        f"{recipe}, {steps:,} steps; {species}; seeds: {len(metrics)}": _parts_of(metrics)
         for (recipe, steps, species), metrics in sorted(runs.items())
     }
 
