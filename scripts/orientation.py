@@ -40,7 +40,7 @@ def measure(run: Path, data_root: str | None) -> dict:
     trained = load_trained(run, data_root=data_root)
     data: Any = trained.data
     network: Any = trained.task.network
-    if type(data) is not MnistData or data.distortion.pose is None or network.transformer is None:
+    if type(data) is not MnistData or data.distortion.pose is None or getattr(network, "transformer", None) is None:
         raise UsageError(f"{run} has no transformer, or digits whose angle is not known. Way out: a run on R or RTS.")
     if not trained.record:
         raise UsageError(f"{run} is not the folder of a finished run. Way out: one that came to its end.")

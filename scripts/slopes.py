@@ -51,24 +51,29 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
         UsageError: it is not that of a run with transformers and a finished checkpoint.
     """
     from spatial_transformer.building import load_trained
+    from spatial_transformer.data.cub import CubData
 
+    if samples < 2:
+        raise UsageError(f"--samples {samples} leaves nothing to compare. Way out: 2 or more; 100 is the default.")
     data: Any
     _, data, task, finished = load_trained(run, data_root=data_root)
     network: Any = task.network
-    if getattr(network, "transformer", None) is None:
-        raise UsageError(f"{run} has a network without parallel transformers. Way out: a run of experiment=birds_2st, say.")
+    if not isinstance(data, CubData) or getattr(network, "transformer", None) is None:
+        raise UsageError(f"{run} is no network of birds with transformers. Way out: a run of experiment=birds_2st, say.")
     if not finished:
         raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
     data.prepare_data()
     data.setup()
     index = torch.linspace(0, data.size("test") - 1, min(samples, data.size("test"))).long()
     found: list[Tensor] = []
+    done = 0
     for part in index.split(_AT_ONCE):
         images, labels = data.samples("test", part)
         theta = network.transformer.localisation(images)
         values = gradient_and_slopes(partial(_losses, task, images, labels), theta)
         found.append(torch.stack(values).flatten(1))
-        print(f"{int(part[-1]) + 1:,} of {data.size('test'):,} test images", flush=True)
+        done += len(part)
+        print(f"{done:,} of {len(index):,} test images", flush=True)
     gradient, *slopes = torch.cat(found, dim=1)
     rows = [
         {
@@ -81,7 +86,8 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
         }
         for distance, slope in zip(DISTANCES, slopes, strict=True)
     ]
-    return {"label": finished["label"], "commit": finished["commit"], "samples": len(index), "rows": rows}
+    about = {name: finished[name] for name in ("label", "steps", "commit")}
+    return about | {"samples": len(index), "rows": rows}
 
 
 def _losses(task: Any, images: Tensor, labels: Tensor, theta: Tensor) -> Tensor:

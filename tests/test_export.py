@@ -81,9 +81,15 @@ def test_a_volume_is_written_as_onnx(composed, mnist_root, tmp_path):
 
 def test_a_file_that_computes_something_else_does_not_appear(short_run, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnx_file, "_rounding", lambda *of: -1.0)
     with pytest.raises(UsageError, match="computes other outputs"):
         onnx_file.write_onnx(load_trained(short_run), tmp_path / "out" / "network.onnx")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_may_round_as_pytorch_does(short_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "TOLERANCE", -1.0)
+    assert 0 < onnx_file.write_onnx(load_trained(short_run), tmp_path / "network.onnx") < 1e-4
 
 
 def test_the_program_writes_both_kinds_of_file(short_run, tmp_path, monkeypatch, mnist_root, capsys):

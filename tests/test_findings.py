@@ -171,6 +171,12 @@ def test_the_chart_of_lengths_has_a_line_for_each_recipe(record):
     assert lines[0].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
 
 
+def test_a_transform_that_the_paper_has_not_is_called_by_its_name(record):
+    runs = [record(1.0, "transform=attention", f"trainer.max_steps={steps}") for steps in (9, 99)]
+    assert steps_chart(runs, CONF).axes[0].lines[0].get_label() == "st_fcn attention on RTS, fast recipe"
+    assert "| st_fcn attention | RTS | fast |" in recipe_table(runs, CONF)
+
+
 def test_tables_are_put_in_their_places():
     text = "a\n<!-- table x -->\nold\n<!-- end -->\nb"
     assert with_tables(text, {"x": "new"}) == "a\n<!-- table x -->\nnew\n<!-- end -->\nb"

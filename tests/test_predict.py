@@ -103,6 +103,8 @@ def test_nothing_to_predict_is_said_before_any_work(of, tmp_path):
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
     with pytest.raises(UsageError, match="holds the pictures themselves"):
         of(out=str(tmp_path / "pictures"))
+    with pytest.raises(UsageError, match="holds the pictures themselves"):
+        of(images=str(tmp_path / "pictures" / "notes.txt"), out=str(tmp_path / "pictures"))
     with pytest.raises(UsageError, match=r"notes\.txt"):
         of()
     with pytest.raises(UsageError, match="not a run folder"):
@@ -177,3 +179,16 @@ def test_the_program_ends_with_one_message(tmp_path):
     assert ended.returncode == 1
     assert "no such folder or file" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["predict.py", "evaluate.py"])
+def test_a_program_refuses_a_setting_that_it_has_not(program):
+    images = ["images=2024"] if program == "predict.py" else []  # a folder may be called so
+    for words in (["+checkpont=last"], ["checkpont=last"]):
+        ended = subprocess.run(
+            [sys.executable, program, "run=7", *images, *words], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert ended.returncode == 1
+        assert "checkpont" in ended.stderr
+        assert "did you mean checkpoint?" in ended.stderr
+        assert "Traceback" not in ended.stderr

@@ -66,6 +66,12 @@ def test_an_ablation_has_its_runs_and_each_is_a_right_configuration(ablation, tm
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_listing_runs_nothing_where_there_is_no_sweep_either(tmp_path):
+    code, output, errors = sweep("cluster=show", f"hydra.sweep.dir={tmp_path}/sweep", "seed=2")
+    assert code == 0, errors
+    assert states(output) == {"seed-2": "not begun"}
+
+
 def test_three_seeds_are_the_tables(tmp_path):
     path = "trainer.default_root_dir=/some/where"  # the last part of the folders' names, and the same for all
     code, output, errors = sweep("ablation=cluttered", "cluster=show", f"hydra.sweep.dir={tmp_path}/sweep", path)
@@ -114,6 +120,7 @@ def test_a_wrong_setting_of_a_sweep_is_told_before_any_run_begins(mnist_root, tm
     for wrong, message in {
         "+data.batchsize=3": "has no setting 'batchsize'",
         "model=cnn,svhn_cnn": "no run of this ablation has model=svhn_cnn",
+        "+data.canvas=28,-3": "data.canvas=-3",
         "trainer.max_steps=0,5": "trainer.max_steps=0 is not a number of steps",
     }.items():
         code, _, errors = sweep("-m", "ablation=table1", *there, wrong)

@@ -126,8 +126,31 @@ class Evaluation:
     trainer: dict[str, Any] = MISSING
 
 
+@dataclass
+class PredictionConfig:
+    """The root of a prediction's configuration."""
+
+    run: str = MISSING
+    images: str = MISSING
+    out: str = MISSING
+    checkpoint: str = "best"
+    data_root: str | None = None
+
+
 ConfigStore.instance().store("schema", Config)
 ConfigStore.instance().store("evaluation", Evaluation)
+ConfigStore.instance().store("prediction", PredictionConfig)
+
+
+def check_names(config: DictConfig, schema: type[Evaluation | PredictionConfig]) -> None:
+    """Refuses settings that were added with a plus, and that nothing would heed.
+
+    Raises:
+        UsageError: there are some.
+    """
+    added = sorted(map(str, config.keys() - schema.__dataclass_fields__.keys()))
+    if added:
+        raise UsageError(f"there is no setting {', '.join(added)}.\n{_way_out(added[0], list(schema.__dataclass_fields__))}")
 
 
 def composed(conf: Path, *overrides: str) -> DictConfig:
@@ -171,6 +194,7 @@ def check(config: DictConfig) -> None:
     _check_places(config, settings)
     components = [(path, node, _component(path, node)) for path, node in _components(settings, "")]
     _check_transform(config)
+    _check_trainer(config)
     steps = ["recipe.max_steps", "recipe.validate_every", "trainer.max_steps", "trainer.log_every_n_steps"]
     if isinstance(OmegaConf.select(config, "trainer.val_check_interval"), int):
         steps.append("trainer.val_check_interval")
@@ -288,6 +312,17 @@ def _check_transform(config: DictConfig) -> None:
             f"model={model} has no spatial transformer, so transform={transform} would do nothing. Way out: leave transform "
             "out, or choose a model with one (model=...st_...)."
         )
+
+
+def _check_trainer(config: DictConfig) -> None:
+    """Refuses what Lightning takes and a run cannot: samples are float32, drawn by step, and it ends in a test."""
+    precision = str(config.trainer.get("precision") or "32-true")
+    if precision not in ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"):
+        raise UsageError(f"trainer.precision={precision} is not for these runs. Way out: 32-true, bf16-mixed or 16-mixed.")
+    if config.trainer.get("limit_test_batches") == 0:
+        raise UsageError("trainer.limit_test_batches=0 leaves no test, with which each run ends. Way out: 1 or more.")
+    if config.trainer.get("overfit_batches"):
+        raise UsageError("trainer.overfit_batches is not for these runs. Way out: trainer.limit_train_batches, say.")
 
 
 def _components(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -494,7 +529,9 @@ def explanation(error: BaseException) -> str:
     option = re.search(r"Could not find '([^']+)'", text)
     if option:
         group, _, name = option[1].rpartition("/")
-        return f"{group or 'config'}={name} does not exist.\n" + _way_out(name, re.findall(r"^\t(\S+)", text, re.M))
+        return f"{group or 'config'}={name} does not exist.\n" + _way_out(
+            name, re.findall(r"^\t(\S+)", text.partition("Config search path")[0], re.M)
+        )
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' not in '", text)
     if key:
         name = key[1].lstrip("+~").split("@")[0]
@@ -502,7 +539,7 @@ def explanation(error: BaseException) -> str:
         place = f"in {CONF}/{where[1]}.yaml" if where else "on the command line"
         hint = (
             f"\nA setting of {name.rpartition('.')[0]} that its file leaves out is added with a plus: +{name}=..."
-            if "." in name
+            if "." in name and Path(sys.argv[0]).stem == "train"
             else ""
         )
         return f"there is no setting or group {name!r}, given {place}.\n" + _way_out(name, _known_names()) + hint
@@ -510,17 +547,19 @@ def explanation(error: BaseException) -> str:
 
 
 def _known_names() -> list[str]:
-    """Every dotted name of the program's default configuration, and every group."""
+    """Every dotted name of the default configuration of the program that runs, and every group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    folder = Path(sys.argv[0]).parent.absolute() / CONF
-    if not (folder / "train.yaml").is_file():
+    program = Path(sys.argv[0])
+    folder = program.parent.absolute() / CONF
+    if not (folder / f"{program.stem}.yaml").is_file():
         return list(Config.__dataclass_fields__)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3"):
-        names = [group for group in GlobalHydra.instance().config_loader().list_groups("") if group != "hydra"]
-        config = compose("train")
+        groups = GlobalHydra.instance().config_loader().list_groups("") if program.stem == "train" else []
+        names = [group for group in groups if group != "hydra"]
+        config = compose(program.stem)
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in map(str, node):

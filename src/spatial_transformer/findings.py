@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from .data.distortions import DISTORTIONS
 from .errors import UsageError
+from .naming import network_name
 from .paper import ADDITION, ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
 from .records import differing, flattened, is_standard, other_settings, standard_settings
 from .results import NOT_RUN, cell, mnist_table, species_of
@@ -24,13 +25,12 @@ def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
 
     Rows for each run: which transformer takes which digit is chance, so a mean over the seeds would say nothing.
     """
-    names = {options: name for name, options in ADDITION_NETWORKS.items()}
     rows = []
     for record in records:
         figures = record["metrics"]
         if "test/pose_input_1" not in figures or not is_standard(record, conf):
             continue
-        run = f"{names[record['model'], record['transform']]} | {record['recipe']}, {record['steps']:,} | {record['seed']}"
+        run = f"{_network(record)} | {record['recipe']}, {record['steps']:,} | {record['seed']}"
         for who in ("input", "1", "2"):
             if f"test/pose_{who}_1" in figures:
                 nearer = "–" if who == "input" else f"{figures[f'test/resolves_first_{who}']:.0f}"
@@ -43,6 +43,10 @@ def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
         *rows,
     ]
     return "\n".join(lines) if rows else NOT_RUN
+
+
+def _network(record: dict[str, Any]) -> str:
+    return network_name(record["experiment"], record["model"], record["transform"])
 
 
 def projective_table(records: Iterable[dict[str, Any]]) -> str:
@@ -280,16 +284,19 @@ def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """Runs that decided a recipe, as Markdown: what they had that the recipe's file in ``conf`` has not, and their errors."""
     lines = ["| network | distortion | recipe | other than in the file | steps | validation error | test error |"]
     lines.append("|---|---|---|---|---|---|---|")
-    names = {options: name for name, options in NETWORKS.items()}
     rows: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        about = (record["model"], record["transform"], record["config"]["data"]["distortion"], record["recipe"])
-        rows[(*about, record["steps"], _other_in_recipe(record, conf))].append(record["metrics"])
-    for (model, transform, distortion, recipe, steps, other), runs in sorted(rows.items()):
-        figures = " | ".join(cell([metrics[name] for metrics in runs]) for name in ("val/best_error", "test/error"))
-        lines.append(
-            f"| {names[model, transform]} | {distortion.upper()} | {recipe} | {other or '–'} | {steps:,} | {figures} |"
+        about = (
+            record["model"],
+            record["transform"],
+            _network(record),
+            record["config"]["data"]["distortion"],
+            record["recipe"],
         )
+        rows[(*about, record["steps"], _other_in_recipe(record, conf))].append(record["metrics"])
+    for (_, _, network, distortion, recipe, steps, other), runs in sorted(rows.items()):
+        figures = " | ".join(cell([metrics[name] for metrics in runs]) for name in ("val/best_error", "test/error"))
+        lines.append(f"| {network} | {distortion.upper()} | {recipe} | {other or '–'} | {steps:,} | {figures} |")
     return "\n".join(lines)
 
 
@@ -302,9 +309,8 @@ def _other_in_recipe(record: dict[str, Any], conf: Path) -> str:
 def steps_chart(records: Iterable[dict[str, Any]], conf: Path) -> Figure:
     """Mean test error against the length of training: a line for each recipe, network and distortion of several lengths."""
     errors: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    names = {options: name for name, options in NETWORKS.items()}
     for record in records:
-        network, distortion = names[record["model"], record["transform"]], record["config"]["data"]["distortion"]
+        network, distortion = _network(record), record["config"]["data"]["distortion"]
         other = _other_in_recipe(record, conf)
         line = f"{network} on {distortion.upper()}, {record['recipe']} recipe" + (f", {other}" if other else "")
         errors[line][record["steps"]].append(record["metrics"]["test/error"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from .files import replacing
 SAMPLES = 32
 """Test images that a file is checked on."""
 TOLERANCE = 1e-5
-"""Of an output: absolute, or of the largest output where that is above 1."""
+"""What is rounding of an output at any rate: absolute, or of the largest output where that is above 1."""
 
 
 @torch.inference_mode()
@@ -56,14 +57,20 @@ def write_onnx(trained: Trained, file: Path) -> float:
         for n in (1, 5, len(images)):
             output = torch.from_numpy(session.run(None, {"images": images[:n].numpy()})[0])
             difference = max(difference, float((output - expected[:n]).abs().max()))
-        difference /= max(1.0, float(expected.abs().max()))
-        if not difference <= TOLERANCE:
+        scale = max(1.0, float(expected.abs().max()))
+        difference /= scale
+        if not difference <= TOLERANCE and not difference <= 3 * _rounding(network, images, expected) / scale:
             raise UsageError(
                 f"onnxruntime {onnxruntime.__version__} computes other outputs than PyTorch: they differ by {difference:.1e}, "
-                f"where {TOLERANCE:.0e} may be rounding, so no file was written. Way out: the versions of onnx, onnxscript and "
+                "which is more than rounding, so no file was written. Way out: the versions of onnx, onnxscript and "
                 "onnxruntime in requirements-dev.txt."
             )
     return difference
+
+
+def _rounding(network: nn.Module, images: Tensor, output: Tensor) -> float:
+    """How far the network's own output lies from that of double precision: deep ones, and transformers, enlarge rounding."""
+    return float((output - copy.deepcopy(network).double()(images.double())).abs().max())
 
 
 def _test_images(trained: Trained) -> Tensor:

@@ -16,6 +16,7 @@ from PIL import Image
 from .building import Trained, load_trained
 from .callbacks.drawing import Reading, strip
 from .callbacks.pictures import columns_of, with_regions
+from .config import PredictionConfig, check_names
 from .data.picture_files import View, list_pictures, read_picture
 from .errors import UsageError
 from .files import replacing
@@ -52,9 +53,10 @@ def predict(config: DictConfig) -> list[Prediction]:
     Raises:
         UsageError: the run, the place of the pictures or the folder cannot be right, or none of the files is a picture.
     """
+    check_names(config, PredictionConfig)
     place, out = Path(config.images), Path(config.out)
     files = list_pictures(place)
-    if place.is_dir() and out.resolve() == place.resolve():
+    if out.resolve() == (place if place.is_dir() else place.parent).resolve():
         raise UsageError(f"out={out} holds the pictures themselves. Way out: another folder.")
     trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
     if trained.data.no_pictures:

@@ -159,7 +159,7 @@ class RunFolder:
         Raises:
             UsageError: there are checkpoints, and none can be read.
         """
-        from .saved import load_saved  # torch, which a sweep does not need
+        from .saved import load_saved  # torch, which a sweep that is finished does not need
 
         broken = ""
         for path in (self.last, self.previous):

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from .building import build, check_fit, component, load_trained, read_weights
 from .callbacks.checkpoints import LastCheckpoint, WholeFiles
 from .callbacks.wandb_run import WandbRun
-from .config import check
+from .config import Evaluation, check, check_names
 from .data.batched import BatchedData, check_shares
 from .devices import Devices, plugins
 from .errors import Stopped, UsageError
@@ -158,6 +158,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         Stopped: the test was asked to end before it was finished.
     """
     _quiet()
+    check_names(config, Evaluation)
     trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
     trained.config.trainer.update(config.trainer)
     trainer = _trainer(trained.config)

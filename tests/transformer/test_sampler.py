@@ -12,6 +12,8 @@ from spatial_transformer.transformer import Affine, Affine3d, Attention, Project
 
 SIZES = [(1, 1), (2, 3), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (17, 100), (224, 224)]
 VOLUMES = [(1, 1, 1), (4, 4, 4), (5, 7, 9), (6, 28, 28), (3, 33, 17)]
+
+
 half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
@@ -397,6 +399,12 @@ def test_gradient_through_a_fill_is_the_numerical_one():
 def test_the_warp_is_the_same_with_and_without_gradients(mode):
     x, grid = random(2, 1, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
     assert torch.equal(sample(x.clone().requires_grad_(), grid.clone().requires_grad_(), mode), sample(x, grid, mode))
+
+
+def test_integers_are_rounded():
+    x = torch.full((1, 1, 20, 30), 200, dtype=torch.uint8)
+    grid = Affine().grid(torch.tensor([[0.9, 0.1, 0.01, 0.05, 0.9, 0.02]]), (20, 30))
+    assert sample(x, grid, fill=200).unique().tolist() == [200]
 
 
 # Against scipy

@@ -161,8 +161,12 @@ class Grid(BasicSweeper):
         try:
             check(config)
             of_run = RunFolder(folder)
-            finished = config.ckpt_path is not None and of_run.finished(config) is not None
-            return of_run, finished and of_run.goes_on(config)
+            finished = config.ckpt_path is not None and of_run.finished(config) is not None and of_run.goes_on(config)
+            if not finished:
+                from spatial_transformer.building import build  # torch, which a single run and --help do not wait for here
+
+                build(config)
+            return of_run, finished
         finally:
             HydraConfig.instance().set_config(self.config)
 

@@ -54,7 +54,7 @@ class Mistakes(pl.Callback):
         if label.ndim == 1:
             confusion = MulticlassConfusionMatrix(data.classes, sync_on_compute=False).to(pl_module.device)
             confusion.update(prediction, label)
-            pictures["confusion"] = self._confusion_picture(confusion)
+            pictures["confusion"] = self._confusion_picture(confusion, data.names)
         if rows:
             title = f"{len(rows)} of {len(label):,} test samples are wrong; the most confident of them"
             picture = picture_of(trainer, pl_module, "test", wrong[: self.shown], title, self.zoom)
@@ -67,11 +67,12 @@ class Mistakes(pl.Callback):
                     logger.log_image(f"pictures/{name}", [str(picture_path)])
                 logger.log_table("mistakes", columns, rows)
 
-    def _confusion_picture(self, confusion: MulticlassConfusionMatrix) -> Path:
+    def _confusion_picture(self, confusion: MulticlassConfusionMatrix, names: list[str]) -> Path:
         import matplotlib
 
         matplotlib.use("Agg")
-        figure, _ = confusion.plot(add_text=confusion.num_classes <= FEW_CLASSES)
+        few = confusion.num_classes <= FEW_CLASSES
+        figure, _ = confusion.plot(add_text=few, labels=names if few else None)
         with replacing(self.folder / "confusion.png") as path:
             figure.savefig(path, format="png", dpi=120)
         matplotlib.pyplot.close(figure)

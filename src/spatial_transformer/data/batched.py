@@ -63,6 +63,9 @@ class BatchedData(pl.LightningDataModule, ABC):
         self.seed = seed
         self._names: list[str] = []
 
+    def setup(self, stage: str | None = None) -> None:
+        """Reads what samples are made of; nothing, where they are drawn."""
+
     @abstractmethod
     def size(self, split: str) -> int:
         """Number of samples of a split."""

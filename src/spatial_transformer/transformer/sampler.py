@@ -35,7 +35,8 @@ def sample(x: Tensor, grid: Tensor, mode: str = "bilinear", fill: float | Sequen
     The gradient with respect to a point at a pixel centre, where the kernel has a kink, is that of one side or the other.
 
     Returns:
-        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype of ``x``. Half precision inputs are sampled in float32.
+        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype of ``x``, rounded where that is of integers. Half precision
+        inputs are sampled in float32.
 
     Raises:
         ValueError: shapes that do not fit, an unknown mode, or as many fills as neither 1 nor C.
@@ -59,7 +60,7 @@ def sample(x: Tensor, grid: Tensor, mode: str = "bilinear", fill: float | Sequen
         out = _sample(source, grid.to(dtype), mode)
         if background is not None:
             out = out + background
-        return out.to(x.dtype)
+        return (out if x.is_floating_point() else out.round()).to(x.dtype)
 
 
 def _background(fill: float | Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -102,7 +103,7 @@ def _sample_exactly(x: Tensor, grid: Tensor, mode: str) -> Tensor:
     in float32, 1.5e-5 px at 28 px, far below what the coordinates carry. Padding reads as outside: that changes nothing.
     """
     sizes = x.shape[2:]
-    padded = [1 << (n - 1).bit_length() for n in sizes]
+    padded = [1 << (int(n) - 1).bit_length() for n in sizes]  # in a trace a size is a tensor
     if padded != list(sizes):
         x = F.pad(x, [end for n, p in zip(reversed(sizes), reversed(padded), strict=True) for end in (0, p - n)])
     grid = _on_lattice(grid, [n / p for n, p in zip(reversed(sizes), reversed(padded), strict=True)], mode)
