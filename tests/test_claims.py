@@ -161,13 +161,19 @@ CLAIMS = [
     ),
     (
         "docs/reproduction.md",
-        "all three well below the paper on E",
+        "ST-FCN on E has the paper's order with the fast recipe, TPS before projective before affine",
+        lambda: sorted(ST_FCN, key=lambda network: ours("mnist", network, FAST, "E")),
+        list(reversed(ST_FCN)),
+    ),
+    (
+        "docs/reproduction.md",
+        "all are well below the paper there",
         lambda: above_paper(ST_FCN, FAST, "E") + above_paper(ST_FCN, LONG, "E"),
         (-2, -1),
     ),
     (
         "docs/reproduction.md",
-        "on R TPS is as good as affine with either recipe",
+        "On R TPS is as good as affine with either recipe",
         lambda: [
             ours("mnist", "ST-FCN TPS", length, "R") - ours("mnist", "ST-FCN affine", length, "R") for length in (FAST, LONG)
         ],
@@ -255,12 +261,12 @@ CLAIMS = [
     ),
     (
         "docs/recipes.md",
-        "In 15,000 steps, 0.05 took a fifth off the error of affine and TPS on R",
+        "In 15,000 steps, 0.05 took a fifth off the error of affine on R and a sixth off that of TPS",
         lambda: [
-            1 - tried(*run, theta_noise=0.05) / tried(*run)
+            round(1 / (1 - tried(*run, theta_noise=0.05) / tried(*run)))
             for run in [("st_fcn", family, "r", "fast", 15_000) for family in ("affine", "tps")]
         ],
-        (0.17, 0.23),
+        [5, 6],
     ),
     (
         "docs/recipes.md",
