@@ -167,7 +167,7 @@ CLAIMS = [
     ),
     (
         "docs/reproduction.md",
-        "all are well below the paper there",
+        "All are well below the paper there",
         lambda: above_paper(ST_FCN, FAST, "E") + above_paper(ST_FCN, LONG, "E"),
         (-2, -1),
     ),
