@@ -394,6 +394,8 @@ def test_a_deep_copy_of_a_used_transformer_is_its_own_and_warps_alike(make):
 def test_the_settings_are_shown():
     transformer = SpatialTransformer(Given(thetas(Affine(), 1)), Affine(), (5, 6), "nearest", 0.3, 2)
     assert transformer.extra_repr() == "output_size=(5, 6), mode='nearest', fill=0.3, parallel=2"
+    fill = torch.tensor([0.25, 0.5])
+    assert SpatialTransformer(Given(None), Affine(), fill=fill).extra_repr().endswith("fill=(0.25, 0.5)")
     assert SpatialTransformer(nn.Identity(), Affine()).extra_repr() == "output_size=None, mode='bilinear'"
 
 

@@ -103,7 +103,7 @@ def _sample_exactly(x: Tensor, grid: Tensor, mode: str) -> Tensor:
     in float32, 1.5e-5 px at 28 px, far below what the coordinates carry. Padding reads as outside: that changes nothing.
     """
     sizes = x.shape[2:]
-    padded = [1 << (int(n) - 1).bit_length() for n in sizes]  # in a trace a size is a tensor
+    padded = [1 << (n - 1).bit_length() for n in sizes]
     if padded != list(sizes):
         x = F.pad(x, [end for n, p in zip(reversed(sizes), reversed(padded), strict=True) for end in (0, p - n)])
     grid = _on_lattice(grid, [n / p for n, p in zip(reversed(sizes), reversed(padded), strict=True)], mode)

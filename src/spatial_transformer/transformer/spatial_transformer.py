@@ -41,17 +41,20 @@ class SpatialTransformer(nn.Module):
         parallel: int = 1,
     ) -> None:
         super().__init__()
-        if output_size is not None and (len(output_size) != transform.dims or min(output_size) < 1):
-            raise ValueError(f"output_size must be {transform.dims} positive sizes, got {tuple(output_size)}")
+        if output_size is not None:
+            output_size = (output_size,) if isinstance(output_size, int) else tuple(output_size)
+            if len(output_size) != transform.dims or min(output_size) < 1:
+                raise ValueError(f"output_size must be {transform.dims} positive sizes, got {output_size}")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
         self.localisation = localisation
         self.transform = transform
-        self.output_size = None if output_size is None else tuple(output_size)
+        self.output_size = output_size
         self.mode = mode
-        self.fill = fill
+        fills = torch.as_tensor(fill, dtype=torch.float64).flatten().tolist()  # a tensor or an array may say it, too
+        self.fill: float | Sequence[float] = fills[0] if len(fills) == 1 else tuple(fills)
         self.parallel = parallel
 
     def forward(self, x: Tensor, return_theta: bool = False, theta: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
