@@ -53,7 +53,7 @@ class SpatialTransformer(nn.Module):
         self.transform = transform
         self.output_size = output_size
         self.mode = mode
-        fills = torch.as_tensor(fill, dtype=torch.float64, device="cpu").flatten().tolist()  # a tensor or an array may say it, too
+        fills = torch.as_tensor(fill, dtype=torch.float64, device="cpu").flatten().tolist()  # a tensor or an array, too
         self.fill: float | Sequence[float] = fills[0] if len(fills) == 1 else tuple(fills)
         self.parallel = parallel
 
