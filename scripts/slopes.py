@@ -66,14 +66,12 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
     data.setup()
     index = torch.linspace(0, data.size("test") - 1, min(samples, data.size("test"))).long()
     found: list[Tensor] = []
-    done = 0
     for part in index.split(_AT_ONCE):
         images, labels = data.samples("test", part)
         theta = network.transformer.localisation(images)
         values = gradient_and_slopes(partial(_losses, task, images, labels), theta)
         found.append(torch.stack(values).flatten(1))
-        done += len(part)
-        print(f"{done:,} of {len(index):,} test images", flush=True)
+        print(f"{_AT_ONCE * (len(found) - 1) + len(part):,} of {len(index):,} test images", flush=True)
     gradient, *slopes = torch.cat(found, dim=1)
     rows = [
         {

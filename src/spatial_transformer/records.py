@@ -58,7 +58,7 @@ def read_rows(path: Path) -> dict[str, Any]:
 
 def write_rows(record: dict[str, Any], folder: Path) -> Path:
     """Writes such a record, of a run, to the ``folder`` of its kind; returns its place there."""
-    target = folder / f"{'-'.join(str(record[name]) for name in ('label', 'steps') if name in record)}.json"
+    target = folder / f"{record['label']}-{record['steps']}.json"
     with replacing(target) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
     return target
