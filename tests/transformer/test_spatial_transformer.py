@@ -327,6 +327,24 @@ def test_a_transformer_that_was_compiled_still_works_without_the_compiler():
 
 
 @compiled_cases
+def test_gradients_of_each_sample_by_torch_func_are_those_of_backward(options):
+    x = image(options["transform"])
+    transformer, x = trained(**options, x=x).double(), x.double()  # in float32, the lattice of points tells one from the other
+    weights = {name: weight.detach() for name, weight in transformer.named_parameters()}
+
+    def loss(weights, one):
+        return torch.func.functional_call(transformer, weights, (one[None],)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for n, one in enumerate(x):  # the same module, which must have kept nothing of vmap and grad
+        transformer.zero_grad()
+        transformer(one[None]).square().sum().backward()
+        for name, weight in transformer.named_parameters():
+            torch.testing.assert_close(of_each[name][n], weight.grad)
+    copy.deepcopy(transformer)
+
+
+@compiled_cases
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 def test_the_exported_program_gives_what_the_module_gives(options, used):
     x = image(options["transform"])

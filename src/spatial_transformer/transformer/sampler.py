@@ -73,7 +73,8 @@ def _background(fill: float | Sequence[float], x: Tensor, dtype: torch.dtype) ->
 
 
 def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
-    if mode == "bilinear" and torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad):
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)
+    if mode == "bilinear" and differentiated and not torch._C._are_functorch_transforms_active():
         return _Bilinear.apply(x, grid)
     return _sample_exactly(x, grid, mode)
 

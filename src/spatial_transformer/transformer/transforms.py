@@ -30,6 +30,11 @@ def pixel_centres(size: Sequence[int], dtype: torch.dtype = torch.float64) -> Te
     return torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))])
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether x is a tensor with values of its own: no stand-in of a tracer, nor of ``torch.func``."""
+    return type(x) is Tensor and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 class Transform(nn.Module, ABC):
     """A family of transformations, without parameters of its own: theta comes from a localisation network.
 
@@ -110,7 +115,7 @@ class Transform(nn.Module, ABC):
             # Validation often comes first, in inference mode, and a tensor made there cannot take part in training.
             with torch.inference_mode(False), torch.no_grad():
                 basis = _side_by_side(self._basis(pixel_centres(size)), self.dims).to(theta.device, dtype)
-            if type(basis) is Tensor and not torch.compiler.is_compiling():  # no tracer's stand-in is ever kept
+            if is_plain(basis):  # no stand-in is ever kept
                 self._bases[key] = basis
         return basis
 
@@ -222,7 +227,7 @@ class Projective(Transform):
 
 def _may_fall_below(w: Tensor, low: float) -> bool:
     """Whether some w is below ``low``; where a look would stop a GPU or a tracer, that it may be."""
-    can_look = type(w) is Tensor and w.device.type == "cpu" and not torch.compiler.is_compiling()
+    can_look = w.device.type == "cpu" and is_plain(w)
     return not can_look or bool((w < low).any())
 
 
