@@ -32,7 +32,7 @@ def of(tmp_path):
 
     def predict_(run=ST_CNN, **settings):
         places = {"run": str(run), "images": str(tmp_path / "pictures"), "out": str(tmp_path / "out")}
-        return predict(OmegaConf.create(places | {"checkpoint": "best", "data_root": None} | settings))
+        return predict(OmegaConf.create(places | {"checkpoint": "best", "data": {"root": None}} | settings))
 
     return predict_
 
@@ -83,6 +83,8 @@ def test_other_files_are_told_and_left_out(of, tmp_path, capsys):
     Image.new("RGB", (300, 200), "white").save(folder / "blank.png")
     Image.new("1", (9_000, 8_000)).save(folder / "huge.png")
     (folder / ".hidden").touch()
+    (folder / "more").mkdir()
+    (folder / ("long" * 62 + ".png")).write_bytes((folder / "seven.png").read_bytes())
     assert [p.file for p in of()] == ["seven.png"]
     told = capsys.readouterr().err
     for name, reason in {
@@ -90,6 +92,8 @@ def test_other_files_are_told_and_left_out(of, tmp_path, capsys):
         "half.png": "cannot be read",
         "blank.png": "no digit",
         "huge.png": "9,000 x 8,000",
+        "more": "a folder",
+        "longlong": "a shorter name",
     }.items():
         assert any(name in line and reason in line for line in told.splitlines()), name
     assert ".hidden" not in told
@@ -166,7 +170,7 @@ def _listed(data):
 
 def test_a_shipped_networks_figure_is_its_own(mnist_root):
     for file in SHIPPED:
-        config = OmegaConf.create({"run": str(file), "checkpoint": "best", "data_root": str(mnist_root), "trainer": {}})
+        config = OmegaConf.create({"run": str(file), "checkpoint": "best", "data": {"root": str(mnist_root)}, "trainer": {}})
         figures = evaluate(config)
         recorded = torch.load(file, weights_only=True)["record"]["metrics"]
         assert figures["test/error"] == pytest.approx(recorded["test/error"], abs=0.02), "rounding may turn a sample or two"

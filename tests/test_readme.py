@@ -61,7 +61,7 @@ def test_a_piece_of_python_runs(block, monkeypatch):
 @pytest.mark.parametrize("words", [words for words in COMMANDS if "checkpoints/" in "".join(words)], ids=" ".join)
 def test_a_command_for_a_trained_network_runs(words, tmp_path, monkeypatch, mnist_root):
     photograph("5", 30).save(tmp_path / "five.jpg")
-    more = ["data_root="] if words[1] == "predict.py" else ["--data-root", ""]
+    more = ["data.root="] if words[1] == "predict.py" else ["--data-root", ""]
     more[-1] += str(mnist_root)
     places = {"images=FOLDER_OR_FILE": f"images={tmp_path}/five.jpg", "network.onnx": f"{tmp_path}/network.onnx"}
     out = [f"out={tmp_path}/out"] if words[1] == "predict.py" else []

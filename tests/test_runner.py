@@ -44,9 +44,11 @@ def short(composed, mnist_root):
     return lambda *overrides: composed(*SHORT, f"data.root={mnist_root}", "logger=csv", *overrides)
 
 
-def evaluation(folder, **settings):
+def evaluation(folder, data_root=None, **settings):
     trainer = {"accelerator": "auto", "devices": 1, "num_nodes": 1}
-    return OmegaConf.create({"run": str(folder), "checkpoint": "best", "data_root": None, "trainer": trainer} | settings)
+    return OmegaConf.create(
+        {"run": str(folder), "checkpoint": "best", "data": {"root": data_root}, "trainer": trainer} | settings
+    )
 
 
 @pytest.mark.parametrize(("model", "transform"), NETWORKS.values())

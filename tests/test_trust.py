@@ -234,7 +234,7 @@ def test_a_run_folder_cannot_call_what_is_no_component(folder, mark):
         OmegaConf.update(bad, place, evil, merge=False, force_add=True)
         folder.config.write_text(OmegaConf.to_yaml(bad))
         with pytest.raises(UsageError, match=r"config\.yaml.*os\.mkdir"):
-            evaluate(OmegaConf.create({"run": str(folder.path), "checkpoint": "best", "data_root": None, "trainer": {}}))
+            evaluate(OmegaConf.create({"run": str(folder.path), "checkpoint": "best", "data": {"root": None}, "trainer": {}}))
 
 
 def test_yaml_of_a_run_folder_makes_no_objects(folder, mark):

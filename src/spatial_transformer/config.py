@@ -117,12 +117,19 @@ class Config:
 
 
 @dataclass
+class DataPlace:
+    """Of a finished run's data, what may be told anew."""
+
+    root: str | None = None
+
+
+@dataclass
 class Evaluation:
     """The root of an evaluation's configuration."""
 
     run: str = MISSING
     checkpoint: str = "best"
-    data_root: str | None = None
+    data: DataPlace = field(default_factory=DataPlace)
     trainer: dict[str, Any] = MISSING
 
 
@@ -134,7 +141,7 @@ class PredictionConfig:
     images: str = MISSING
     out: str = MISSING
     checkpoint: str = "best"
-    data_root: str | None = None
+    data: DataPlace = field(default_factory=DataPlace)
 
 
 ConfigStore.instance().store("schema", Config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ OVERVIEW = 48
 _AT_ONCE = 50  # pictures that a network sees at once
 _SIDE = 168  # pixels of an image on the screen, about
 _ROWS = 40  # of the table on the screen
+_LONGEST_NAME = 240  # bytes; file systems take 255, and a picture's own name adds to it
 
 
 class Prediction(NamedTuple):
@@ -58,7 +60,7 @@ def predict(config: DictConfig) -> list[Prediction]:
     files = list_pictures(place)
     if out.resolve() == (place if place.is_dir() else place.parent).resolve():
         raise UsageError(f"out={out} holds the pictures themselves. Way out: another folder.")
-    trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
+    trained = load_trained(Path(config.run), config.checkpoint, config.data.root)
     if trained.data.no_pictures:
         raise UsageError(
             f"{config.run} is a network that pictures of one's own do not fit: {trained.data.no_pictures}. Way out: a run of "
@@ -95,6 +97,8 @@ def _views(trained: Trained, files: Sequence[Path], left_out: list[str]) -> Iter
     side = round(trained.data.input_size * _zoom(trained.data.input_size))
     for file in files:
         try:
+            if len(os.fsencode(file.name)) > _LONGEST_NAME:
+                raise UsageError("its name is too long to name a picture after. Way out: a shorter name.")
             picture = read_picture(file)
             view = trained.data.view(picture)
         except UsageError as error:

@@ -159,7 +159,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """
     _quiet()
     check_names(config, Evaluation)
-    trained = load_trained(Path(config.run), config.checkpoint, config.data_root)
+    trained = load_trained(Path(config.run), config.checkpoint, config.data.root)
     trained.config.trainer.update(config.trainer)
     trainer = _trainer(trained.config)
     devices = Devices(trainer)
