@@ -291,6 +291,8 @@ def test_without_folders_or_with_a_broken_record_nothing_is_written(results, tmp
     out = tmp_path / "report" / "index.html"
     with pytest.raises(UsageError, match=r"there is no folder .*absent of records. Way out"):
         write_report(out, tmp_path / "absent", [], CONF, DOCS)
+    with pytest.raises(UsageError, match=r"is a folder. Way out: .*index.html"):
+        write_report(tmp_path, results, [], CONF, DOCS)
     with pytest.raises(UsageError, match=r"there is no folder .*absent of runs. Way out: --runs"):
         write_report(out, results, [tmp_path / "absent"], CONF, DOCS)
     (results / RTS).write_text("{}")

@@ -88,7 +88,8 @@ def _told(path: str, node: DictConfig) -> Iterator[None]:
             reason = str(cause).strip() or type(cause).__name__
             if isinstance(cause, RuntimeError):
                 reason = reason.partition("\n")[0]  # what follows are places in PyTorch's own code
-            raise UsageError(f"{path} ({node['_target_']}): {reason}\nWay out: other settings of {path}.") from error
+            way_out = "" if "Way out" in reason else f"\nWay out: other settings of {path}."
+            raise UsageError(f"{path} ({node['_target_']}): {reason}{way_out}") from error
         raise
 
 

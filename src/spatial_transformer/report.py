@@ -100,8 +100,10 @@ def write_report(out: Path, results: Path, runs: Iterable[Path], conf: Path, doc
         docs: the folder of the documents that the page links to.
 
     Raises:
-        UsageError: a folder is missing, or a file in ``results`` is not a record.
+        UsageError: a folder is missing or in the page's place, or a file in ``results`` is not a record.
     """
+    if out.is_dir():
+        raise UsageError(f"--out={out} is a folder. Way out: the page's file, --out={out / 'index.html'}.")
     if not results.is_dir():
         raise UsageError(f"there is no folder {results} of records. Way out: scripts/make_tables.py --add RUN_FOLDER makes it.")
     problems: list[str] = []

@@ -81,6 +81,14 @@ def test_a_picture_of_any_kind_is_the_same_picture(tmp_path, name):
     assert np.abs(np.asarray(found).astype(int) - np.asarray(grey)[:, :, None]).max() <= 1
 
 
+def test_light_ink_on_nothing_lies_on_black(tmp_path):
+    ink = ImageOps.invert(drawn())
+    Image.merge("RGBA", (*[ink.point(lambda value: 255)] * 3, ink)).save(tmp_path / "chalk.png")
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "chalk.png")), np.asarray(ink.convert("RGB")))
+    Image.new("RGBA", (60, 80), (255, 255, 255, 0)).save(tmp_path / "nothing.png")
+    assert np.asarray(read_picture(tmp_path / "nothing.png")).min() == 255
+
+
 @pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("gif")])  # GIF has no such tags
 def test_a_picture_of_any_kind_is_turned_upright(tmp_path, name):
     grey = drawn()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageStat
 from torch import Tensor
 
 from ..errors import UsageError
@@ -17,7 +17,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Of all that Pillow knows, those that it decodes by itself: others start programs."""
 MOST_PIXELS = 64_000_000
 """Decoding takes some ten bytes for each."""
-_PAPER = "white"  # behind what is transparent
 
 
 class View(NamedTuple):
@@ -32,23 +31,27 @@ class View(NamedTuple):
 
 
 def list_pictures(place: Path) -> list[Path]:
-    """The files of a folder in the order of their names, hidden ones left out; or the one file.
+    """What a folder holds in the order of the names, hidden files left out; or the one file.
+
+    Folders in it are listed as well: :func:`read_picture` says that they are none.
 
     Raises:
-        UsageError: there is no such place, or nothing in it.
+        UsageError: there is no such place, or no file in it.
     """
     if place.is_file():
         return [place]
     if not place.is_dir():
         raise UsageError(f"images={place}: there is no such folder or file. Way out: a picture, or a folder of pictures.")
-    files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
-    if not files:
+    files = sorted(path for path in place.iterdir() if not path.name.startswith("."))
+    if not any(path.is_file() for path in files):
         raise UsageError(f"images={place}: the folder has no files in it. Way out: a folder of pictures, not of folders.")
     return files
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture in RGB, upright. Of an animation it is the first frame, and what is transparent lies on white.
+    """A picture in RGB, upright. Of an animation it is the first frame.
+
+    What is transparent lies on white, under light ink on black.
 
     More than 8 bits of grey are stretched from the darkest pixel to the brightest.
 
@@ -56,6 +59,8 @@ def read_picture(path: Path) -> Image.Image:
         UsageError: the file is no picture of :data:`FORMATS`, is damaged, or would take too much memory. The message
             does not name it.
     """
+    if path.is_dir():
+        raise UsageError("it is a folder. Way out: images=FOLDER, for it alone.")
     try:
         # Opened here: a TIFF that Pillow opens itself it may map into memory, where it confuses the sides of one that lies.
         with path.open("rb") as opened, Image.open(opened, formats=FORMATS) as file:
@@ -81,7 +86,9 @@ def _in_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((grey - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, _PAPER)
-        paper.paste(image, mask=image.getchannel("A"))
+        opacity = image.getchannel("A")
+        light = any(opacity.histogram()[1:]) and ImageStat.Stat(image.convert("L"), opacity).mean[0] > 127
+        paper = Image.new("RGB", image.size, "black" if light else "white")
+        paper.paste(image, mask=opacity)
         return paper
     return image.convert("RGB")
