@@ -164,10 +164,10 @@ CLAIMS = [
         lambda: [ours("mnist", "CNN", SHORTER, "R") - ours("mnist", "ST-CNN affine", SHORTER, "R")],
         (0.4, 0.6),
     ),
-    ("docs/reproduction.md", "so for FCN on all five", lambda: gains(*COLUMNS) + gains(*COLUMNS, length=LONG), (0.01, 99)),
+    ("docs/reproduction.md", "holds for FCN on all five", lambda: gains(*COLUMNS) + gains(*COLUMNS, length=LONG), (0.01, 99)),
     (
         "docs/reproduction.md",
-        "so for FCN: most on TC and RTS",
+        "holds for FCN: most on TC and RTS",
         lambda: [min(gains("TC", "RTS")) - max(gains("R", "P", "E"))],
         (0, 99),
     ),
@@ -259,7 +259,7 @@ CLAIMS = [
     ),
     (
         "docs/reproduction.md",
-        "SVHN: the transformers gain more at 128 than at 64 pixels | so,",
+        "SVHN: the transformers gain more at 128 than at 64 pixels | holds,",
         lambda: [svhn_gain(network, 128) - svhn_gain(network, 64) for network in ("ST-CNN Single", "ST-CNN Multi")],
         (1, 99),
     ),
