@@ -14,6 +14,7 @@ from spatial_transformer.naming import chosen_data, data_words, network_name
         (("svhn_st_multi", "svhn_st_multi", "affine"), "ST-CNN Multi"),
         (("birds_4st", "birds_st", "location"), "4 × ST-CNN, 448 px"),
         (("mnist", "st_fcn", "attention"), "st_fcn attention"),
+        (("birds_4st", "birds_st", "attention"), "birds_st attention"),
         (("mnist", "new", "none"), "new"),
     ],
 )

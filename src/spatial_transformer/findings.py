@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from .data.distortions import DISTORTIONS
 from .errors import UsageError
 from .naming import network_name
-from .paper import ADDITION, ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
+from .paper import ADDITION, ADDITION_NETWORKS, BIRDS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
 from .records import differing, flattened, is_standard, other_settings, standard_settings
 from .results import NOT_RUN, cell, mnist_table, species_of
 
@@ -192,6 +192,7 @@ def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str
 
 def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """How large a window of the image the transformers of Table 2's networks read together, in percent of its side."""
+    names = {network: name for name, network in SVHN_NETWORKS.items()}
     windows: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
         figures = record["metrics"]
@@ -200,15 +201,19 @@ def svhn_windows(records: Iterable[dict[str, Any]], conf: Path) -> str:
             for name in ("theta", "theta_2", "theta_3", "theta_4")
             if f"{name}/mean_0" in figures
         ]
-        if matrices and is_standard(record, conf):
+        if matrices and (record["model"], record["transform"]) in names and is_standard(record, conf):
             # The area of a product is the product of the areas.
             area = math.prod(abs(a * d - b * c) for (a, b), (c, d) in matrices)
-            key = (record["model"], record["recipe"], record["steps"], record["config"]["data"]["size"])
+            key = (
+                names[record["model"], record["transform"]],
+                record["recipe"],
+                record["steps"],
+                record["config"]["data"]["size"],
+            )
             windows[key].append(100 * math.sqrt(area))
-    names = {model: name for name, (model, _) in SVHN_NETWORKS.items()}
     lines = ["| network | recipe, steps | crops | side of the window, % |", "|---|---|---|---|"]
-    for (model, recipe, steps, size), values in sorted(windows.items()):
-        lines.append(f"| {names[model]} | {recipe}, {steps:,} | {size} px | {cell(values)} |")
+    for (name, recipe, steps, size), values in sorted(windows.items()):
+        lines.append(f"| {name} | {recipe}, {steps:,} | {size} px | {cell(values)} |")
     return "\n".join(lines) if windows else NOT_RUN
 
 
@@ -219,7 +224,8 @@ def parts_of_birds(records: Iterable[dict[str, Any]], conf: Path, experiment: st
     """
     runs: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
-        if record["experiment"] == experiment and is_standard(record, conf):
+        name = network_name(record["experiment"], record["model"], record["transform"])
+        if name == BIRDS[experiment] and is_standard(record, conf):
             runs[record["recipe"], record["steps"], species_of(record)].append(record["metrics"])
     return {
         f"{recipe}, {steps:,} steps; {species}; seeds: {len(metrics)}": _parts_of(metrics)

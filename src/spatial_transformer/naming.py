@@ -13,7 +13,7 @@ DATA_OPTIONS = {"distortion": "{}", "digit": "digit {}", "size": "{} px", "speci
 
 def network_name(experiment: str, model: str, transform: str) -> str:
     """The paper's name of a network; of one that the paper has not, its model and transform."""
-    if experiment in BIRDS:
+    if experiment in BIRDS and transform in ("none", "location"):
         return BIRDS[experiment]
     for networks in (NETWORKS, ADDITION_NETWORKS, SVHN_NETWORKS, VOLUME_NETWORKS):
         for name, options in networks.items():

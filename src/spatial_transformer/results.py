@@ -234,7 +234,10 @@ def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
         conf,
         columns={64: "64 px", 128: "128 px"},
         setting="data.size",
-        networks={name: {"experiment": model} for name, (model, _) in SVHN_NETWORKS.items()},
+        networks={
+            name: {"experiment": model, "model": model, "transform": transform}
+            for name, (model, transform) in SVHN_NETWORKS.items()
+        },
         paper=TABLE_2,
         paper_row="paper, 400k",
     )
@@ -305,7 +308,10 @@ def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
         conf,
         columns={None: "accuracy"},
         setting=None,
-        networks={name: {"experiment": experiment} for experiment, name in BIRDS.items()},
+        networks={
+            name: {"experiment": experiment, "transform": "none" if experiment == "birds_cnn" else "location"}
+            for experiment, name in BIRDS.items()
+        },
         paper={name: {None: accuracy} for name, accuracy in TABLE_3.items()},
         paper_row="paper; all species",
         heads=("network", "backbone; recipe, steps; data"),
