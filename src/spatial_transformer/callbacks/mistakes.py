@@ -6,9 +6,10 @@ import csv
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.utilities.plot import plot_confusion_matrix
 
 from ..data.batched import in_order
 from ..files import replacing
@@ -52,8 +53,9 @@ class Mistakes(pl.Callback):
             csv.writer(file).writerows([columns, *rows])
         pictures = {}
         if label.ndim == 1:
-            confusion = MulticlassConfusionMatrix(data.classes, sync_on_compute=False).to(pl_module.device)
-            confusion.update(prediction, label)
+            # torchmetrics' own count, where it has to be deterministic, takes gigabytes for 200 species.
+            counts = torch.bincount((label * data.classes + prediction).cpu(), minlength=data.classes**2)
+            confusion = counts.view(data.classes, data.classes)
             pictures["confusion"] = self._confusion_picture(confusion, data.names)
         if rows:
             title = f"{len(rows)} of {len(label):,} test samples are wrong; the most confident of them"
@@ -67,12 +69,12 @@ class Mistakes(pl.Callback):
                     logger.log_image(f"pictures/{name}", [str(picture_path)])
                 logger.log_table("mistakes", columns, rows)
 
-    def _confusion_picture(self, confusion: MulticlassConfusionMatrix, names: list[str]) -> Path:
+    def _confusion_picture(self, confusion: Tensor, names: list[str]) -> Path:
         import matplotlib
 
         matplotlib.use("Agg")
-        few = confusion.num_classes <= FEW_CLASSES
-        figure, _ = confusion.plot(add_text=few, labels=names if few else None)
+        few = len(names) <= FEW_CLASSES
+        figure, _ = plot_confusion_matrix(confusion, add_text=few, labels=names if few else None)
         with replacing(self.folder / "confusion.png") as path:
             figure.savefig(path, format="png", dpi=120)
         matplotlib.pyplot.close(figure)

@@ -19,6 +19,7 @@ from ..transformer import Affine, SpatialTransformer
 from .statistics import AfterTest
 
 _LATTICE = 48  # points along each side of the image on which areas are counted
+_AT_ONCE = 256  # samples, on all points of the lattice
 
 
 class PartCoverage(AfterTest):
@@ -108,7 +109,7 @@ def overlaps(crops: Tensor, boxes: Tensor) -> dict[str, float]:
     """How crops ``(B, K, 2, 3)`` lie on boxes ``(B, 4)`` and on each other, in percent, counted on a lattice of the image."""
     line = (torch.arange(_LATTICE) + 0.5) * 2 / _LATTICE - 1
     points = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).view(1, -1, 2)
-    in_crop = inside(crops, points.expand(len(crops), -1, -1))
+    in_crop = torch.cat([inside(some, points.expand(len(some), -1, -1)) for some in crops.split(_AT_ONCE)])
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     in_box = ((points >= low) & (points <= high)).all(-1)
     shares = {}

@@ -71,7 +71,10 @@ class ThetaStatistics(pl.Callback):
             return
         gradients = [p.grad for net in localisation_networks(pl_module.network) for p in net.parameters() if p.grad is not None]
         if gradients:
-            pl_module.log("localisation/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            # With float16 a fused optimiser takes the loss's scale off only within its step.
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scale = scaler.get_scale() if scaler and getattr(optimizer, "_step_supports_amp_scaling", False) else 1
+            pl_module.log("localisation/gradient_norm", torch.nn.utils.get_total_norm(gradients) / scale)
 
 
 class AfterTest(pl.Callback, ABC):
