@@ -69,7 +69,12 @@ def _background(fill: float | Sequence[float], x: Tensor, dtype: torch.dtype) ->
         raise ValueError(f"fill must be one number or one for each of the {x.shape[1]} channels, got {len(values)}")
     if not any(values):
         return None
-    return torch.tensor(values, dtype=dtype, device=x.device).view(1, -1, *[1] * (x.ndim - 2))
+    return _vector(values, dtype, x.device).view(1, -1, *[1] * (x.ndim - 2))
+
+
+def _vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(N,)``, filled on the device: a copy from the host would make a GPU wait."""
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
 
 
 def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
@@ -120,6 +125,6 @@ def _on_lattice(grid: Tensor, ratios: list[float], mode: str) -> Tensor:
     if len(set(ratios)) == 1:
         moved = torch.add(grid.new_full((), ratios[0] - 1 + rounder), grid, alpha=ratios[0])
     else:
-        ratio = torch.tensor(ratios, dtype=grid.dtype, device=grid.device)
+        ratio = _vector(ratios, grid.dtype, grid.device)
         moved = torch.addcmul(ratio - 1 + rounder, grid, ratio)
     return moved.sub_(rounder).add_(nudge) if nudge else moved.sub_(rounder)
