@@ -136,6 +136,15 @@ def test_weights_of_a_file_are_loaded_whatever_their_names(tmp_path):
         assert torch.equal(here.state_dict()[name], value)
 
 
+def test_weights_without_a_count_of_updates_are_loaded(tmp_path):
+    torch.manual_seed(0)
+    there = load_backbone("efficientnet_lite0", "none").layers.state_dict()
+    torch.save({name: value for name, value in there.items() if "num_batches" not in name}, tmp_path / "lite0.pth")
+    here = load_backbone("efficientnet_lite0", str(tmp_path / "lite0.pth"))
+    for name, value in there.items():
+        assert torch.equal(here.layers.state_dict()[name], value)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(UsageError, match=r"linear.pth are weights of another network: 294 of 294 tensors"):

@@ -133,7 +133,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 def _load(layers: nn.Module, weights: Mapping[str, Tensor], source: str, name: str = "") -> None:
     """Loads the weights of a whole network; those of classifiers are left out."""
     here = layers.state_dict()
-    if not here.keys() <= weights.keys():
+    if all(key.endswith("num_batches_tracked") for key in here.keys() - weights.keys()):
+        weights = {**here, **weights}  # files of PyTorch before 0.4.1, and of other frameworks, do not count updates
+    else:
         # The same layers in the same order under names of their own, as in the package of EfficientNet-Lite0.
         rest = [value for key, value in weights.items() if not key.startswith(("_fc.", "classifier."))]
         weights = dict(zip(here, rest, strict=True)) if len(rest) == len(here) else {}
