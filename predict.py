@@ -1,4 +1,4 @@
-"""What a trained network takes one's own pictures for: python predict.py run=RUN_FOLDER images=FOLDER_OR_FILE"""
+"""Classifies your own pictures with a trained network: python predict.py run=RUN_FOLDER images=FOLDER_OR_FILE"""
 
 import hydra
 from omegaconf import DictConfig

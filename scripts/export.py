@@ -41,7 +41,7 @@ def _written(trained: Trained, file: Path) -> str:
     if file.suffix == ".pt":
         pack(trained, file)
         return f"test error {trained.record['metrics']['test/error']:.2f} %"
-    raise UsageError(f"--out={file}: what it is, is told by its end. Way out: .onnx or .pt.")
+    raise UsageError(f"--out={file}: the file's ending chooses the format. Way out: .onnx or .pt.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Measures whether the digits that a network misreads are hard to read, or only lie badly.
+"""Measures whether the digits that a network misreads are hard to read, or only unfavourably placed.
 
 python scripts/redraws.py RUN_FOLDER [--data-root FOLDER]
 
-Reads each test digit of distorted MNIST as several other draws of the distortion put it, and counts how often it is misread.
+Reads each test digit of distorted MNIST under several other draws of the distortion, and counts how often it is misread.
 What a transformer undoes makes no digit hard any more; what is left then are digits that are misread wherever they lie. The
 record goes to results/redraws/; `make tables` puts it in docs/reproduction.md.
 """

@@ -282,7 +282,7 @@ CLAIMS = [
     ),
     (
         "docs/recipes.md",
-        "In 30,000 steps noise takes a quarter off TPS on RTS, 0.05 as 0.03",
+        "In 30,000 steps noise takes a quarter off TPS on RTS, with 0.05 as with 0.03",
         lambda: [
             1 - tried("st_fcn", "tps", "rts", "fast", 30_000, theta_noise=noise) / tried("st_fcn", "tps", "rts", "fast", 15_000)
             for noise in (0.03, 0.05)

@@ -72,7 +72,7 @@ REFUSED = {
     "recipe.theta_step=0.1": r"recipe.theta_step is of other experiments",
     "recipe.frozen_steps=5": r"recipe.frozen_steps is of other experiments",
     "trainer.precision=bf16-true": r"trainer.precision=bf16-true is not for these runs",
-    "++trainer.limit_test_batches=0": r"limit_test_batches=0 leaves no test",
+    "++trainer.limit_test_batches=0": r"limit_test_batches=0 would skip the test",
     "++trainer.overfit_batches=2": r"overfit_batches is not for these runs",
     "transform=none": r"model=st_fcn needs a transform",
 }

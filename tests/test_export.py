@@ -16,7 +16,7 @@ from spatial_transformer.errors import UsageError
 from spatial_transformer.paper import NETWORKS
 from spatial_transformer.runner import run
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX takes packages of its own: pip install -e '.[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs packages of its own: pip install -e '.[onnx]'")
 
 
 def computes_the_same(folder, file):

@@ -223,8 +223,8 @@ def check(config: DictConfig) -> None:
     for name in ("frozen_steps", "theta_step", "label_smoothing", "theta_noise"):
         if config.recipe.get(name) and name not in config.task:
             raise UsageError(
-                f"recipe.{name} is of other experiments, and nothing here would heed it, given "
-                f"{_origin(config, f'recipe.{name}')}. Way out: leave it out; in conf/experiment/, those that heed it name it."
+                f"recipe.{name} has no effect in this experiment, but is given "
+                f"{_origin(config, f'recipe.{name}')}. Way out: leave it out; files in conf/experiment/ that use it name it."
             )
 
 
@@ -327,7 +327,7 @@ def _check_trainer(config: DictConfig) -> None:
     if precision not in ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"):
         raise UsageError(f"trainer.precision={precision} is not for these runs. Way out: 32-true, bf16-mixed or 16-mixed.")
     if config.trainer.get("limit_test_batches") == 0:
-        raise UsageError("trainer.limit_test_batches=0 leaves no test, with which each run ends. Way out: 1 or more.")
+        raise UsageError("trainer.limit_test_batches=0 would skip the test that every run ends with. Way out: 1 or more.")
     if config.trainer.get("overfit_batches"):
         raise UsageError("trainer.overfit_batches is not for these runs. Way out: trainer.limit_train_batches, say.")
 

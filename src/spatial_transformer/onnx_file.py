@@ -45,7 +45,7 @@ def write_onnx(trained: Trained, file: Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter takes it
     except ImportError as error:
-        raise UsageError(f"ONNX takes packages that are not installed: {error}. Way out: pip install -e '.[onnx]'") from error
+        raise UsageError(f"ONNX needs packages that are not installed: {error}. Way out: pip install -e '.[onnx]'") from error
     network, images = trained.task.network, _test_images(trained)
     expected = network(images)  # before the conversion: it makes the constant bases of all grids, which the file takes over
     with replacing(file) as path:

@@ -63,7 +63,7 @@ def predict(config: DictConfig) -> list[Prediction]:
     trained = load_trained(Path(config.run), config.checkpoint, config.data.root)
     if trained.data.no_pictures:
         raise UsageError(
-            f"{config.run} is a network that pictures of one's own do not fit: {trained.data.no_pictures}. Way out: a run of "
+            f"{config.run} cannot be used on your own pictures: {trained.data.no_pictures}. Way out: a run of "
             "experiment=mnist, svhn_... or birds_..."
         )
     trained.data.names  # noqa: B018  where they are read from files, let it fail before any work

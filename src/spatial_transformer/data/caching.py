@@ -214,7 +214,7 @@ def check_workers(workers: int | None, contents: str) -> None:
         UsageError: it is.
     """
     if workers is not None and workers < 1:
-        raise UsageError(f"data.workers={workers} makes no {contents}. Way out: 1 or more, or null for one to each core.")
+        raise UsageError(f"data.workers={workers} cannot make {contents}. Way out: 1 or more, or null for one to each core.")
 
 
 @contextmanager
