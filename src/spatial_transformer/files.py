@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,37 @@ def rather(root: Path, file: str) -> str:
         below = []
     places = [place for place in (*below, *root.absolute().parents[:2]) if (place / file).is_file()]
     return f" Did you mean data.root={places[0]}?" if places else ""
+
+
+@contextmanager
+def locked(folder: Path, wait: str = "") -> Iterator[bool]:
+    """Keeps other processes that ask for it out of a folder meanwhile. What a process holds is free once it has ended.
+
+    Gives whether that is so: a file system may have no locks.
+
+    Args:
+        folder: it exists.
+        wait: what to tell while another process is waited for; "" does not wait.
+
+    Raises:
+        BlockingIOError: another process holds it, and none is waited for.
+    """
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            if not wait:
+                raise
+            print(wait, file=sys.stderr)
+            fcntl.flock(place, fcntl.LOCK_EX)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(place)
 
 
 @contextmanager

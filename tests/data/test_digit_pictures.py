@@ -1,5 +1,7 @@
 """Digits found on paper, and pictures of every kind read."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,15 @@ def test_a_picture_of_any_kind_is_the_same_picture(tmp_path, name):
     found = read_picture(tmp_path / name)
     assert (found.mode, found.size) == ("RGB", (60, 80))
     assert np.abs(np.asarray(found).astype(int) - np.asarray(grey)[:, :, None]).max() <= 1
+
+
+def test_a_picture_with_tags_that_make_no_sense_is_turned_upright(tmp_path):
+    grey = drawn()
+    tags = b"II*\0" + struct.pack("<IH", 8, 2)  # of two: the orientation, and a resolution that is text
+    tags += struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 3, b"72\0") + bytes(4)
+    for name in ("odd.jpg", "odd.png"):
+        grey.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=b"Exif\0\0" + tags)
+        assert read_picture(tmp_path / name).size == (60, 80)
 
 
 def test_light_ink_on_nothing_lies_on_black(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
@@ -253,6 +254,14 @@ def test_an_archive_is_downloaded_unpacked_and_deleted(tmp_path, server, archive
     assert [a.labels for a in read_annotations(tmp_path / "SVHN" / "train")] == [(1,), (2, 3)]
     assert left_in(tmp_path / "SVHN") == ["train"]
     assert left_in(tmp_path / "SVHN" / "train") == ["1.png", "2.png", "digitStruct.mat"]
+
+
+def test_two_that_download_at_once_fetch_once(tmp_path, server, archive):
+    server.contents["/train.tar.gz"] = archive
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: svhn_files.download("train", tmp_path / "SVHN", server.url), range(2)))
+    assert len(server.asked) == 1
+    assert left_in(tmp_path / "SVHN") == ["train"]
 
 
 def test_a_python_that_cannot_unpack_safely_downloads_nothing(tmp_path, server, archive, monkeypatch):

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,9 +28,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import UsageError
+from ..files import locked
 
 HOME_CACHE = Path("~/.cache/spatial_transformer")
 
+_INCOMPLETE = "incomplete-"
 _AHEAD = 48  # pieces of work done or under way; with pieces of some 12 MB up to 0.6 GB
 _PROVED = 2_000_000  # bytes: files up to that are proved by checksums whenever a cache is opened; images are too large for it
 T = TypeVar("T")
@@ -77,11 +81,7 @@ def open_cache(cache: Cache[T], folders: Sequence[Path]) -> T:
         if contents is not None:
             return contents
     writable = [folder for folder in folders if _is_writable(folder)]
-    target = (writable or folders)[0] / f"{cache.name}-{key}"
-    _make(cache, target)
-    contents = _opened(cache, target)
-    assert contents is not None
-    return contents
+    return _made(cache, (writable or folders)[0] / f"{cache.name}-{key}")
 
 
 def cache_folders(root: Path, cache: str | Path | None, name: str) -> list[Path]:
@@ -148,25 +148,41 @@ def _opened(cache: Cache[T], folder: Path, tell: bool = True) -> T | None:
         return None
 
 
-def _make(cache: Cache, target: Path) -> None:
-    """Into a folder beside the final one, which gets its name only when all is written."""
+def _made(cache: Cache[T], target: Path) -> T:
+    """Made in a folder beside the final one, which gets its name only when all is written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix="incomplete-"))
-        try:
-            meta = {"settings": cache.settings, "source": str(cache.source.resolve()), **cache.write(workplace)}
-            small = [file for file in sorted(workplace.iterdir()) if file.stat().st_size <= _PROVED]
-            meta["sha256"] = {file.name: _sha256(file) for file in small}
-            (workplace / "meta.json").write_text(json.dumps(meta, indent=1))
-            stale = _stale(cache, target)
-            if stale:
-                text = f"{cache.source.absolute()} has changed since its {cache.contents} were made; they are replaced"
-                say(cache.dataset, text)
-            for folder in stale:
-                shutil.rmtree(folder, ignore_errors=True)
-            _put(cache, workplace, target)
-        finally:
-            shutil.rmtree(workplace, ignore_errors=True)
+        waiting = f"{cache.dataset}: waiting for another run, which makes what is kept in {target.parent}"
+        with locked(target.parent, waiting) as alone:
+            there = _opened(cache, target, tell=False)
+            if there is not None:  # another process has made it meanwhile
+                return there
+            if alone:  # what processes left that were killed
+                for folder in target.parent.glob(f"{_INCOMPLETE}*"):
+                    shutil.rmtree(folder, ignore_errors=True)
+            workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=_INCOMPLETE))
+            try:
+                made = workplace / target.name
+                made.mkdir()  # with the permissions that others are to have, as the workplace has not
+                meta = {"settings": cache.settings, "source": str(cache.source.resolve()), **cache.write(made)}
+                small = [file for file in sorted(made.iterdir()) if file.stat().st_size <= _PROVED]
+                meta["sha256"] = {file.name: _sha256(file) for file in small}
+                (made / "meta.json").write_text(json.dumps(meta, indent=1))
+                stale = _stale(cache, target)
+                if stale:
+                    text = f"{cache.source.absolute()} has changed since its {cache.contents} were made; they are replaced"
+                    say(cache.dataset, text)
+                for folder in stale:
+                    shutil.rmtree(folder, ignore_errors=True)
+                if target.exists():
+                    shutil.rmtree(target)
+                os.rename(made, target)
+            finally:
+                shutil.rmtree(workplace, ignore_errors=True)
+        contents = _opened(cache, target)
+        if contents is None:
+            raise OSError(f"{target} was damaged meanwhile")
+        return contents
     except OSError as error:
         raise UsageError(
             f"{cache.dataset}'s {cache.contents} cannot be written to {target.parent.absolute()}: {error}.\nWay out: name a "
@@ -177,14 +193,6 @@ def _make(cache: Cache, target: Path) -> None:
             f"A process that made {cache.dataset}'s {cache.contents} of {cache.source.absolute()} was ended from outside, most "
             "often for lack of memory.\nWay out: fewer processes (data.workers=1)."
         ) from error
-
-
-def _put(cache: Cache, workplace: Path, target: Path) -> None:
-    """Gives a whole cache its final place, unless another process has put the same there meanwhile."""
-    if _opened(cache, target, tell=False) is None:
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(workplace, target)
 
 
 def _sha256(file: Path) -> str:
@@ -235,11 +243,23 @@ def processes(workers: int | None, images: int, few: int, module: str) -> Iterat
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload([module])
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process once the one that it works for has: killed, that could not end it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def mapped(function: Callable[[T], R], pieces: Sequence[T], pool: ProcessPoolExecutor | None, description: str) -> Iterator[R]:

@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import UsageError
 from .caching import Cache, cache_folders, mapped, npy_header, open_cache, processes, room_for
 from .cub_files import TEXTS, Birds, check_images, read_boxes, read_parts
-from .decoding import decoded
+from .decoding import FORMATS, decoded
 
 LONGEST = {224: 256, 448: 512}
 """Longest side of an image, by size of the crop, in pixels (A.6)."""
@@ -129,7 +129,7 @@ def _sizes(paths: Sequence[Path]) -> np.ndarray:
     sizes = []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 sizes.append(image.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise _broken(path, error) from error

@@ -8,6 +8,9 @@ from io import BytesIO
 
 from PIL import Image
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Of all that Pillow knows, those that it decodes by itself: others start programs."""
+
 
 def decoded(content: bytes) -> Image.Image:
     """The image of a file's content, in RGB whatever it is there.
@@ -16,7 +19,7 @@ def decoded(content: bytes) -> Image.Image:
         ValueError: it cannot be decoded as a whole.
     """
     try:
-        return Image.open(BytesIO(content)).convert("RGB")
+        return Image.open(BytesIO(content), formats=FORMATS).convert("RGB")
     # What Pillow raises for broken files, of one format or another.
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error

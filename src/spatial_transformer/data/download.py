@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import UsageError
+from ..files import locked
 
 _BLOCK = 1 << 20
 
@@ -73,12 +74,17 @@ def fetch(archive: Archive, folder: Path) -> None:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    console.print(f"{archive.dataset}: downloading {archive.url} to {folder.absolute()}", highlight=False, soft_wrap=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            _download(archive.url, part, progress)
-            _unpack(archive, part, folder, progress)
+        waiting = f"{archive.dataset}: waiting for another run, which downloads to {folder.absolute()}"
+        with locked(folder, waiting):
+            if (folder / archive.folder / archive.proof).is_file():  # another process has fetched it meanwhile
+                return
+            about = f"{archive.dataset}: downloading {archive.url} to {folder.absolute()}"
+            console.print(about, highlight=False, soft_wrap=True)
+            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+                _download(archive.url, part, progress)
+                _unpack(archive, part, folder, progress)
     except (OSError, HTTPException) as error:  # urllib's errors are OSErrors
         raise UsageError(
             f"{archive.dataset} could not be downloaded from {archive.url} to {folder.absolute()}: {error}.\nWay out: start "

@@ -5,16 +5,27 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, ImageStat
+from PIL import ExifTags, Image, ImageStat
 from torch import Tensor
 
 from ..errors import UsageError
+from .decoding import FORMATS
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Of all that Pillow knows, those that it decodes by itself: others start programs."""
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, zlib.error, struct.error, MemoryError)
+"""What Pillow raises for broken files, of one format or another."""
+_UPRIGHT: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture is turned, by its orientation tag; 1 is upright."""
 MOST_PIXELS = 64_000_000
 """Decoding takes some ten bytes for each."""
 
@@ -66,11 +77,13 @@ def read_picture(path: Path) -> Image.Image:
         with path.open("rb") as opened, Image.open(opened, formats=FORMATS) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise UsageError(_too_large(f"{file.width:,} x {file.height:,} pixels"))
-            return _in_rgb(ImageOps.exif_transpose(file))  # in this order: a new picture has no tags
+            # In this order: a new picture has no tags. Not by ImageOps, which writes tags back that may make no sense.
+            file.load()  # a TIFF is turned by that
+            turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+            return _in_rgb(file if turn is None else file.transpose(turn))
     except Image.DecompressionBombError as error:
         raise UsageError(_too_large(str(error))) from error
-    # What Pillow raises for broken files, of one format or another.
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, MemoryError) as error:
+    except _BROKEN as error:
         reason = "no picture of these formats" if isinstance(error, Image.UnidentifiedImageError) else f"{error}"
         raise UsageError(f"it cannot be read: {reason}. Way out: one of {', '.join(FORMATS)}.") from error
 
