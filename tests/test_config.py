@@ -72,6 +72,8 @@ REFUSED = {
     "recipe.theta_step=0.1": r"recipe.theta_step has no effect",
     "recipe.frozen_steps=5": r"recipe.frozen_steps has no effect",
     "trainer.precision=bf16-true": r"trainer.precision=bf16-true is not for these runs",
+    "trainer.check_val_every_n_epoch=1": r"check_val_every_n_epoch: these runs count steps",
+    "trainer.val_check_interval=00:00:05:00": r"val_check_interval=.* is not a number of steps",
     "++trainer.limit_test_batches=0": r"limit_test_batches=0 would skip the test",
     "++trainer.overfit_batches=2": r"overfit_batches is not for these runs",
     "transform=none": r"model=st_fcn needs a transform",

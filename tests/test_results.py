@@ -139,7 +139,7 @@ def test_the_table_of_birds_says_what_it_was_trained_on(record):
         return made
 
     runs = [run(70.0, "birds_4st"), run(72.0, "birds_4st", "seed=2"), run(9.99, "birds_cnn", "model.backbone=googlenet")]
-    runs += [run(9.98, "birds_4st", "transform=attention")]
+    runs += [run(9.98, "birds_4st", "transform=attention"), run(9.97, "birds_cnn", "data.size=448")]
     table = birds_table(runs, CONF).markdown()
     steps = f"{runs[0]['steps']:,}"
     assert "| **4 × ST-CNN, 448 px** | *paper; all species* | *84.1* |\n" in table
@@ -182,6 +182,10 @@ def test_a_run_of_before_a_setting_existed_counts_where_the_setting_is_off(recor
         "recipe.localisation_lr_factor=0.1",
         "+trainer.accumulate_grad_batches=2",
         "+trainer.limit_test_batches=1",
+        "recipe.scheduler.total_steps=99",
+        "callbacks.best.monitor=val/loss",
+        "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping",
+        "ckpt_path=some.ckpt",
     ],
 )
 def test_a_run_with_settings_of_its_own_stays_out_of_the_table(record, override):

@@ -22,7 +22,7 @@ from spatial_transformer.data.svhn_synthetic import make as make_numbers
 from spatial_transformer.errors import Stopped, UsageError
 from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
 from spatial_transformer.process import keep_freed_memory
-from spatial_transformer.run_folder import RunFolder, State, read_record
+from spatial_transformer.run_folder import RunFolder, State, read_record, recorded_settings
 from spatial_transformer.runner import evaluate, run
 from spatial_transformer.tasks import digit_encoder
 
@@ -254,7 +254,7 @@ def test_a_checkpoint_outside_of_a_run_folder_is_refused(short, tmp_path):
     run(short())
     (tmp_path / "run" / "checkpoints" / "last.ckpt").rename(tmp_path / "some.ckpt")
     with pytest.raises(UsageError, match=r"some\.ckpt does not lie in the checkpoints/ of a run folder"):
-        run(short(f"ckpt_path={tmp_path}/some.ckpt"))
+        run(short(f"ckpt_path={tmp_path}/some.ckpt", f"run_dir={tmp_path}/another"))
 
 
 def test_a_finished_run_that_is_trained_on_and_fails_is_not_finished(short, tmp_path, monkeypatch):
@@ -440,3 +440,53 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
         slopes.measure(tmp_path / "run", samples=1, data_root=None)
     wrong = (tmp_path / "run" / "crops" / "mistakes.csv").read_text()
     assert "Kind a Wren" in wrong
+
+
+def test_a_folder_without_a_run_keeps_its_files(short, tmp_path):
+    mine = [tmp_path / "run" / name for name in ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for start in ("auto", "null"):
+        with pytest.raises(UsageError, match=r"not a run's, and a run would remove metrics.csv, mine.ckpt, crops there"):
+            run(short("trainer.max_steps=1", f"ckpt_path={start}"))
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+def test_a_run_from_a_checkpoint_does_not_take_another_runs_folder(short, tmp_path):
+    for folder in ("first", "second"):
+        run(short("trainer.max_steps=1", f"run_dir={tmp_path}/{folder}"))
+    record = (tmp_path / "second" / "metrics.json").read_bytes()
+    with pytest.raises(UsageError, match=r"second holds a run already"):
+        run(short("trainer.max_steps=2", f"run_dir={tmp_path}/second", f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt"))
+    assert (tmp_path / "second" / "metrics.json").read_bytes() == record
+    assert RunFolder(tmp_path / "second").state().name == "finished"
+
+
+def test_two_runs_do_not_work_in_one_folder(short, tmp_path):
+    run(short("trainer.max_steps=1"))
+    folder = RunFolder(tmp_path / "run")
+    with folder.held(), pytest.raises(UsageError, match="another run is at work in"):
+        run(short("trainer.max_steps=1"))
+    assert folder.state().name == "finished"
+    with folder.held():
+        pass
+
+
+def test_a_finished_run_that_fails_when_started_anew_is_told_as_failed(short, tmp_path):
+    run(short("trainer.max_steps=1"))
+    with pytest.raises(UsageError, match="MNIST is incomplete"):
+        run(short("trainer.max_steps=1", "ckpt_path=null", f"data.root={tmp_path}/nowhere"))
+    assert RunFolder(tmp_path / "run").state().name == "failed"
+    run(short("trainer.max_steps=1", "ckpt_path=auto"))
+    assert RunFolder(tmp_path / "run").state().name == "finished"
+
+
+def test_a_record_tells_of_callbacks_and_checkpoints_that_change_what_comes_out(composed):
+    stop = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"
+    plain = recorded_settings(composed("experiment=mnist"))
+    assert plain["start"] == {"ckpt_path": None}
+    assert list(plain["callbacks"]) == ["best"]
+    other = recorded_settings(composed("experiment=mnist", stop, "+callbacks.stop.monitor=val/loss", "ckpt_path=some.ckpt"))
+    assert other["start"] == {"ckpt_path": "some.ckpt"}
+    assert other["callbacks"]["stop"]["monitor"] == "val/loss"

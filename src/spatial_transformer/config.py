@@ -202,10 +202,8 @@ def check(config: DictConfig) -> None:
     components = [(path, node, _component(path, node)) for path, node in _components(settings, "")]
     _check_transform(config)
     _check_trainer(config)
-    steps = ["recipe.max_steps", "recipe.validate_every", "trainer.max_steps", "trainer.log_every_n_steps"]
-    if isinstance(OmegaConf.select(config, "trainer.val_check_interval"), int):
-        steps.append("trainer.val_check_interval")
-    for path in steps:
+    of_trainer = [f"trainer.{name}" for name in ("max_steps", "log_every_n_steps", "val_check_interval")]
+    for path in ("recipe.max_steps", "recipe.validate_every", *of_trainer):
         value = OmegaConf.select(config, path)
         if type(value) is not int or not 1 <= value <= _MOST_STEPS:
             raise UsageError(
@@ -326,6 +324,8 @@ def _check_trainer(config: DictConfig) -> None:
     precision = str(config.trainer.get("precision") or "32-true")
     if precision not in ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"):
         raise UsageError(f"trainer.precision={precision} is not for these runs. Way out: 32-true, bf16-mixed or 16-mixed.")
+    if config.trainer.get("check_val_every_n_epoch") is not None:
+        raise UsageError("trainer.check_val_every_n_epoch: these runs count steps. Way out: recipe.validate_every=STEPS.")
     if config.trainer.get("limit_test_batches") == 0:
         raise UsageError("trainer.limit_test_batches=0 would skip the test that every run ends with. Way out: 1 or more.")
     if config.trainer.get("overfit_batches"):

@@ -15,9 +15,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from .data.distortions import DISTORTIONS
 from .errors import UsageError
 from .naming import network_name
-from .paper import ADDITION, ADDITION_NETWORKS, BIRDS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
-from .records import differing, flattened, is_standard, other_settings, standard_settings
-from .results import NOT_RUN, cell, mnist_table, species_of
+from .paper import ADDITION, ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
+from .records import differing, flattened, is_standard, options_of, other_settings, standard_settings
+from .results import NOT_RUN, birds_options, cell, mnist_table, species_of
 
 
 def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -224,8 +224,7 @@ def parts_of_birds(records: Iterable[dict[str, Any]], conf: Path, experiment: st
     """
     runs: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
-        name = network_name(record["experiment"], record["model"], record["transform"])
-        if name == BIRDS[experiment] and is_standard(record, conf):
+        if birds_options(experiment).items() <= options_of(record, conf).items() and is_standard(record, conf):
             runs[record["recipe"], record["steps"], species_of(record)].append(record["metrics"])
     return {
         f"{recipe}, {steps:,} steps; {species}; seeds: {len(metrics)}": _parts_of(metrics)

@@ -24,7 +24,6 @@ _NOT_COMPARED = (
     "size",
     "species",
     "max_steps",
-    "total_steps",
     "root",
     "workers",
     "resident",
@@ -104,6 +103,11 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
             f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
             "run's own, or remove that record first."
         )
+    for path in target.parent.glob("*.json"):
+        other = read_record(path)
+        options = ("model", "transform", "recipe", "seed", "steps")
+        if path != target and all(other[name] == record[name] for name in options) and not _settings_differ(other, record):
+            raise UsageError(f"{path} is the same run under another label: its seed would count twice. Way out: one of them.")
     with replacing(target) as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
     return target
@@ -112,7 +116,8 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
 def _settings_differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
     groups = one["config"].keys() & other["config"].keys()  # the trainer's were not always kept
     all_of = [flattened({group: record["config"][group] or {} for group in groups}, without=()) for record in (one, other)]
-    return bool(differing(*all_of)) or one.get("precision") != other.get("precision")
+    # Data that lay elsewhere may be other data, a part of it say.
+    return bool(differing(*all_of)) or any(one.get(name) != other.get(name) for name in ("precision", "samples"))
 
 
 def is_standard(record: dict[str, Any], conf: Path) -> bool:

@@ -292,6 +292,12 @@ def volumes_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
     )
 
 
+def birds_options(experiment: str) -> dict[str, Any]:
+    """The options of a row of Table 3."""
+    transform = "none" if experiment == "birds_cnn" else "location"
+    return {"experiment": experiment, "transform": transform, "data.size": 448 if "448" in BIRDS[experiment] else 224}
+
+
 def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
     """Table 3: accuracy of the paper and ours, with the backbone and the species of each row of ours.
 
@@ -308,10 +314,7 @@ def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> Comparison:
         conf,
         columns={None: "accuracy"},
         setting=None,
-        networks={
-            name: {"experiment": experiment, "transform": "none" if experiment == "birds_cnn" else "location"}
-            for experiment, name in BIRDS.items()
-        },
+        networks={name: birds_options(experiment) for experiment, name in BIRDS.items()},
         paper={name: {None: accuracy} for name, accuracy in TABLE_3.items()},
         paper_row="paper; all species",
         heads=("network", "backbone; recipe, steps; data"),

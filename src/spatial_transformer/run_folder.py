@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UsageError
-from .files import replacing
+from .files import locked, replacing
 
 _WITHOUT_EFFECT = {
     "": ("ckpt_path", "checkpoint_minutes", "run_dir", "label", "choices", "logger", "callbacks"),
@@ -66,13 +67,16 @@ class RunFolder:
         return self.last.is_file() or self.previous.is_file()
 
     def state(self) -> State:
-        """How far the run is, by its files alone."""
-        if self.record.is_file():
+        """How far the run is, by its files alone: of several attempts, the last."""
+        failed = self.error.is_file() and (
+            not self.record.is_file() or self.error.stat().st_mtime >= self.record.stat().st_mtime
+        )
+        if self.record.is_file() and not failed:
             try:
                 return State("finished", f"test error {read_record(self.record)['metrics']['test/error']:.2f} %")
             except UsageError as error:
                 return State("failed", str(error).partition("\n")[0])
-        if self.error.is_file():
+        if failed:
             lines = self.error.read_text(errors="replace").strip().splitlines() or ["for an unknown reason"]
             return State("failed", lines[-1 if lines[0].startswith("Traceback") else 0])
         if self.has_checkpoint:
@@ -80,13 +84,16 @@ class RunFolder:
         return State("not begun", "")
 
     def finished(self, config: DictConfig) -> dict[str, Any] | None:
-        """The record, if this very run is finished.
+        """The record, if this very run is finished; what failed since, in starting it anew, is forgotten.
 
         Raises:
             UsageError: the folder is another run's, or its files are damaged.
         """
         self.must_be_of(config)
-        return read_record(self.record) if self.record.is_file() else None
+        if not self.record.is_file():
+            return None
+        self.error.unlink(missing_ok=True)
+        return read_record(self.record)
 
     def goes_on(self, config: DictConfig) -> bool:
         """Whether the run goes on with what the folder has of it, not from its start or a checkpoint that is named.
@@ -118,6 +125,47 @@ class RunFolder:
                 "start anew in its place."
             )
 
+    def must_be_free(self, config: DictConfig) -> None:
+        """Refuses to begin a run, from its start or a checkpoint that is named, where that would remove what is not its own.
+
+        Raises:
+            UsageError: it would.
+        """
+        goes_on = self.goes_on(config)
+        if goes_on and self.has_checkpoint:
+            return
+        if not self.config.is_file():
+            if there := [path.name for path in self._of_a_run() if path.exists()]:
+                raise UsageError(
+                    f"{self.path} has no config.yaml, so it is not a run's, and a run would remove {', '.join(there)} there.\n"
+                    "Way out: another folder (hydra.run.dir=FOLDER)."
+                )
+        elif not goes_on and config.ckpt_path and Path(config.ckpt_path).resolve().parent != self.checkpoints.resolve():
+            raise UsageError(
+                f"{self.path} holds a run already, which one from {config.ckpt_path} would remove.\nWay out: another folder "
+                "(hydra.run.dir=FOLDER; of a sweep, hydra.sweep.dir=FOLDER)."
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from working in the folder meanwhile; where its file system has locks.
+
+        Raises:
+            UsageError: another one is at work there.
+        """
+        if not self.path.is_dir():
+            yield
+            return
+        with ExitStack() as until_the_end:
+            try:
+                until_the_end.enter_context(locked(self.path))
+            except BlockingIOError:
+                raise UsageError(
+                    f"another run is at work in {self.path}. Way out: wait until it has ended; or another folder "
+                    "(hydra.run.dir=FOLDER)."
+                ) from None
+            yield
+
     def must_train_as(self, config: DictConfig, checkpoint: Path) -> None:
         """Refuses to go on from a checkpoint of this folder's run with another optimiser or schedule: it holds theirs.
 
@@ -148,10 +196,16 @@ class RunFolder:
 
     def clear(self) -> None:
         """Makes ready for a run from its start: no checkpoint, record, figure or picture of an earlier one stays."""
-        for path in (self.record, self.error, *self.checkpoints.glob("*.ckpt"), self.path / "metrics.csv"):
-            path.unlink(missing_ok=True)
-        for name in ("crops", "wandb"):  # the pictures are joined to one animation, and W&B goes on with a run that is there
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for path in self._of_a_run():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _of_a_run(self) -> list[Path]:
+        """What a run leaves and another must not find: pictures are joined to one animation, W&B goes on with a run there."""
+        files = [self.record, self.error, self.path / "metrics.csv", *self.checkpoints.glob("*.ckpt")]
+        return [*files, self.path / "crops", self.path / "wandb"]
 
     def newest_checkpoint(self) -> Path | None:
         """Where to go on: the last checkpoint, or the one before it if that cannot be read; None if there is none yet.
@@ -229,7 +283,20 @@ def recorded_settings(config: DictConfig) -> dict[str, Any]:
         "recipe": kept("recipe"),
         "task": kept("task", "root", "cache"),
         "trainer": kept("trainer", *_WITHOUT_EFFECT["trainer"], "max_steps", "precision"),
+        "start": {"ckpt_path": None if config.ckpt_path == "auto" else config.ckpt_path},
+        "callbacks": {
+            name: None if node is None else {key: _plain(node[key]) for key in node if key != "dirpath"}
+            for name, node in config.callbacks.items()
+            if node is None or not _only_shows(node["_target_"])
+        },
     }
+
+
+def _only_shows(component: str) -> bool:
+    """Whether a callback shows what a run does, and does not change what comes out."""
+    module = component.rpartition(".")[0]
+    ours = module.startswith("spatial_transformer.callbacks.") and not module.endswith(".checkpoints")
+    return ours or component.endswith(".LearningRateMonitor")
 
 
 def _plain(value: Any) -> Any:

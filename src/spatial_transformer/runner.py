@@ -10,7 +10,7 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,22 @@ def run(config: DictConfig) -> dict[str, Any]:
     devices.meet()
     config.run_dir = devices.first(lambda: config.run_dir)  # Hydra gives each process a time stamp of its own
     folder = RunFolder(config.run_dir)
-    record = devices.first(lambda: folder.finished(config) if folder.goes_on(config) else None)
-    if record is not None:
-        if devices.is_first:
-            print(_summary(record, folder.path), "  finished before; ckpt_path=null runs it anew", sep="\n")
-        return record
-    try:
-        return _run(config, folder, devices)
-    except Exception as error:
-        if devices.is_first and folder.config.is_file():  # no folder for a run that never began
-            with suppress(OSError):
-                folder.note_failure(str(error) if isinstance(error, UsageError) else traceback.format_exc())
-        raise
+    with ExitStack() as until_the_end:
+        devices.first(lambda: until_the_end.enter_context(folder.held()))
+        record = devices.first(lambda: folder.finished(config) if folder.goes_on(config) else None)
+        if record is None:
+            devices.first(lambda: folder.must_be_free(config))
+        else:
+            if devices.is_first:
+                print(_summary(record, folder.path), "  finished before; ckpt_path=null runs it anew", sep="\n")
+            return record
+        try:
+            return _run(config, folder, devices)
+        except Exception as error:
+            if devices.is_first and folder.config.is_file():  # no folder for a run that never began
+                with suppress(OSError):
+                    folder.note_failure(str(error) if isinstance(error, UsageError) else traceback.format_exc())
+            raise
 
 
 def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, Any]:
@@ -201,8 +205,7 @@ def _quiet() -> None:
 def _validate_to_the_end(config: DictConfig) -> None:
     """Spreads the validations evenly over the run, so that the last one sees the final weights or nearly so."""
     steps, every = config.trainer.max_steps, config.trainer.val_check_interval
-    if isinstance(every, int):
-        config.trainer.val_check_interval = steps // -(-steps // every)
+    config.trainer.val_check_interval = steps // -(-steps // every)
 
 
 @contextmanager

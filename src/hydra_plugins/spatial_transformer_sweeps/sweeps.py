@@ -194,7 +194,12 @@ class SlurmArray(SlurmLauncher):
     """
 
     def __call__(self, sweep_overrides: list[str], *arguments: Any) -> JobReturn:
-        """Runs a job, as a task on the cluster; of several tasks to a job only the first writes down the configuration."""
+        """Runs a job, as a task on the cluster; of several tasks to a job only the first writes down the configuration.
+
+        One that SLURM has queued again goes on, also where it was to start anew.
+        """
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+            sweep_overrides = [override for override in sweep_overrides if override != "ckpt_path=null"]
         return super().__call__([*sweep_overrides, *(["hydra.output_subdir=null"] if rank() > 0 else [])], *arguments)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
