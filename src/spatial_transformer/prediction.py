@@ -104,7 +104,8 @@ def _views(trained: Trained, files: Sequence[Path], left_out: list[str]) -> Iter
         except UsageError as error:
             left_out.append(f"{file}: {error}")
         else:
-            yield file.name, _scene(picture, view.box, side), view
+            # As people read it: a name may be of bytes that are no text.
+            yield os.fsencode(file.name).decode("utf-8", "replace"), _scene(picture, view.box, side), view
 
 
 def _scene(picture: Image.Image, box: tuple[float, ...], side: int) -> Image.Image:

@@ -59,10 +59,11 @@ def test_pictures_travel_with_the_next_row_of_figures(run):
     ]
 
 
-def test_the_id_is_that_of_the_process_before(tmp_path):
+@pytest.mark.parametrize("name", ["offline-run-20260102_030405-abcd1234", "run-20260102_030405-a-name-of-ones-own"])
+def test_the_id_is_that_of_the_process_before(tmp_path, name):
     assert WandbRun(tmp_path, offline=True, project="test").version is None
-    (tmp_path / "wandb" / "offline-run-20260102_030405-abcd1234").mkdir(parents=True)
-    assert WandbRun(tmp_path, offline=True, project="test").version == "abcd1234"
+    (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert WandbRun(tmp_path, offline=True, project="test").version == name.partition("030405-")[2]
 
 
 def test_a_run_begins_without_warnings(tmp_path, monkeypatch):

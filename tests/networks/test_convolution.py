@@ -72,5 +72,19 @@ def test_compile_takes_pytorchs_path():
     torch.testing.assert_close(compiled(x), layer(x))
 
 
+def test_torch_func_takes_pytorchs_path():
+    torch.manual_seed(0)
+    layer, x = OneChannelConv2d(3, 3), torch.randn(4, 1, 8, 8)
+    weights = {name: weight.detach() for name, weight in layer.named_parameters()}
+
+    def loss(weights, one):
+        return torch.func.functional_call(layer, weights, (one[None],)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    _, _, *expected = gradients(layer, x, layer)
+    for name, gradient in zip(("weight", "bias"), expected, strict=True):
+        torch.testing.assert_close(of_each[name].sum(0), gradient, rtol=1e-4, atol=1e-4)
+
+
 def test_weights_have_the_names_of_a_convolution():
     assert set(OneChannelConv2d(2, 3).state_dict()) == {"weight", "bias"}

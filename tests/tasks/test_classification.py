@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_transformer import Affine
+from spatial_transformer import Affine, SpatialTransformer
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.mnist import fcn, st_fcn
 from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.tasks.number_reading import NumberReading
+from spatial_transformer.transformer import FcLocalisation
 
 
 def test_the_error_is_the_share_of_wrong_predictions_in_percent():
@@ -78,8 +79,13 @@ def test_theta_is_noisy_in_training_alone_and_its_network_learns_through_it():
     assert seen[1] is None
 
 
-@pytest.mark.parametrize("network", [fcn(28, width=8), nn.Linear(4, 10)])
-def test_without_a_transformer_there_is_no_noise(network):
+OF_ITS_OWN = nn.Sequential()
+OF_ITS_OWN.add_module("transformer", SpatialTransformer(FcLocalisation((1, 28, 28), Affine()), Affine()))
+OF_ITS_OWN.extend([nn.Flatten(), nn.Linear(784, 10)])
+
+
+@pytest.mark.parametrize("network", [fcn(28, width=8), nn.Linear(4, 10), OF_ITS_OWN])
+def test_without_a_transformer_that_takes_theta_there_is_no_noise(network):
     inputs = torch.rand(8, 1, 28, 28) if hasattr(network, "transformer") else torch.rand(8, 4)
     noisy = Classification(network, torch.optim.SGD, theta_noise=0.3)
     assert torch.equal(noisy.logits_and_loss(inputs, torch.zeros(8, dtype=torch.long))[0], network(inputs))

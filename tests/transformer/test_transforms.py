@@ -1,6 +1,7 @@
 """Grids: every family against its formula, an independent solver or scipy; precision, caching and refusals."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -110,6 +111,19 @@ def test_each_sample_has_its_own_transformation(make):
     theta, size = thetas(transform), small_size(transform)
     alone = torch.cat([transform.grid(one[None], size) for one in theta])
     torch.testing.assert_close(transform.grid(theta, size), alone)
+
+
+@every_family
+def test_what_is_kept_of_sizes_is_bounded_and_stays_out_of_copies(make):
+    transform = make()
+    theta = transform.identity()[None]
+    first = transform.grid(theta, (2,) * transform.dims)
+    for side in range(3, 40):
+        transform.grid(theta, (2,) * (transform.dims - 1) + (side,))
+    assert len(transform._bases) == 16
+    assert not copy.deepcopy(transform)._bases
+    assert not pickle.loads(pickle.dumps(transform))._bases
+    assert torch.equal(transform.grid(theta, (2,) * transform.dims), first)
 
 
 @every_family

@@ -43,7 +43,7 @@ class WandbRun(WandbLogger):
         self.keep_model = keep_model
         earlier = sorted(path.name for path in (self.folder / "wandb").glob("*run-*-*"))
         if earlier:
-            settings["id"] = earlier[-1].rsplit("-", 1)[1]
+            settings["id"] = earlier[-1].removeprefix("offline-").split("-", 2)[2]  # "run-TIME-ID", and an id may have dashes
         if offline is None:
             offline = not _can_log_in()
         if offline:  # the mode too: Lightning only sets the environment, and W&B may have read it by now

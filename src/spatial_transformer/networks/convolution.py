@@ -26,7 +26,8 @@ class OneChannelConv2d(nn.Conv2d):
         super().__init__(1, out_channels, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        # What PyTorch transforms (compilation, torch.func) it must know.
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return super().forward(x)
         weight = self.weight.to(memory_format=torch.channels_last)
         if not (torch.is_grad_enabled() and x.requires_grad):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -133,7 +134,7 @@ class Classification(pl.LightningModule):
     def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the network gives for a training batch, and the loss whose gradient trains it."""
         transformer = getattr(self.network, "transformer", None)
-        if self.theta_noise and transformer is not None:
+        if self.theta_noise and transformer is not None and "theta" in inspect.signature(self.network.forward).parameters:
             theta = transformer.localisation(images)
             logits = self.network(images, theta + self.theta_noise * torch.randn_like(theta))
         else:

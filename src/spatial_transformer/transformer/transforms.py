@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+_KEPT = 16  # bases of as many output sizes
 
 
 def pixel_centres(size: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
@@ -116,8 +118,13 @@ class Transform(nn.Module, ABC):
             with torch.inference_mode(False), torch.no_grad():
                 basis = _side_by_side(self._basis(pixel_centres(size)), self.dims).to(theta.device, dtype)
             if is_plain(basis):  # no stand-in is ever kept
+                while len(self._bases) >= _KEPT:
+                    del self._bases[next(iter(self._bases))]
                 self._bases[key] = basis
         return basis
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bases": {}}  # a copy, or a file, makes its own
 
     def extra_repr(self) -> str:
         return f"n_params={self.n_params}"
