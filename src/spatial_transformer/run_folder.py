@@ -135,7 +135,8 @@ class RunFolder:
         if goes_on and self.has_checkpoint:
             return
         if not self.config.is_file():
-            if there := [path.name for path in self._of_a_run() if path.exists()]:
+            # Why a run could not begin a sweep keeps there, too.
+            if there := [path.name for path in self._of_a_run() if path.exists() and path != self.error]:
                 raise UsageError(
                     f"{self.path} has no config.yaml, so it is not a run's, and a run would remove {', '.join(there)} there.\n"
                     "Way out: another folder (hydra.run.dir=FOLDER)."
