@@ -313,7 +313,9 @@ def _curves(runs: list[Run]) -> list[tuple[str, Markup]]:
     groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if len(run.errors) > 1:
-            about = ", ".join([*filter(None, [run.network]), run.record["recipe"], *(s.partition(".")[2] for s in run.other)])
+            precision = "" if run.record["precision"] == "32-true" else run.record["precision"]
+            words = [run.network, run.record["recipe"], precision, *(setting.partition(".")[2] for setting in run.other)]
+            about = ", ".join(filter(None, words))
             groups[run.group][f"{about}, {run.record['steps']:,} steps"].append(run)
     tables = list(_GROUPS.values())
 

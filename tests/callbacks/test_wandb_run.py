@@ -71,3 +71,12 @@ def test_a_run_begins_without_warnings(tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.termwarn", lambda text, **settings: warnings.append(text))
     WandbRun(tmp_path, offline=True, project="test").experiment.finish()
     assert warnings == []
+
+
+def test_a_run_that_w_and_b_is_to_know_nothing_of_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = WandbRun(tmp_path, project="test")
+    logger.go_on([])
+    logger.log_metrics({"train/loss": 1.0}, 0)
+    logger.experiment.finish()
+    assert list(tmp_path.iterdir()) == []

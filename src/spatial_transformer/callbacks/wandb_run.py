@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ class WandbRun(WandbLogger):
     cannot append offline, and loses the last seconds of a process that is killed. Online it sends the rows that are not
     there yet.
 
-    Without a key, or where W&B cannot be reached, the run is recorded offline.
+    Without a key, or where W&B cannot be reached, the run is recorded offline; with ``WANDB_MODE=disabled``, nowhere.
 
     Args:
         save_dir: the run folder; its ``wandb/`` tells the run's id, where an earlier process has been at work.
@@ -46,7 +47,10 @@ class WandbRun(WandbLogger):
             settings["id"] = earlier[-1].removeprefix("offline-").split("-", 2)[2]  # "run-TIME-ID", and an id may have dashes
         if offline is None:
             offline = not _can_log_in()
-        if offline:  # the mode too: Lightning only sets the environment, and W&B may have read it by now
+        # The mode too: Lightning only sets the environment, and W&B may have read it by now.
+        if os.environ.get("WANDB_MODE") == "disabled":
+            offline, settings["mode"] = False, "disabled"
+        elif offline:
             settings |= _OFFLINE
         else:  # in seconds: training does not wait for a server for long, nor does its end
             settings["settings"] = {"init_timeout": 30, "finish_timeout": 120}
