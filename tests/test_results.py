@@ -107,7 +107,7 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
     runs = [run(20.0, 3), run(10.0, 3, "seed=2"), run(4.0, 9), run(24.0, 3, "data.distortion=tc"), *tried]
     of_paper = "| **T** | *paper* |" + " *100* |" * 10
     missing = " | ".join(["not run"] * 3)
-    ours = f"| | colocalisation, 6,000 | {missing} | 85.00 ± 63.53 (2) | {missing} | not run | not run | 96 |"
+    ours = f"| | colocalisation, 6,000 | {missing} | 85 ± 64 (2) | {missing} | not run | not run | 96 |"
     table = colocalisation_table(runs, CONF).markdown()
     assert f"{of_paper}\n{ours}\n| **TC** | *paper* | *81* |" in table
     assert f"\n| | colocalisation, 6,000 | {missing} | 76 | not run |" in table

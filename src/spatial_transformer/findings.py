@@ -17,7 +17,7 @@ from .errors import UsageError
 from .naming import network_name
 from .paper import ADDITION, ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
 from .records import differing, flattened, is_standard, options_of, other_settings, standard_settings
-from .results import NOT_RUN, birds_options, cell, mnist_table, species_of
+from .results import NOT_RUN, birds_options, cell, mnist_table, percent, species_of
 
 
 def addition_poses(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -174,18 +174,18 @@ def colocalisation_choices(records: Iterable[dict[str, Any]], conf: Path) -> str
     Args: as for :func:`mnist_table`; only digits of which there is something to compare are shown.
     """
     standard = "nothing"
-    found: dict[tuple[str, int], dict[tuple, float]] = defaultdict(dict)
+    found: dict[tuple[str, int], dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         other = ", ".join(f"`{setting}`" for setting in other_settings(record, conf))
         data = record["config"]["data"]
         key = (other or standard, record["steps"])
-        found[key][data["distortion"].upper(), data["digit"]] = 100 - record["metrics"]["test/error"]
+        found[key][data["distortion"].upper(), data["digit"]].append(100 - record["metrics"]["test/error"])
     times = Counter(column for values in found.values() for column in values)
     columns = sorted(column for column in times if times[column] > 1)
     lines = ["| changed | steps | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |"]
     lines.append("|---|---|" + "---|" * len(columns))
     for (other, steps), values in sorted(found.items(), key=lambda item: (item[0][0] != standard, item[0])):
-        cells = [f"{values[column]:.0f}" if column in values else NOT_RUN for column in columns]
+        cells = [percent(values.get(column, [])) for column in columns]
         lines.append(f"| {other} | {steps:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if columns else NOT_RUN
 

@@ -51,9 +51,12 @@ def cell(values: list[float]) -> str:
     return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
 
 
-def _percent(values: list[float]) -> str:
-    """Percentages of several seeds as ``mean ± half-width (n)``, of one as a number."""
-    return f"{values[0]:.0f}" if len(values) == 1 else cell(values)
+def percent(values: list[float]) -> str:
+    """Percentages of several seeds as ``mean ± half-width (n)`` of whole numbers, of one as a number."""
+    if len(values) < 2:
+        return f"{values[0]:.0f}" if values else NOT_RUN
+    mean, half = interval(values)
+    return f"{mean:.0f} ± {half:.0f} ({len(values)})"
 
 
 def _error(record: dict[str, Any]) -> float:
@@ -272,7 +275,7 @@ def colocalisation_table(records: Iterable[dict[str, Any]], conf: Path) -> Compa
         paper={name.upper(): dict(enumerate(of_paper)) for name, of_paper in COLOCALISATION.items()},
         heads=("images", "recipe, steps"),
         figure=lambda record: 100 - _error(record),
-        text=_percent,
+        text=percent,
         more_is_better=True,
     )
 
