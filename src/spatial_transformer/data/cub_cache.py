@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import UsageError
 from .caching import Cache, cache_folders, mapped, npy_header, open_cache, processes, room_for
 from .cub_files import TEXTS, Birds, check_images, read_boxes, read_parts
-from .decoding import FORMATS, decoded
+from .decoding import BROKEN, FORMATS, decoded
 
 LONGEST = {224: 256, 448: 512}
 """Longest side of an image, by size of the crop, in pixels (A.6)."""
@@ -131,7 +131,7 @@ def _sizes(paths: Sequence[Path]) -> np.ndarray:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 sizes.append(image.size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except BROKEN as error:
             raise _broken(path, error) from error
     return np.array(sizes, dtype=np.int64)
 

@@ -11,6 +11,12 @@ from PIL import Image
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Of all that Pillow knows, those that it decodes by itself: others start programs."""
 
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, zlib.error, struct.error),
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for broken files, of one format or another."""
+
 
 def decoded(content: bytes) -> Image.Image:
     """The image of a file's content, in RGB whatever it is there.
@@ -20,6 +26,5 @@ def decoded(content: bytes) -> Image.Image:
     """
     try:
         return Image.open(BytesIO(content), formats=FORMATS).convert("RGB")
-    # What Pillow raises for broken files, of one format or another.
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise ValueError(str(error)) from error

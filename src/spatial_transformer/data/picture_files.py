@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +10,8 @@ from PIL import ExifTags, Image, ImageStat
 from torch import Tensor
 
 from ..errors import UsageError
-from .decoding import FORMATS
+from .decoding import BROKEN, FORMATS
 
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, zlib.error, struct.error, MemoryError)
-"""What Pillow raises for broken files, of one format or another."""
 _UPRIGHT: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -83,7 +79,7 @@ def read_picture(path: Path) -> Image.Image:
             return _in_rgb(file if turn is None else file.transpose(turn))
     except Image.DecompressionBombError as error:
         raise UsageError(_too_large(str(error))) from error
-    except _BROKEN as error:
+    except (*BROKEN, MemoryError) as error:
         reason = "no picture of these formats" if isinstance(error, Image.UnidentifiedImageError) else f"{error}"
         raise UsageError(f"it cannot be read: {reason}. Way out: one of {', '.join(FORMATS)}.") from error
 
