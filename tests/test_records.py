@@ -9,7 +9,8 @@ import pytest
 from conftest import REPOSITORY
 
 from spatial_transformer.errors import UsageError
-from spatial_transformer.records import add_record, read_records
+from spatial_transformer.files import write_json
+from spatial_transformer.records import add_record, read_records, write_rows
 
 CONF = REPOSITORY / "conf"
 
@@ -36,15 +37,31 @@ def test_a_record_does_not_take_the_place_of_a_run_with_other_settings(record, t
     assert add_record(tmp_path / "run", tmp_path / "results", "recipes").parent.name == "recipes"
 
 
-def test_the_same_run_of_newer_code_takes_the_place_of_its_record(record, tmp_path):
+def test_no_result_is_overwritten(record, tmp_path):
     (tmp_path / "run").mkdir()
     file = tmp_path / "run" / "metrics.json"
-    of_old = record(1.0)
-    del of_old["config"]["trainer"], of_old["config"]["recipe"]["theta_noise"], of_old["config"]["recipe"]["dropout"]
-    for one in (of_old, record(2.0)):
-        file.write_text(json.dumps(one))
-        added = add_record(tmp_path / "run", tmp_path / "results")
-    assert json.loads(added.read_text())["metrics"]["test/error"] == 2.0
+    file.write_text(json.dumps(record(1.0)))
+    added = add_record(tmp_path / "run", tmp_path / "results")
+    assert add_record(tmp_path / "run", tmp_path / "results") == added, "the same result again changes nothing"
+    file.write_text(json.dumps(record(2.0)))
+    with pytest.raises(UsageError, match="holds the result of an earlier run of it"):
+        add_record(tmp_path / "run", tmp_path / "results")
+    assert json.loads(added.read_text()) == record(1.0)
+
+
+def test_measurements_are_numbered_and_not_overwritten(tmp_path):
+    rows = [{"label": "run", "steps": 10, "rows": [{"value": value}]} for value in (1, 2, 3)]
+    names = [write_rows(measurement, tmp_path).name for measurement in rows]
+    assert names == ["run-10.json", "run-10.1.json", "run-10.2.json"]
+    assert [json.loads((tmp_path / name).read_text()) for name in names] == rows
+
+
+def test_lists_of_numbers_are_written_on_one_line(tmp_path):
+    value = {"curve": {"step": [1, 2], "loss": [1.5e-07, -2.0]}, "names": ["a", "b"], "nested": [[1], [2]], "none": []}
+    write_json(value, tmp_path / "value.json")
+    text = (tmp_path / "value.json").read_text()
+    assert json.loads(text) == value
+    assert '"loss": [ 1.5e-07, -2.0 ]' in text
 
 
 def test_what_is_no_record_is_named(tmp_path):

@@ -116,10 +116,23 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
     assert OmegaConf.load(folder / "config.yaml").seed == 7
     assert record["seed"] == 7
     assert set(record) >= {"commit", "dirty", "device", "seconds", "packages", "parameters", "config", "label"}
+    assert record["curve"].keys() == {"step", "val/error", "val/loss"}
+    assert record["curve"]["step"] == [2, 4]
+    assert record["curve"]["val/error"][-1] == pytest.approx(record["metrics"]["val/error"])
+    with (folder / "crops" / "mistakes.csv").open() as file:
+        assert record["misclassified"] == sorted(int(row["test sample"]) for row in csv.DictReader(file))
     with Image.open(folder / "crops" / "training.gif") as animation:
         assert animation.n_frames == 3, "before training and after each validation"
     with Image.open(folder / "crops" / "crops_0000004.png") as picture:
         assert picture.width > 12 * 3 * 42
+
+
+def test_a_run_that_is_started_over_keeps_the_earlier_result(short, tmp_path):
+    first = run(short("trainer.max_steps=1", "seed=1"))
+    second = run(short("trainer.max_steps=1", "seed=2"))
+    third = run(short("trainer.max_steps=1", "seed=3"))
+    kept = [json.loads((tmp_path / "run" / name).read_text()) for name in ("metrics.1.json", "metrics.2.json", "metrics.json")]
+    assert kept == [first, second, third]
 
 
 def test_a_run_that_is_interrupted_while_it_saves_goes_on_from_the_checkpoint_before(short, tmp_path, monkeypatch, capsys):

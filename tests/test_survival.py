@@ -57,9 +57,10 @@ def finish(folder, root, *more):
 
 
 def outcome(folder):
-    """Weights, figures and table of a finished run."""
+    """Weights, metrics, learning curve, misclassified samples and table of a finished run."""
     checkpoints = {name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best")}
-    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    result = json.loads((folder / "metrics.json").read_text())
+    metrics = {name: result[name] for name in ("metrics", "curve", "misclassified")}
     return checkpoints, metrics, (folder / "metrics.csv").read_text()
 
 

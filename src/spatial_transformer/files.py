@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def remove_half_written(folder: Path) -> None:
@@ -78,3 +81,23 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: Path, durable: bool = False) -> None:
+    """Write ``value`` as indented JSON, with each list of numbers on one line.
+
+    Args:
+        value: what to write.
+        path: the file.
+        durable: as for :func:`replacing`.
+    """
+    text = json.dumps(value, indent=1)
+    text = re.sub(r"\[[\d\s.,eE+-]*\]", lambda numbers: " ".join(numbers[0].split()), text)
+    with replacing(path, durable) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def free_path(path: Path) -> Path:
+    """Return the first of ``NAME.1.EXT``, ``NAME.2.EXT``, ... next to ``path`` that does not exist."""
+    paths = (path.with_suffix(f".{n}{path.suffix}") for n in itertools.count(1))
+    return next(candidate for candidate in paths if not candidate.exists())

@@ -12,7 +12,7 @@ from typing import Any
 
 from .config import composed
 from .errors import UsageError
-from .files import replacing
+from .files import free_path, write_json
 from .run_folder import read_record, recorded_settings
 
 _NOT_COMPARED = (
@@ -56,10 +56,11 @@ def read_rows(path: Path) -> dict[str, Any]:
 
 
 def write_rows(record: dict[str, Any], folder: Path) -> Path:
-    """Writes such a record, of a run, to the ``folder`` of its kind; returns its place there."""
+    """Write such a record, of a run, to the ``folder`` of its kind; return its path. Earlier ones of this run stay."""
     target = folder / f"{record['label']}-{record['steps']}.json"
-    with replacing(target) as path:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    if target.exists():
+        target = free_path(target)
+    write_json(record, target)
     return target
 
 
@@ -91,25 +92,25 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
         into: the record's folder in it; None is its experiment's.
 
     Raises:
-        UsageError: the run has no record or a damaged one, or its place is taken by a run with other settings.
+        UsageError: the run has no record or a damaged one, or its place is taken by another result.
     """
     source = run / "metrics.json"
     if not source.is_file():
         raise UsageError(f"{run} has no metrics.json: it is not a run folder, or the run has not finished.")
     record = read_record(source)
     target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
-    if target.is_file() and _settings_differ(read_record(target), record):
+    if target.is_file() and read_record(target) != record:
+        holder = "a run with other settings" if _settings_differ(read_record(target), record) else "an earlier run of it"
         raise UsageError(
-            f"{target} is a run with other settings, and would be lost. Way out: --into another folder, a label=NAME of the "
-            "run's own, or remove that record first."
+            f"{target} holds the result of {holder}, and no result is overwritten. Use --into FOLDER to keep both, or set "
+            "label=NAME for the run."
         )
     for path in target.parent.glob("*.json"):
         other = read_record(path)
         options = ("model", "transform", "recipe", "seed", "steps")
         if path != target and all(other[name] == record[name] for name in options) and not _settings_differ(other, record):
             raise UsageError(f"{path} is the same run under another label: its seed would count twice. Way out: one of them.")
-    with replacing(target) as path:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(record, target)
     return target
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UsageError
-from .files import locked, replacing
+from .files import free_path, locked, replacing
 
 _WITHOUT_EFFECT = {
     "": ("ckpt_path", "checkpoint_minutes", "run_dir", "label", "choices", "logger", "callbacks"),
@@ -196,12 +196,18 @@ class RunFolder:
                 yield name, theirs, ours
 
     def clear(self) -> None:
-        """Makes ready for a run from its start: no checkpoint, record, figure or picture of an earlier one stays."""
+        """Makes ready for a run from its start: no checkpoint, metric or picture of an earlier one stays."""
+        self.set_record_aside()
         for path in self._of_a_run():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def set_record_aside(self) -> None:
+        """Rename the result of an earlier run to ``metrics.1.json``, ``metrics.2.json``, ...: no result is overwritten."""
+        if self.record.is_file():
+            os.replace(self.record, free_path(self.record))
 
     def _of_a_run(self) -> list[Path]:
         """What a run leaves and another must not find: pictures are joined to one animation, W&B goes on with a run there."""

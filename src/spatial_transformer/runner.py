@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -28,7 +27,7 @@ from .config import Evaluation, check, check_names
 from .data.batched import BatchedData, check_shares
 from .devices import Devices, plugins
 from .errors import Stopped, UsageError
-from .files import remove_half_written, replacing
+from .files import remove_half_written, replacing, write_json
 from .process import keep_freed_memory
 from .run_folder import RunFolder, recorded_settings
 
@@ -102,13 +101,12 @@ def _run(config: DictConfig, folder: RunFolder, devices: Devices) -> dict[str, A
             tested = trainer.test(task, data, ckpt_path=best or None, weights_only=True, verbose=False)[0]
         if kept and kept.best_model_score is not None and kept.monitor == "val/error":
             figures["val/best_error"] = float(kept.best_model_score)
-        record = _record(config, figures | tested, trainer, data, last.elapsed())
+        record = _record(config, figures | tested, trainer, data, last)
         for logger in loggers:
             if isinstance(logger, WandbRun) and devices.is_first:
                 logger.log_record(record, best)
     if devices.is_first:
-        with replacing(folder.record, durable=True) as path:
-            path.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(record, folder.record, durable=True)
         print(_summary(record, folder.path))
     return record
 
@@ -146,7 +144,7 @@ def _begun(config: DictConfig, folder: RunFolder, data: BatchedData, task: pl.Li
         folder.clear()
     if checkpoint is not None:
         print(f"going on from {checkpoint}")
-    folder.record.unlink(missing_ok=True)
+    folder.set_record_aside()
     remove_half_written(folder.path)
     folder.error.unlink(missing_ok=True)
     with replacing(folder.config) as path:
@@ -227,7 +225,7 @@ def _loggers(config: DictConfig) -> Iterator[list[Logger]]:
 
 
 def _record(
-    config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, data: BatchedData, seconds: float
+    config: DictConfig, metrics: dict[str, float], trainer: pl.Trainer, data: BatchedData, last: LastCheckpoint
 ) -> dict[str, Any]:
     """What is kept of a finished run: small, plain, enough to run it again."""
     commit, dirty = _git()
@@ -239,7 +237,9 @@ def _record(
         "steps": trainer.global_step,
         "samples": {split: data.size(split) for split in ("train", "val", "test")},
         "metrics": dict(sorted(metrics.items())),
-        "seconds": round(seconds, 1),
+        "curve": last.curve,
+        "misclassified": getattr(trainer.lightning_module, "misclassified", None),
+        "seconds": round(last.elapsed(), 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "devices": trainer.world_size,

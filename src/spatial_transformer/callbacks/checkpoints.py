@@ -42,6 +42,9 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
     run that goes on from one ends with the same weights and figures as if it had not been stopped. For that the
     checkpoint also says how many rows of the table of figures were written, what was last measured, and the time spent.
 
+    Attributes
+        curve: the validation metrics so far, a list for each, and the optimizer steps (``step``) at which they were computed.
+
     Args:
         folder: where they go.
         minutes: longest time between two.
@@ -51,6 +54,7 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         self.folder = Path(folder)
         self.minutes = minutes
         self.figures: dict[str, float] = {}
+        self.curve: dict[str, list[float]] = {}
         self.seconds = 0.0
         self._rows: int | None = None
         self._asked = self._fits = False
@@ -63,11 +67,12 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
             self._start = self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows, "figures": self.figures, "seconds": self.elapsed()}
+        return {"rows": self._rows, "figures": self.figures, "curve": self.curve, "seconds": self.elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._fits:  # what the best checkpoint says, which the test reads, is of the past
             self._rows, self.figures, self.seconds = state_dict["rows"], state_dict["figures"], state_dict["seconds"]
+            self.curve = state_dict.get("curve", {})  # missing in checkpoints of earlier versions
 
     def elapsed(self) -> float:
         """Seconds spent on the run, those before it was stopped among them."""
@@ -107,7 +112,12 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and not _trained(trainer):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        for name, value in {"step": trainer.global_step, **metrics}.items():
+            self.curve.setdefault(name, []).append(float(f"{value:.6g}"))
+        if not _trained(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer, pl_module) -> None:

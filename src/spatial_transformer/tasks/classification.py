@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
+from ..data.batched import in_order
 from ..data.keyed import sample_keys, uniform
 from ..errors import UsageError
 from ..transformer import localisation_networks
@@ -40,6 +41,9 @@ class Classification(pl.LightningModule):
     Logged
         ``train/loss`` (of smoothed labels), ``train/error`` (both of single batches), ``val/loss``, ``val/error``,
         ``test/loss``, ``test/error``; errors in percent.
+
+    Attributes
+        misclassified: after a test, the indices of the test samples that count as errors, in ascending order.
     """
 
     error_names: tuple[str, ...] = ("error",)
@@ -71,6 +75,8 @@ class Classification(pl.LightningModule):
         scores = MetricCollection({name: MeanMetric() for name in ("loss", *self.error_names)}, compute_groups=False)
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
+        self.misclassified: list[int] = []
+        self._is_wrong: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -151,12 +157,18 @@ class Classification(pl.LightningModule):
         return self._evaluate(batch, self.val_scores)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.test_scores)
+        logits = self._evaluate(batch, self.test_scores)
+        self._is_wrong.append(self.errors(logits, batch[1])["error"] > 0)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores(self.val_scores)
 
+    def on_test_epoch_start(self) -> None:
+        self._is_wrong = []
+
     def on_test_epoch_end(self) -> None:
+        self.misclassified = in_order(self._is_wrong).nonzero()[:, 0].tolist()
         self._log_scores(self.test_scores)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:
