@@ -1,77 +1,86 @@
-"""Entries for torch.hub: torch.hub.load(REPOSITORY, "st_cnn_mnist"), with source="local" for a folder.
+"""Entries for torch.hub: torch.hub.load(REPOSITORY, "st_cnn_mnist").
 
-The weights are files in checkpoints/. Each holds its configuration, and its record with the test error, too.
+They need PyTorch alone. The files in checkpoints/ hold the weights of the pretrained networks. Each
+file also holds the configuration and the result of its run.
 """
 
 import sys
-from pathlib import Path as _Path  # public names are entries
+from collections.abc import Callable as _Callable  # torch.hub lists public callables as entries
+from pathlib import Path as _Path
 
 from torch import nn
 
-dependencies = [
-    "torch",
-    "torchvision",
-    "pytorch_lightning",
-    "torchmetrics",
-    "hydra",
-    "omegaconf",
-    "pydantic",
-    "yaml",
-    "numpy",
-    "PIL",
-]
+dependencies = ["torch"]
 
-_HERE = _Path(__file__).resolve().parent
-sys.path.insert(0, str(_HERE / "src"))  # torch.hub installs nothing
+_DIRECTORY = _Path(__file__).resolve().parent
+_SIZE = 42  # height and width of an RTS image in pixels
+_PREFIX = "network."  # of the weights in a checkpoint: the network is an attribute of its task
+sys.path.insert(0, str(_DIRECTORY / "src"))  # torch.hub installs nothing
 
 
 def st_cnn_mnist(pretrained: bool = True) -> nn.Module:
-    """ST-CNN with an affine transformer, for digits that are turned, scaled and moved (RTS of Table 1).
+    """Build ST-CNN for rotated, scaled and translated digits (RTS in Table 1 of the paper).
 
-    It takes ``(B, 1, 42, 42)`` images in [0, 1], light ink on black, to ``(B, 10)`` logits.
+    It has one affine transformer. It maps ``(B, 1, 42, 42)`` images in [0, 1], light ink on black,
+    to ``(B, 10)`` logits. ``network.transformer(images, return_theta=True)`` returns the crops and
+    theta.
 
     Args:
-        pretrained: with trained weights; False starts from chance.
+        pretrained: load the trained weights and set evaluation mode. False returns a network with
+            random weights in training mode.
     """
-    return _network("st_cnn_mnist.pt", pretrained)
+    from spatial_transformer.networks.mnist import st_cnn
+
+    return _build(st_cnn, "st_cnn_mnist.pt", pretrained)
 
 
 def st_fcn_mnist(pretrained: bool = True) -> nn.Module:
-    """ST-FCN, likewise.
+    """Build ST-FCN for the same digits, with the same inputs and outputs.
 
     Args:
         pretrained: as for :func:`st_cnn_mnist`.
     """
-    return _network("st_fcn_mnist.pt", pretrained)
+    from spatial_transformer.networks.mnist import st_fcn
+
+    return _build(st_fcn, "st_fcn_mnist.pt", pretrained)
 
 
 def spatial_transformer(
-    in_shape: tuple[int, int, int], transform: str = "Affine", output_size: tuple[int, int] | None = None
+    in_shape: tuple[int, int, int],
+    transform: str = "Affine",
+    output_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """An untrained spatial transformer, with the fully connected localisation network of the paper's ST-FCN, to put anywhere.
+    """Build an untrained spatial transformer with the localisation network of the paper's ST-FCN.
 
-    It takes ``(B, *in_shape)`` to ``(B, C, *output_size)`` and starts as the identity.
+    It maps ``(B, *in_shape)`` to ``(B, C, *output_size)`` and starts as the identity.
 
     Args:
-        in_shape: channels, height and width of what it is put before.
+        in_shape: channels, height and width of its input.
         transform: Affine, Attention, Projective or ThinPlateSpline.
-        output_size: height and width of its output; None keeps those of the input.
+        output_size: height and width of its output. None keeps those of the input.
 
     Raises:
-        ValueError: another transform.
+        ValueError: the transform is unknown.
     """
     import spatial_transformer as package
-    from spatial_transformer.transformer import FcLocalisation
 
     families = ("Affine", "Attention", "Projective", "ThinPlateSpline")
     if transform not in families:
         raise ValueError(f"transform must be one of {', '.join(families)}, got {transform!r}")
     family = getattr(package, transform)()
-    return package.SpatialTransformer(FcLocalisation(in_shape, family), family, output_size)
+    localisation = package.FcLocalisation(in_shape, family)
+    return package.SpatialTransformer(localisation, family, output_size)
 
 
-def _network(file: str, pretrained: bool) -> nn.Module:
-    from spatial_transformer.building import build, load_trained
+def _build(network: _Callable[..., nn.Module], file: str, pretrained: bool) -> nn.Module:
+    """Build a network of Table 1 with an affine transformer, and load the weights of a file."""
+    from spatial_transformer import Affine
+    from spatial_transformer.saved import load_saved
 
-    trained = load_trained(_HERE / "checkpoints" / file)
-    return trained.task.network if pretrained else build(trained.config)[1].network
+    built = network(_SIZE, Affine())
+    if pretrained:
+        saved = load_saved(_DIRECTORY / "checkpoints" / file)["state_dict"]
+        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in saved.items()}
+        built.load_state_dict(weights)
+        built.eval()
+    return built

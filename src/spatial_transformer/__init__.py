@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .networks.localisation import ConvLocalisation, FcLocalisation, JoinedLocalisation, Regression
     from .transformer import (
         Affine,
         Affine3d,
@@ -25,7 +26,11 @@ __all__ = [
     "Affine",
     "Affine3d",
     "Attention",
+    "ConvLocalisation",
+    "FcLocalisation",
+    "JoinedLocalisation",
     "Projective",
+    "Regression",
     "SpatialTransformer",
     "ThinPlateSpline",
     "sample",
@@ -34,7 +39,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module(".transformer", __name__), name)
+        is_network = name == "Regression" or name.endswith("Localisation")
+        module = ".networks.localisation" if is_network else ".transformer"
+        return getattr(import_module(module, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_transformer import Affine, Attention, Projective, SpatialTransformer, ThinPlateSpline
+from spatial_transformer import (
+    Affine,
+    Attention,
+    FcLocalisation,
+    Projective,
+    SpatialTransformer,
+    ThinPlateSpline,
+)
 from spatial_transformer.callbacks.drawing import REGION, TOP, Reading, strip, to_image, with_lines
 from spatial_transformer.callbacks.pictures import ClassMeans
 from spatial_transformer.networks.mnist import fcn, st_fcn
-from spatial_transformer.transformer import FcLocalisation
 
 
 def region_lines(transform, theta):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
 from spatial_transformer.callbacks.statistics import ThetaStatistics
-from spatial_transformer.transformer import Affine, FcLocalisation, SpatialTransformer
 
 
 @pytest.mark.parametrize("fused", [False, True])

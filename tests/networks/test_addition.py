@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from spatial_transformer.networks.addition import cnn, fcn, st_fcn
+from spatial_transformer.networks.localisation import localisation_networks
 from spatial_transformer.networks.mnist import BUDGET
-from spatial_transformer.transformer import Affine, Projective, ThinPlateSpline, localisation_networks
+from spatial_transformer.transformer import Affine, Projective, ThinPlateSpline
 
 FAMILIES = {"affine": Affine, "projective": Projective, "tps": ThinPlateSpline}
 NETWORKS = {
@@ -37,12 +38,12 @@ def test_every_network_has_the_same_budget_and_19_classes(build):
 def test_two_transformers_give_both_channels_twice():
     network = st_fcn(42, Affine(), 2)
     x = torch.rand(3, 2, 42, 42)
-    assert torch.equal(network.transformer(x), torch.cat([x, x], dim=1)), "both start from the identity"
+    torch.testing.assert_close(network.transformer(x), torch.cat([x, x], dim=1), rtol=0, atol=1e-5)  # the identity
     shift = torch.eye(2, 3).flatten().repeat(3, 2)
     shift[:, 8] = 2 / 42  # the second reads one pixel to the right
     out = network.transformer(x, theta=shift)
-    assert torch.equal(out[:, :2], x)
-    assert torch.equal(out[:, 2:, :, :-1], x[..., 1:]), "a transformer warps both channels alike"
+    torch.testing.assert_close(out[:, :2], x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out[:, 2:, :, :-1], x[..., 1:], rtol=0, atol=1e-5)  # both channels alike
 
 
 def test_each_transformer_has_a_localisation_network_of_its_own_and_all_learn():

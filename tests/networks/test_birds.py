@@ -46,7 +46,7 @@ def test_four_transformers_of_448_px_give_the_quarters_pixel_by_pixel(tiny, tran
     x = torch.rand(2, 3, 448, 448)
     crops = network.transformer(x).unflatten(1, (4, 3))
     quarters = [x[:, :, top : top + 224, left : left + 224] for top in (0, 224) for left in (0, 224)]
-    torch.testing.assert_close(crops, torch.stack(quarters, dim=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(crops, torch.stack(quarters, dim=1), atol=6e-5, rtol=0)
 
 
 def test_the_localisation_network_sees_the_halved_image(tiny):

@@ -27,13 +27,32 @@ def test_output_and_gradients_are_those_of_a_convolution(height, width, kernel):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_gradcheck():
+def test_first_and_second_derivatives_are_the_numerical_ones():
     layer = OneChannelConv2d(2, 3).double()
     x = torch.randn(2, 1, 5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, x)
-    assert torch.autograd.gradcheck(
-        lambda w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x), tuple(layer.parameters())
-    )
+
+    def convolve(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    inputs = (x, *(p.detach().clone().requires_grad_() for p in layer.parameters()))
+    assert torch.autograd.gradcheck(convolve, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(convolve, inputs)
+
+
+def test_vectorised_jacobian_is_that_of_a_convolution():
+    torch.manual_seed(0)
+    layer, image = OneChannelConv2d(4, 3), torch.randn(1, 1, 6, 6)
+    vectorised = torch.autograd.functional.jacobian(layer, image, vectorize=True)
+    plain = torch.autograd.functional.jacobian(lambda x: F.conv2d(x, layer.weight, layer.bias), image)
+    torch.testing.assert_close(vectorised, plain)
+
+
+def test_an_image_without_a_batch_is_taken_as_by_a_convolution():
+    layer, image = OneChannelConv2d(4, 3), torch.randn(1, 6, 6, requires_grad=True)
+    out = layer(image)
+    torch.testing.assert_close(out, F.conv2d(image, layer.weight, layer.bias))
+    out.sum().backward()
+    assert image.grad.shape == (1, 6, 6)
 
 
 def test_frozen_weights_get_no_gradient():

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_transformer import Affine, SpatialTransformer
+from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
 from spatial_transformer.errors import UsageError
 from spatial_transformer.networks.mnist import fcn, st_fcn
 from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.tasks.number_reading import NumberReading
-from spatial_transformer.transformer import FcLocalisation
 
 
 def test_the_error_is_the_share_of_wrong_predictions_in_percent():

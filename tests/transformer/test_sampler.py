@@ -1,14 +1,15 @@
-"""The sampler: exactness, the paper's equations (4) to (7) as literal loops, scipy, precision and refusals."""
+"""The sampler: identity, the paper's equations (4) to (7) as literal loops, scipy, precision, memory formats, bad input."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from families import both_modes, every_family
+import torch.nn.functional as F
+from families import FAMILIES, both_modes, every_family
 from scipy import ndimage
 
-from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, pixel_centres, sample
+from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, pixel_centres, sample
 
 SIZES = [(1, 1), (2, 3), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (17, 100), (224, 224)]
 VOLUMES = [(1, 1, 1), (4, 4, 4), (5, 7, 9), (6, 28, 28), (3, 33, 17)]
@@ -50,61 +51,53 @@ def as_row(pixels, sizes):
     return normalised(pixels, sizes).reshape(1, *[1] * (len(sizes) - 1), len(pixels), len(sizes))
 
 
-# Exactness
+# Identity and whole pixels, to the rounding of float32 coordinates
+
+
+def assert_equal_to_rounding(out, expected, size, mode="bilinear"):
+    """2e-6 at 28 px and 3e-5 at 224 px for images in [0, 1]; "nearest" copies."""
+    assert out.dtype == expected.dtype
+    tolerance = 0.0 if mode == "nearest" else max(2e-6, 3e-5 * max(size) / 224)
+    torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
 
 
 @both_modes
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", [Affine, Attention], ids=["affine", "attention"])
-def test_identity_returns_the_input_bit_for_bit(make, size, mode):
-    x = random(2, 3, *size)
-    assert torch.equal(sample(x, identity_grid(make(), size, 2), mode), x)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("affine3d", "attention_fixed")])
+def test_identity_returns_the_input(name, size, mode):
+    x = torch.rand(2, 3, *size)
+    assert_equal_to_rounding(sample(x, identity_grid(FAMILIES[name](), size, 2), mode), x, size, mode)
 
 
 @both_modes
 @pytest.mark.parametrize("size", VOLUMES, ids=str)
-def test_identity_returns_a_volume_bit_for_bit(size, mode):
-    x = random(2, 2, *size)
-    assert torch.equal(sample(x, identity_grid(Affine3d(), size, 2), mode), x)
+def test_identity_returns_a_volume(size, mode):
+    x = torch.rand(2, 2, *size)
+    assert_equal_to_rounding(sample(x, identity_grid(Affine3d(), size, 2), mode), x, size, mode)
 
 
 @both_modes
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize(
-    "make", [Projective, ThinPlateSpline, lambda: ThinPlateSpline((3, 5))], ids=["projective", "tps", "tps_3x5"]
-)
-def test_identity_of_the_other_families_returns_the_input_to_1e_6(make, size, mode):
-    x = random(2, 3, *size)
-    torch.testing.assert_close(sample(x, identity_grid(make(), size, 2), mode), x, rtol=0, atol=1e-6)
-
-
-@both_modes
-def test_identity_returns_the_input_bit_for_bit_at_every_length_to_256(mode):
+def test_identity_returns_the_input_at_every_length_to_256(mode):
     transform = Affine()
     for length in range(1, 257):
-        x = random(1, 1, 1, length)
-        assert torch.equal(sample(x, identity_grid(transform, (1, length)), mode), x), length
+        x = torch.rand(1, 1, 1, length)
+        out = sample(x, identity_grid(transform, (1, length)), mode)
+        assert_equal_to_rounding(out, x, (1, length), mode)
 
 
-@both_modes
-@pytest.mark.parametrize("size", [(28, 28), (42, 42), (33, 17)], ids=str)
-def test_identity_is_bit_for_bit_in_float64(size, mode):
-    x, transform = random(1, 2, *size, dtype=torch.float64), Affine()
-    assert torch.equal(sample(x, transform.grid(transform.identity().double()[None], size), mode), x)
-
-
-@both_modes
-def test_identity_returns_the_input_bit_for_bit_while_it_is_trained_through(mode):
-    x = random(2, 3, 28, 28)
-    grid = identity_grid(Affine(), (28, 28), 2).requires_grad_()
-    assert torch.equal(sample(x.requires_grad_(), grid, mode), x)
+@pytest.mark.parametrize("size", [(28, 28), (42, 42), (224, 224)], ids=str)
+def test_identity_in_float64_is_exact_to_1e_13(size):
+    x, transform = torch.rand(1, 2, *size, dtype=torch.float64), Affine()
+    out = sample(x, transform.grid(transform.identity().double()[None], size))
+    torch.testing.assert_close(out, x, rtol=0, atol=1e-13)
 
 
 @both_modes
 @pytest.mark.parametrize("fill", [0.5, -0.1307 / 0.3081], ids=["half", "normalised"])
-def test_identity_with_a_fill_returns_the_input_to_a_rounding(fill, mode):
-    x = random(2, 1, 28, 28)
-    torch.testing.assert_close(sample(x, identity_grid(Affine(), (28, 28), 2), mode, fill=fill), x, rtol=0, atol=1e-6)
+def test_identity_with_a_fill_returns_the_input(fill, mode):
+    x = torch.rand(2, 1, 28, 28)
+    out = sample(x, identity_grid(Affine(), (28, 28), 2), mode, fill=fill)
+    torch.testing.assert_close(out, x, rtol=0, atol=2e-6)
 
 
 def shifted(x, right, down):
@@ -121,34 +114,46 @@ def shifted(x, right, down):
 @pytest.mark.parametrize("size", [(28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (224, 224)], ids=str)
 @pytest.mark.parametrize(("right", "down"), [(1, 0), (0, -1), (-3, 5), (10, 16), (100, 0)])
 def test_a_shift_by_whole_pixels_is_a_copy_with_zeros_from_outside(size, right, down, mode):
-    x = random(1, 2, *size)
+    x = torch.rand(1, 2, *size)
     theta = torch.tensor([[1.0, 0, -2 * right / size[1], 0, 1, -2 * down / size[0]]])
-    assert torch.equal(sample(x, Affine().grid(theta, size), mode), shifted(x, right, down))
+    assert_equal_to_rounding(sample(x, Affine().grid(theta, size), mode), shifted(x, right, down), size, mode)
 
 
 @both_modes
 def test_a_shift_of_a_volume_by_whole_slices_is_a_copy(mode):
-    x = random(1, 2, 6, 5, 7)
+    x = torch.rand(1, 2, 6, 5, 7)
     theta = torch.tensor([[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2 * 2 / 6]])
     expected = torch.cat([x[:, :, 2:], torch.zeros_like(x[:, :, :2])], dim=2)
-    assert torch.equal(sample(x, Affine3d().grid(theta, (6, 5, 7)), mode), expected)
+    assert_equal_to_rounding(sample(x, Affine3d().grid(theta, (6, 5, 7)), mode), expected, (7,), mode)
 
 
 @both_modes
 @pytest.mark.parametrize("size", [28, 36, 60, 64, 224])
-def test_a_window_of_half_the_size_is_an_exact_crop_of_the_centre(size, mode):
-    x, quarter = random(1, 2, size, size), size // 4
+def test_a_window_of_half_the_size_is_a_crop_of_the_centre(size, mode):
+    x, quarter = torch.rand(1, 2, size, size), size // 4
     window = identity_grid(Attention(scale=0.5), (size // 2, size // 2))
-    assert torch.equal(sample(x, window, mode), x[..., quarter:-quarter, quarter:-quarter])
+    assert_equal_to_rounding(sample(x, window, mode), x[..., quarter:-quarter, quarter:-quarter], (size,), mode)
 
 
 @both_modes
-def test_quarter_turns_and_flips_are_exact(mode):
-    x = random(1, 2, 42, 42)
+def test_quarter_turns_and_flips_move_pixels(mode):
+    x = torch.rand(1, 2, 42, 42)
     turn = Affine().grid(torch.tensor([[0.0, -1, 0, 1, 0, 0]]), (42, 42))
     flip = Affine().grid(torch.tensor([[-1.0, 0, 0, 0, 1, 0]]), (42, 42))
-    assert torch.equal(sample(x, turn, mode), x.rot90(dims=(-2, -1)))
-    assert torch.equal(sample(x, flip, mode), x.flip(-1))
+    assert_equal_to_rounding(sample(x, turn, mode), x.rot90(dims=(-2, -1)), (42,), mode)
+    assert_equal_to_rounding(sample(x, flip, mode), x.flip(-1), (42,), mode)
+
+
+def test_other_warps_are_as_accurate_as_those_of_torch():
+    theta = torch.tensor([[0.79, -0.25, 0.0371, 0.25, 0.79, -0.0213]])
+    x = torch.rand(1, 1, 224, 224)
+
+    def torchs(x, theta):
+        return F.grid_sample(x, F.affine_grid(theta.view(1, 2, 3), x.shape, align_corners=False), align_corners=False)
+
+    exact = torchs(x.double(), theta.double())
+    errors = [(out - exact).square().mean().sqrt() for out in (sample(x, Affine().grid(theta, (224, 224))), torchs(x, theta))]
+    assert errors[0] < 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("size", [28, 60, 33])
@@ -162,7 +167,7 @@ def test_an_output_of_twice_the_size_repeats_each_pixel_in_nearest_mode(size):
 def test_an_output_of_half_the_size_is_the_mean_of_2x2_pixels_in_bilinear_mode(size):
     x = random(1, 2, size, size)
     smaller = sample(x, identity_grid(Affine(), (size // 2, size // 2)))
-    torch.testing.assert_close(smaller, torch.nn.functional.avg_pool2d(x, 2))
+    torch.testing.assert_close(smaller, F.avg_pool2d(x, 2))
 
 
 # Outside
@@ -205,7 +210,7 @@ def test_one_fill_in_a_list_is_that_of_all_channels(mode):
 def test_a_fill_is_what_an_input_with_a_wide_border_of_it_would_give(mode):
     x = random(2, 1, 6, 7)
     grid = Affine().grid(thetas(Affine()), (6, 7))
-    wide = torch.nn.functional.pad(x, [7, 7, 6, 6], value=0.4)
+    wide = F.pad(x, [7, 7, 6, 6], value=0.4)
     torch.testing.assert_close(sample(x, grid, mode, fill=0.4), sample(wide, grid / 3, mode), rtol=0, atol=1e-4)
 
 
@@ -263,20 +268,12 @@ def half_pixels(size):
     return torch.cartesian_prod(*axes)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [(8, 8), (4, 16), (6, 7), (3, 28), (3, 4, 5)], ids=str)
-def test_nearest_rounds_half_way_points_up_as_equation_4_does(size, dtype):
-    x = random(1, 1, *size, dtype=dtype)
+@pytest.mark.parametrize("size", [(8, 8), (4, 16), (2, 4, 8)], ids=str)
+def test_nearest_rounds_half_way_points_to_even_as_torch_does(size):
+    x = random(1, 1, *size)
     pixels = half_pixels(size)
-    expected = [equation_4(x[0, 0], *point) for point in pixels.tolist()]
-    assert sample(x, as_row(pixels, size).to(dtype), "nearest").flatten().tolist() == expected
-
-
-@pytest.mark.parametrize("size", [28, 42, 60, 64, 224])
-def test_an_output_of_half_the_size_takes_the_pixel_after_each_half_way_point_in_nearest_mode(size):
-    x = random(1, 2, size, size)
-    smaller = sample(x, identity_grid(Affine(), (size // 2, size // 2)), "nearest")
-    assert torch.equal(smaller, x[..., 1::2, 1::2])
+    rounded = [equation_4(x[0, 0], *point) for point in pixels.round().tolist()]  # to even
+    assert sample(x, as_row(pixels, size).float(), "nearest").flatten().tolist() == rounded
 
 
 # Gradients
@@ -360,7 +357,7 @@ def test_nearest_has_no_gradient_through_theta(make):
     assert torch.equal(theta.grad, torch.zeros_like(theta))
 
 
-@pytest.mark.parametrize("size", [(4, 16), (6, 7), (3, 4, 5)], ids=str)
+@pytest.mark.parametrize("size", [(4, 16), (2, 4, 8)], ids=str)
 def test_nearest_gradient_goes_to_the_pixel_that_was_read_also_half_way(size):
     x, grid = random(1, 1, *size), as_row(half_pixels(size), size).float()
     out = sample(x, grid, "nearest")
@@ -399,12 +396,6 @@ def test_gradient_through_a_fill_is_the_numerical_one():
 def test_the_warp_is_the_same_with_and_without_gradients(mode):
     x, grid = random(2, 1, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
     assert torch.equal(sample(x.clone().requires_grad_(), grid.clone().requires_grad_(), mode), sample(x, grid, mode))
-
-
-def test_integers_are_rounded():
-    x = torch.full((1, 1, 20, 30), 200, dtype=torch.uint8)
-    grid = Affine().grid(torch.tensor([[0.9, 0.1, 0.01, 0.05, 0.9, 0.02]]), (20, 30))
-    assert sample(x, grid, fill=200).unique().tolist() == [200]
 
 
 # Against scipy
@@ -483,13 +474,6 @@ def test_half_precision_is_sampled_in_float32_and_rounded_once(dtype, mode):
     assert torch.equal(out, sample(x.float(), grid, mode).to(dtype))
 
 
-@both_modes
-@half_precision
-def test_identity_returns_a_half_precision_input_bit_for_bit(dtype, mode):
-    x = random(2, 3, 60, 60).to(dtype)
-    assert torch.equal(sample(x, identity_grid(Affine(), (60, 60), 2), mode), x)
-
-
 @half_precision
 def test_the_gradient_of_a_half_precision_input_is_in_its_dtype_and_that_of_the_grid_in_float32(dtype):
     x, grid = random(2, 3, 9, 10).to(dtype), Affine().grid(thetas(Affine()), (7, 6))
@@ -530,14 +514,36 @@ def test_an_input_that_is_no_batch_of_images_or_volumes_is_refused(shape):
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 3), (1, 4, 5, 2), (2, 5, 2), (2, 3, 4, 5, 3)], ids=str)
 def test_a_grid_that_does_not_fit_the_images_is_refused(shape):
-    with pytest.raises(ValueError, match=r"a grid for x of shape \(2, 1, 4, 5\) is \(2, H, W, 2\), got \("):
+    with pytest.raises(ValueError, match=r"grid must be \(2, \*size, 2\) for x of \(2, 1, 4, 5\), got \("):
         sample(torch.zeros(2, 1, 4, 5), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 2), (1, 3, 4, 5, 3), (2, 4, 5, 2)], ids=str)
 def test_a_grid_that_does_not_fit_the_volumes_is_refused(shape):
-    with pytest.raises(ValueError, match=r"a grid for x of shape \(2, 1, 3, 4, 5\) is \(2, D, H, W, 3\), got \("):
+    with pytest.raises(ValueError, match=r"grid must be \(2, \*size, 3\) for x of \(2, 1, 3, 4, 5\), got \("):
         sample(torch.zeros(2, 1, 3, 4, 5), torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "grid_shape"),
+    [
+        ((1, 1, 0, 4), (1, 2, 2, 2)),
+        ((1, 0, 4, 4), (1, 2, 2, 2)),
+        ((1, 1, 4, 4), (1, 0, 2, 2)),
+        ((1, 1, 2, 0, 4), (1, 2, 2, 2, 3)),
+    ],
+)
+def test_empty_dimensions_are_refused(x_shape, grid_shape):
+    with pytest.raises(ValueError, match=r"x and grid must not be empty, got \("):
+        sample(torch.zeros(x_shape), torch.zeros(grid_shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.uint8, torch.bool], ids=str)
+def test_images_and_grids_that_are_not_of_floating_point_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"x and grid must be of floating point, got {dtype} and torch.float32"):
+        sample(torch.zeros(1, 1, 4, 5, dtype=dtype), torch.zeros(1, 4, 5, 2))
+    with pytest.raises(TypeError, match=f"x and grid must be of floating point, got torch.float32 and {dtype}"):
+        sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2, dtype=dtype))
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "", "Bilinear"])
@@ -550,3 +556,137 @@ def test_an_unknown_mode_is_refused(mode):
 def test_as_many_fills_as_neither_one_nor_the_channels_are_refused(fill):
     with pytest.raises(ValueError, match=f"fill must be one number or one for each of the 3 channels, got {len(fill)}"):
         sample(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, 2), fill=fill)
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf, [0.0, -math.inf, 1.0], torch.tensor(math.nan)], ids=str)
+def test_a_fill_that_is_not_finite_is_refused(fill):
+    with pytest.raises(ValueError, match="fill must be finite, got"):
+        sample(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, 2), fill=fill)
+
+
+@pytest.mark.parametrize("fill", [None, "0.5", "red", [None] * 3, ["0"] * 3, 1j, {"a": 1}], ids=str)
+def test_a_fill_that_is_not_numeric_is_refused(fill):
+    with pytest.raises(TypeError, match="fill must be a number or one for each channel, got"):
+        sample(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, 2), fill=fill)
+
+
+@pytest.mark.parametrize(
+    "fill", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), np.full(3, 0.5), torch.full((3,), 0.5), (0.5,)]
+)
+def test_a_fill_may_be_an_array_or_a_tensor(fill):
+    x, grid = random(1, 3, 4, 5), Affine().grid(thetas(Affine(), 1), (4, 5))
+    assert torch.equal(sample(x, grid, fill=fill), sample(x, grid, fill=0.5))
+
+
+# Channels-last maps
+
+
+@pytest.mark.parametrize("channels", [3, 64, 80])
+@both_modes
+def test_channels_last_maps_are_sampled_alike_and_stay_channels_last(channels, mode):
+    x = random(2, channels, 9, 12)
+    grid = Affine().grid(thetas(Affine(), spread=0.5), (7, 6))
+    last = x.contiguous(memory_format=torch.channels_last)
+    out = sample(last, grid, mode, fill=0.3)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert sample(x, grid, mode).is_contiguous()
+    torch.testing.assert_close(out, sample(x, grid, mode, fill=0.3), rtol=0, atol=1e-5)
+
+
+def test_channels_last_volumes_stay_channels_last():
+    x = random(1, 5, 4, 6, 7)
+    grid = Affine3d().grid(thetas(Affine3d(), 1), (3, 4, 5))
+    out = sample(x.contiguous(memory_format=torch.channels_last_3d), grid)
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(out, sample(x, grid))
+
+
+@pytest.mark.parametrize("spread", [0.2, 3.0], ids=["inside", "mostly_outside"])
+def test_gradients_of_channels_last_maps_are_those_of_others(spread):
+    x = random(2, 64, 9, 12)
+    grid = Affine().grid(thetas(Affine(), spread=spread), (7, 6))
+    upstream = random(2, 64, 7, 6, seed=3)
+    last = gradients(x.contiguous(memory_format=torch.channels_last), grid, upstream)
+    for ours, expected in zip(last, gradients(x, grid, upstream), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_points_far_outside_read_nothing_of_channels_last_maps():
+    x = random(1, 64, 5, 6).contiguous(memory_format=torch.channels_last)
+    grid = torch.tensor([-3.0, 2.5, 1e4, -1e9, 1e30]).view(1, 1, -1, 1).expand(1, 1, -1, 2)
+    assert torch.equal(sample(x, grid), torch.zeros(1, 64, 1, 5))
+
+
+def test_second_derivatives_of_channels_last_maps_need_the_general_path():
+    x = random(1, 64, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    grid = Affine().grid(thetas(Affine(), 1, dtype=torch.float64), (2, 3)).requires_grad_()
+
+    def second(**options):
+        (first,) = torch.autograd.grad(sample(x, grid, **options).square().sum(), grid, create_graph=True)
+        return torch.autograd.grad(first.sum(), grid)[0]
+
+    assert second(second_order=True).abs().sum() > 0
+    with pytest.raises(RuntimeError, match=r"not implemented|not differentiable|derivative"):
+        second()
+
+
+# Antialiasing
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(12, 12), (6, 9)], ids=str)
+def test_antialiasing_is_area_averaging_where_the_factor_is_whole(factor, size):
+    x = random(2, 3, factor * size[0], factor * size[1])
+    out = sample(x, identity_grid(Affine(), size, 2), antialias=True)
+    torch.testing.assert_close(out, F.avg_pool2d(x, factor), rtol=0, atol=1e-5)
+
+
+def test_antialiasing_averages_volumes():
+    x = random(1, 1, 6, 9, 12)
+    out = sample(x, identity_grid(Affine3d(), (2, 3, 4)), antialias=True)
+    torch.testing.assert_close(out, F.avg_pool3d(x, 3), rtol=0, atol=1e-5)
+
+
+def test_antialiasing_differs_from_axis_to_axis():
+    x = random(1, 1, 12, 36)
+    out = sample(x, identity_grid(Affine(), (12, 9)), antialias=True)
+    torch.testing.assert_close(out, F.avg_pool2d(x, (1, 4)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2.5, 3.3, 4.7])
+def test_antialiasing_is_near_area_averaging_for_other_factors(factor):
+    out_size = 20
+    size = round(out_size * factor)
+    noise = random(8, 1, size, size)
+    averaged = F.interpolate(noise, (out_size, out_size), mode="area")
+    grid = identity_grid(Affine(), (out_size, out_size), 8)
+    plain, smooth = ((sample(noise, grid, antialias=on) - averaged).square().mean().sqrt() for on in (False, True))
+    assert smooth < 0.4 * plain
+
+
+def test_antialiasing_leaves_windows_that_enlarge_as_they_are():
+    x = random(2, 1, 9, 10)
+    grid = Affine().grid(0.5 * thetas(Affine()), (12, 14))
+    torch.testing.assert_close(sample(x, grid, antialias=True), sample(x, grid))
+
+
+def test_antialiasing_of_a_sample_does_not_depend_on_the_batch():
+    x = random(2, 1, 24, 24)
+    theta = torch.tensor([[3.0, 0, 0, 0, 3, 0], [1.0, 0, 0, 0, 1, 0]])
+    together = sample(x, Affine().grid(theta, (8, 8)), antialias=True)
+    alone = sample(x[:1], Affine().grid(theta[:1], (8, 8)), antialias=True)
+    torch.testing.assert_close(together[:1], alone)
+
+
+def test_antialiasing_has_the_numerical_gradient():
+    transform = Affine()
+    x = random(1, 1, 9, 11, dtype=torch.float64).requires_grad_()
+    theta = torch.tensor([[1.1, 0.2, 0.05, -0.1, 0.9, 0.1]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda u, t: sample(u, transform.grid(t, (3, 4)), antialias=True), (x, theta))
+
+
+def test_antialiasing_needs_bilinear_mode_and_two_points_along_each_axis():
+    with pytest.raises(ValueError, match="mode must be one of bilinear, got 'nearest'"):
+        sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2), "nearest", antialias=True)
+    with pytest.raises(ValueError, match="antialias needs a grid of two points along each axis"):
+        sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 5, 2), antialias=True)

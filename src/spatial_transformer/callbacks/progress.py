@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from ..transformer import localisation_networks
+from ..networks.localisation import localisation_networks
 
 
 class RunProgress(ProgressBar):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..data.batched import in_order
-from ..transformer import SpatialTransformer, localisation_networks
+from ..networks.localisation import localisation_networks
+from ..transformer import SpatialTransformer
 
 
 class ThetaStatistics(pl.Callback):

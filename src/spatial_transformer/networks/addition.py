@@ -6,7 +6,8 @@ transformer reads both channels and warps both; two of them, in parallel, give f
 
 from __future__ import annotations
 
-from ..transformer import FcLocalisation, JoinedLocalisation, SpatialTransformer, Transform
+from ..transformer import SpatialTransformer, Transform
+from .localisation import FcLocalisation, JoinedLocalisation
 from .mnist import BUDGET, MnistNetwork, at_width, cnn_layers, fcn_layers, pooling
 
 CHANNELS = 2

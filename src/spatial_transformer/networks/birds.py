@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transformer import Regression, SpatialTransformer, Transform
+from ..transformer import SpatialTransformer, Transform
 from .backbones import Backbone, load_backbone
+from .localisation import Regression
 
 TILE = 0.5
 """Side of a transformer's first crop, in sides of the image."""

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transformer import Attention, Regression, SpatialTransformer
+from ..transformer import Attention, SpatialTransformer
+from .localisation import Regression
 from .mnist import DIGIT, cnn_layers
 
 ENCODER_WIDTH = 32

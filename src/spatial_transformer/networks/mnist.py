@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transformer import ConvLocalisation, FcLocalisation, SpatialTransformer, Transform
+from ..transformer import SpatialTransformer, Transform
 from .convolution import OneChannelConv2d
+from .localisation import ConvLocalisation, FcLocalisation
 
 BUDGET = 400_000
 """Parameters of every network of Table 1, about."""

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..transformer import FcLocalisation, Regression, SpatialTransformer, Transform
+from ..transformer import SpatialTransformer, Transform
+from .localisation import FcLocalisation, Regression
 
 CONVOLUTIONS = (48, 64, 128, 160, 192, 192, 192, 192)
 """Filters of the convolutions, 5x5 with padding 2."""

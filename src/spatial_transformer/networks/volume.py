@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..projection import project
-from ..transformer import Regression, SpatialTransformer, Transform
+from ..transformer import SpatialTransformer, Transform
+from .localisation import Regression
 from .mnist import fcn_layers
 
 _POOL = 2

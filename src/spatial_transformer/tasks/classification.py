@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from ..data.batched import in_order
 from ..data.keyed import sample_keys, uniform
 from ..errors import UsageError
-from ..transformer import localisation_networks
+from ..networks.localisation import localisation_networks
 
 
 class Classification(pl.LightningModule):

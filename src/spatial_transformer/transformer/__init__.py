@@ -1,26 +1,11 @@
-"""Section 3 of the paper in plain PyTorch: transformations, sampler, localisation networks and the module of the three.
+"""Section 3 of the paper in plain PyTorch. You can copy this directory and use it alone."""
 
-Nothing here knows the rest of the project; the folder can be lifted out and used alone.
-"""
-
-from .localisation import ConvLocalisation, FcLocalisation, JoinedLocalisation, Regression
-from .sampler import sample
-from .spatial_transformer import SpatialTransformer, localisation_networks
-from .transforms import Affine, Affine3d, Attention, Projective, ThinPlateSpline, Transform, pixel_centres
-
-__all__ = [
-    "Affine",
-    "Affine3d",
-    "Attention",
-    "ConvLocalisation",
-    "FcLocalisation",
-    "JoinedLocalisation",
-    "Projective",
-    "Regression",
-    "SpatialTransformer",
-    "ThinPlateSpline",
-    "Transform",
-    "localisation_networks",
-    "pixel_centres",
-    "sample",
-]
+from .sampler import sample as sample
+from .spatial_transformer import SpatialTransformer as SpatialTransformer
+from .transforms import Affine as Affine
+from .transforms import Affine3d as Affine3d
+from .transforms import Attention as Attention
+from .transforms import Projective as Projective
+from .transforms import ThinPlateSpline as ThinPlateSpline
+from .transforms import Transform as Transform
+from .transforms import pixel_centres as pixel_centres

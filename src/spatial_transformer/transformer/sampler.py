@@ -1,130 +1,158 @@
 """The differentiable image sampler (section 3.3 of the paper).
 
 Convention
-    Source points are (x, y(, z)) in [-1, 1] with half-pixel centres, as in :mod:`.transforms`. The sums of equations (3)
-    to (5) run over existing pixels only, so outside the input the sampler reads 0, or ``fill`` where that is given.
+    Source points are those of :mod:`.transforms`. The sums of equations (3) to (5) run over existing pixels only: outside the
+    input the sampler reads 0, or ``fill``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transforms import is_eager
+
 MODES = ("bilinear", "nearest")
-_BILINEAR, _ZEROS_OUTSIDE = 0, 0  # as torch's own operator numbers them
+MIN_TABLE_CHANNELS = 64
+"""Channels of a channels-last map from which on ``embedding_bag`` is faster than ``grid_sample`` (docs/benchmarks.md)."""
 
 
-def sample(x: Tensor, grid: Tensor, mode: str = "bilinear", fill: float | Sequence[float] = 0.0) -> Tensor:
-    """Reads ``x`` at the points of ``grid``: V = sum of U k(x - m) k(y - n).
+def sample(
+    x: Tensor,
+    grid: Tensor,
+    mode: str = "bilinear",
+    fill: float | Sequence[float] = 0.0,
+    antialias: bool = False,
+    second_order: bool = False,
+) -> Tensor:
+    """Read ``x`` at the points of ``grid``: V = sum of U k(x - m) k(y - n), equation (3).
 
-    Points at pixel centres give the pixel **bit for bit** (with a ``fill`` other than 0, to a rounding of x - fill), so an
-    identity warp returns its input and a shift by whole pixels is a copy, at any size. ``torch.nn.functional.grid_sample``
-    alone does not do that: unless a size is a power of two, float32 coordinates cannot name the centres of its pixels.
+    Bilinear at pixel centres, it gives pixels in [0, 1] to 2e-6 at 28 px and 3e-5 at 224 px: float32 rounds the centres.
 
     Args:
         x: ``(B, C, H, W)``, or ``(B, C, D, H, W)``.
-        grid: ``(B, H', W', 2)``, or ``(B, D', H', W', 3)``: source points, float32 or float64.
-        mode: "bilinear" is equation (5), trilinear in three dimensions; "nearest" is the integer kernel of
-            equation (4), index floor(x + 0.5), which has no gradient with respect to the points.
-        fill: what is read outside, in units of ``x``: one number, or one for each channel. A constant image stays constant
+        grid: ``(B, H', W', 2)``, or ``(B, D', H', W', 3)``: source points.
+        mode: "bilinear" (equation 5), trilinear in three dimensions, or "nearest" (equation 4), which has no gradient for the
+            grid and rounds half to even, as PyTorch does, where floor(x + 0.5) of the paper rounds half up.
+        fill: value outside the input, in units of ``x``: one number, or one for each channel. A constant image stays constant
             under any warp when ``fill`` is that constant.
-
-    The gradient with respect to a point at a pixel centre, where the kernel has a kink, is that of one side or the other.
+        antialias: average over the footprint of an output pixel that is larger than an input pixel, where the paper's kernels
+            alias. The grid needs two points along each axis.
+        second_order: allow second and forward-mode derivatives of channels-last maps on a CPU, which otherwise are sampled by
+            ``embedding_bag``, for which PyTorch raises an error.
 
     Returns:
-        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype of ``x``, rounded where that is of integers. Half precision
-        inputs are sampled in float32.
+        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype and memory format of ``x``, sampled in float32 at least.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown mode, or as many fills as neither 1 nor C.
+        TypeError: ``x`` or ``grid`` is not of floating point, or ``fill`` is not numeric.
+        ValueError: a shape does not fit or is empty, ``fill`` is not finite, or the mode is unknown or cannot be antialiased.
     """
     dims = x.ndim - 2
     if dims not in (2, 3):
         raise ValueError(f"x must be (B, C, H, W) or (B, C, D, H, W), got {tuple(x.shape)}")
     if grid.ndim != x.ndim or grid.shape[-1] != dims or grid.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"a grid for x of shape {tuple(x.shape)} is ({x.shape[0]}, {'D, ' * (dims - 2)}H, W, {dims}), "
-            f"got {tuple(grid.shape)}"
-        )
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise ValueError(f"grid must be ({x.shape[0]}, *size, {dims}) for x of {tuple(x.shape)}, got {tuple(grid.shape)}")
+    if not (x.numel() and grid.numel()) and 0 in (*x.shape[1:], *grid.shape[1:]):
+        raise ValueError(f"x and grid must not be empty, got {tuple(x.shape)} and {tuple(grid.shape)}")
+    if not (x.is_floating_point() and grid.is_floating_point()):
+        raise TypeError(f"x and grid must be of floating point, got {x.dtype} and {grid.dtype}")
+    if mode not in MODES or (antialias and mode != "bilinear"):
+        raise ValueError(f"mode must be one of {', '.join(MODES[: 1 if antialias else 2])}, got {mode!r}")
     dtype = torch.float64 if x.dtype == grid.dtype == torch.float64 else torch.float32
-    with torch.autocast(x.device.type, enabled=False):
-        background = _background(fill, x, dtype)
-        source = x.to(dtype)
-        if background is not None:
-            source = source - background
-        out = _sample(source, grid.to(dtype), mode)
-        if background is not None:
-            out = out + background
-        return (out if x.is_floating_point() else out.round()).to(x.dtype)
+    source, grid = x.to(dtype), grid.to(dtype)
+    background = _background(fill, source)
+    if background is not None:
+        source = source - background
+    if antialias:
+        grid, steps = _supersample(grid, x.shape[2:])
+    out = _interpolate(source, grid, mode, second_order)
+    if antialias:
+        out = (F.avg_pool2d if dims == 2 else F.avg_pool3d)(out, steps)
+    if background is not None:
+        out = out + background
+    return out.to(x.dtype)
 
 
-def _background(fill: float | Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor | None:
-    values = [float(fill)] if isinstance(fill, int | float) else [float(value) for value in fill]
+def fill_values(fill: float | Sequence[float]) -> list[float]:
+    """Return a fill, which may be a number, a sequence, an array or a tensor, as a list of finite numbers."""
+    try:
+        is_sequence = not isinstance(fill, str) and hasattr(fill, "__len__") and getattr(fill, "ndim", 1) > 0
+        values = [float(value + 0.0) for value in (fill if is_sequence else [fill])]  # type: ignore[operator, union-attr]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"fill must be a number or one for each channel, got {fill!r}") from None
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"fill must be finite, got {fill}")
+    return values
+
+
+def _background(fill: float | Sequence[float], x: Tensor) -> Tensor | None:
+    if type(fill) in (float, int, tuple) and fill in (0, (0.0,)):
+        return None
+    values = fill_values(fill)
     if len(values) not in (1, x.shape[1]):
         raise ValueError(f"fill must be one number or one for each of the {x.shape[1]} channels, got {len(values)}")
-    if not any(values):
-        return None
-    return _vector(values, dtype, x.device).view(1, -1, *[1] * (x.ndim - 2))
+    # Filled on the device: a copy from the host would make a GPU wait.
+    return torch.stack([x.new_full((), value) for value in values]).view(-1, *[1] * (x.ndim - 2)) if any(values) else None
 
 
-def _vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(N,)``, filled on the device: a copy from the host would make a GPU wait."""
-    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+def _interpolate(x: Tensor, grid: Tensor, mode: str, second_order: bool) -> Tensor:
+    channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    is_channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=channels_last)
+    is_table = is_channels_last and x.ndim == 4 and mode == "bilinear" and x.shape[1] >= MIN_TABLE_CHANNELS
+    if is_table and x.device.type == "cpu" and not second_order and is_eager(x):
+        return _sum_rows(x, grid)
+    out = F.grid_sample(x, grid, mode, "zeros", align_corners=False)
+    return out.contiguous(memory_format=channels_last) if is_channels_last else out
 
 
-def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)
-    if mode == "bilinear" and differentiated and not torch._C._are_functorch_transforms_active():
-        return _Bilinear.apply(x, grid)
-    return _sample_exactly(x, grid, mode)
+def _sum_rows(x: Tensor, grid: Tensor) -> Tensor:
+    """Sample a channels-last map bilinearly: each point is a weighted sum of four rows of the table of pixels."""
+    batch, channels, height, width = x.shape
+    row, weight_row = _neighbours(grid[..., 1], height)
+    column, weight_column = _neighbours(grid[..., 0], width)
+    row = row + torch.arange(batch, dtype=torch.int32, device=x.device).view(-1, 1, 1, 1) * height
+    index = row[..., :, None] * width + column[..., None, :]
+    weight = weight_row[..., :, None] * weight_column[..., None, :]
+    table = x.permute(0, 2, 3, 1).flatten(0, 2)
+    out = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=weight.view(-1, 4), mode="sum")
+    return out.view(*grid.shape[:3], channels).permute(0, 3, 1, 2)
 
 
-class _Bilinear(torch.autograd.Function):
-    """Exact sampling forward; backward on the arguments themselves, so neither padding nor rounding is kept."""
-
-    # One method and no setup_context: with that, PyTorch inspects signatures at every call, which a small warp feels.
-    @staticmethod
-    def forward(ctx, x: Tensor, grid: Tensor) -> Tensor:
-        ctx.save_for_backward(x, grid)
-        return _sample_exactly(x, grid, "bilinear")
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, grid = ctx.saved_tensors
-        aten = torch.ops.aten
-        operator = aten.grid_sampler_2d_backward if x.ndim == 4 else aten.grid_sampler_3d_backward
-        return operator(grad, x, grid, _BILINEAR, _ZEROS_OUTSIDE, False, ctx.needs_input_grad)
+def _neighbours(points: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the two pixels of n next to each point of one axis, ``(..., 2)``, and their weights, 0 for those outside."""
+    position = (((points + 1) * n - 1) / 2).clamp(-1, n)  # further outside, all reads 0
+    low = position.floor()
+    index = torch.stack([low, low + 1], dim=-1)
+    weight = torch.stack([low + 1 - position, position - low], dim=-1)
+    return index.clamp(0, n - 1).int(), weight * ((index >= 0) & (index < n))
 
 
-def _sample_exactly(x: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """torch's sampler on an input padded to powers of two, where pixel centres are exact in floating point.
+def _supersample(grid: Tensor, size: Sequence[int]) -> tuple[Tensor, int]:
+    """Spread n points, the same n for all, over the footprint of each point: return ``(B, n H', n W', 2)`` and n.
 
-    The points are moved to the coordinates of the padded input and rounded to a lattice that holds every pixel centre: 2^-20
-    in float32, 1.5e-5 px at 28 px, far below what the coordinates carry. Padding reads as outside: that changes nothing.
+    Along each axis of the output, a footprint of f > 1 pixels of the input gets n >= f points from -(f - 1) / 2 to (f - 1) / 2
+    pixels. Their mean is the area average for whole f. Smaller footprints keep their point, n times.
     """
-    sizes = x.shape[2:]
-    padded = [1 << (n - 1).bit_length() for n in sizes]
-    if padded != list(sizes):
-        x = F.pad(x, [end for n, p in zip(reversed(sizes), reversed(padded), strict=True) for end in (0, p - n)])
-    grid = _on_lattice(grid, [n / p for n, p in zip(reversed(sizes), reversed(padded), strict=True)], mode)
-    return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
-
-
-def _on_lattice(grid: Tensor, ratios: list[float], mode: str) -> Tensor:
-    bits, digits = (20, 23) if grid.dtype == torch.float32 else (48, 52)
-    # Adding 1.5 * 2^k to a float, and taking it off again, rounds to the spacing of floats near 2^k.
-    rounder = 1.5 * 2.0 ** (digits - bits)
-    # The kernel rounds half to even; the paper's floor(x + 0.5) rounds half up. A nudge within the lattice decides it.
-    nudge = 2.0 ** -(bits + 2) if mode == "nearest" else 0.0
-    if len(set(ratios)) == 1:
-        moved = torch.add(grid.new_full((), ratios[0] - 1 + rounder), grid, alpha=ratios[0])
-    else:
-        ratio = _vector(ratios, grid.dtype, grid.device)
-        moved = torch.addcmul(ratio - 1 + rounder, grid, ratio)
-    return moved.sub_(rounder).add_(nudge) if nudge else moved.sub_(rounder)
+    axes = range(1, grid.ndim - 1)
+    if min(grid.shape[1:-1]) < 2:
+        raise ValueError(f"antialias needs a grid of two points along each axis, got {tuple(grid.shape)}")
+    pixels = torch.cat([grid.new_full((1,), n / 2) for n in reversed(size)])
+    spans, longest = [], 1.0
+    for axis in axes:
+        (slope,) = torch.gradient(grid, dim=axis)
+        length = (slope * pixels).square().sum(-1, keepdim=True).clamp(min=1).sqrt()
+        spans.append(slope * (1 - 1 / length))
+        longest = max(longest, float(length.detach().nan_to_num().amax()))
+    steps = math.ceil(min(longest - 1e-4, max(size)))
+    offsets = torch.linspace(-0.5, 0.5, steps, dtype=grid.dtype, device=grid.device)
+    for axis in axes:
+        grid, *spans = (part.repeat_interleave(steps, dim=axis) for part in (grid, *spans))
+    for axis, span in zip(axes, spans, strict=True):
+        along = offsets.repeat(grid.shape[axis] // steps).view(-1, *[1] * (grid.ndim - axis - 1))
+        grid = grid + along * span
+    return grid, steps

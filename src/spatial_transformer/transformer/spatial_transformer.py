@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .sampler import MODES, sample
-from .transforms import Transform
+from .sampler import MODES, fill_values, sample
+from .transforms import MAX_CACHE_BYTES, Transform, basis_dtype
 
 
 class SpatialTransformer(nn.Module):
-    """Warps its input by a transformation that it infers from the input itself.
+    """Warp the input by a transformation that is inferred from the input itself.
 
-    Put several in a row, or at any depth of a network, as any other layer. For several **in parallel** on one input, set
-    ``parallel`` and let the localisation network regress that many thetas at once (one shared network, as for birds in
-    A.6, or several in a :class:`~spatial_transformer.transformer.JoinedLocalisation`).
+    Put several in a row, or at any depth of a network, as any other layer. With ``parallel`` = n, the localisation network
+    regresses n thetas at once, and n transformers read the same input.
 
     Args:
-        localisation: module from ``(B, C, H, W)`` to ``(B, parallel * n_params)``, ending in a
-            :class:`~spatial_transformer.transformer.Regression`.
+        localisation: module from ``(B, C, H, W)`` to ``(B, parallel * n_params)`` that starts at the identity, as one that ends
+            in a :class:`~spatial_transformer.Regression` does.
         transform: the family of transformations.
         output_size: ``(H', W')``, or ``(D', H', W')``; None keeps the size of the input.
-        mode: "bilinear" (trilinear in three dimensions) or "nearest", see :func:`~spatial_transformer.sample`.
-        fill: what is read outside the input, in units of the input.
+        mode, fill, antialias, second_order: as for :func:`~spatial_transformer.sample`.
         parallel: number of transformers.
 
     Raises:
-        ValueError: sizes, mode or ``parallel`` out of range; in ``forward``, a theta that does not fit.
+        TypeError, ValueError: sizes, mode, fill or ``parallel`` out of range; in ``forward``, a theta of another shape.
     """
 
     def __init__(
@@ -39,6 +38,8 @@ class SpatialTransformer(nn.Module):
         mode: str = "bilinear",
         fill: float | Sequence[float] = 0.0,
         parallel: int = 1,
+        antialias: bool = False,
+        second_order: bool = False,
     ) -> None:
         super().__init__()
         if output_size is not None:
@@ -49,53 +50,61 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
+        if mode == "nearest" and any(p.requires_grad for p in localisation.parameters()):
+            warnings.warn("mode='nearest' has no gradient for theta: the localisation network will not train.", stacklevel=2)
         self.localisation = localisation
         self.transform = transform
         self.output_size = output_size
         self.mode = mode
-        fills = torch.as_tensor(fill, dtype=torch.float64, device="cpu").flatten().tolist()  # a tensor or an array, too
-        self.fill: float | Sequence[float] = fills[0] if len(fills) == 1 else tuple(fills)
+        self.fill = tuple(fill_values(fill))
         self.parallel = parallel
+        self.antialias = antialias
+        self.second_order = second_order
+        self.basis: Tensor | None
+        self.register_buffer("basis", None, persistent=False)
+        self._store_basis(torch.device("cpu"))
+
+    def _store_basis(self, device: torch.device) -> None:
+        """Store the basis of the output size, so that neither a call nor an exported program computes it."""
+        if self.output_size is not None:
+            basis = self.transform.basis(self.output_size, torch.float32, device)
+            self.basis = basis if basis.nbytes <= MAX_CACHE_BYTES else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpatialTransformer:
+        super()._apply(fn, recurse)
+        if self.basis is not None:  # a cast has rounded it, or to_empty has emptied it
+            self._store_basis(self.basis.device)
+        return self
 
     def forward(self, x: Tensor, return_theta: bool = False, theta: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Warps ``x``.
+        """Warp ``x``.
 
         Args:
             x: ``(B, C, H, W)``, or ``(B, C, D, H, W)`` for a transform in three dimensions.
             return_theta: also return theta, float32 (float64 for a float64 network).
-            theta: ``(B, parallel * n_params)``, to warp by instead of by what the localisation network says.
+            theta: ``(B, parallel * n_params)`` to warp by, in the place of the localisation network's.
 
         Returns:
-            ``(B, C, H', W')``, and ``(B, n_params)`` on demand. With n transformers in parallel: their outputs
-            side by side as channels, ``(B, n C, H', W')``, and ``(B, n, n_params)``.
+            ``(B, C, H', W')``, and ``(B, n_params)`` on demand. With n transformers in parallel: their outputs side by side as
+            channels, ``(B, n C, H', W')``, and ``(B, n, n_params)``.
         """
-        given, theta = theta is not None, self.localisation(x) if theta is None else theta
+        name = "output of the localisation network" if theta is None else "theta"
+        theta = self.localisation(x) if theta is None else theta
         expected = (x.shape[0], self.parallel * self.transform.n_params)
         if theta.shape != expected:
-            what = "theta must be of shape" if given else "the localisation network must return theta of shape"
-            raise ValueError(
-                f"{what} {tuple(expected)} for {self.parallel} x {self.transform}, it {'is' if given else 'returned'} "
-                f"{tuple(theta.shape)}"
-            )
+            raise ValueError(f"{name} must be {expected} for {self.parallel} x {self.transform}, got {tuple(theta.shape)}")
         theta = theta if theta.dtype == torch.float64 else theta.float()
-        size = self.output_size or tuple(x.shape[2:])
-        if self.parallel == 1:
-            out = sample(x, self.transform.grid(theta, size), self.mode, self.fill)
-        else:
-            theta = theta.unflatten(1, (self.parallel, -1))
-            grids = self.transform.grid(theta.flatten(0, 1), size).unflatten(0, theta.shape[:2])
-            # The outputs are sampled as one tall image, so that the input is not copied for each of them.
-            tall = sample(x, grids.flatten(1, 2), self.mode, self.fill)
-            out = tall.unflatten(2, (self.parallel, size[0])).transpose(1, 2).flatten(1, 2)
+        thetas = theta.chunk(self.parallel, dim=1)
+        outputs = [self._warp(x, one) for one in thetas]
+        out, theta = (outputs[0], theta) if self.parallel == 1 else (torch.cat(outputs, 1), torch.stack(thetas, 1))
         return (out, theta) if return_theta else out
 
+    def _warp(self, x: Tensor, theta: Tensor) -> Tensor:
+        dtype = basis_dtype(theta.dtype, theta.device)
+        basis = self.basis if self.basis is not None and self.basis.dtype == dtype else None  # it is for a float32 theta
+        grid = self.transform.grid(theta, self.output_size or x.shape[2:], basis)
+        return sample(x, grid, self.mode, self.fill, self.antialias, self.second_order)
+
     def extra_repr(self) -> str:
-        parts = [f"output_size={self.output_size}", f"mode={self.mode!r}"]
-        parts += [f"fill={self.fill}"] if self.fill else []
-        parts += [f"parallel={self.parallel}"] if self.parallel > 1 else []
-        return ", ".join(parts)
-
-
-def localisation_networks(network: nn.Module) -> list[nn.Module]:
-    """The localisation networks of all spatial transformers in ``network``."""
-    return [module.localisation for module in network.modules() if isinstance(module, SpatialTransformer)]
+        names = ("output_size", "mode", "fill", "parallel", "antialias", "second_order")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

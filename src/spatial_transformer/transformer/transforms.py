@@ -1,145 +1,193 @@
 """Families of spatial transformations T_theta (section 3.2 of the paper).
 
 Convention
-    Points are ``(x, y)`` or ``(x, y, z)`` with x along the width, y along the height and z along the depth.
-    They are normalised to [-1, 1] with half-pixel centres (``align_corners=False``): -1 and 1 are the outer
-    edges of the first and the last pixel, and pixel ``i`` of ``n`` has its centre at ``(2 i + 1) / n - 1``.
-    T_theta maps **output to input**: for a point of the output it gives the point of the input to read there.
+    Points are ``(x, y)`` or ``(x, y, z)`` with x along the width, y along the height and z along the depth. They are normalised
+    to [-1, 1] with half-pixel centres (``align_corners=False``): -1 and 1 are the outer edges of the first and the last pixel,
+    and pixel ``i`` of ``n`` has its centre at ``(2 i + 1) / n - 1``. T_theta maps **output to input**: from a point of the
+    output to the point of the input that is read there.
 
-Every family is linear in a constant basis of the output points, ``T_theta(G) = M_theta B`` (section 3.2), so that the grids
-of a batch are one matrix product. The basis is laid out such that the product's rows are grids as the sampler takes them,
-the coordinates of a point side by side: no copy is made, neither forward nor backward.
+Every family is linear in a basis of the target points, ``T_theta(G) = M_theta B``: a batch of grids is one matrix product.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-_KEPT = 16  # bases of as many output sizes
+MAX_CACHE_BYTES = 32 * 2**20
+"""Size of each transform's cache of bases. A larger basis, as of a volume, is computed at each call."""
 
 
 def pixel_centres(size: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normalised centres of all pixels of an image: shape ``(dims, prod(size))``, rows x, y(, z), each in (-1, 1).
-
-    ``size`` is (H, W) or (D, H, W); points are in the memory order of an image, the last axis fastest.
-    """
-    axes = [(2 * torch.arange(n, dtype=dtype) + 1) / n - 1 for n in size]
-    return torch.stack([axis.flatten() for axis in reversed(torch.meshgrid(*axes, indexing="ij"))])
+    """Return the normalised pixel centres of an image: ``(dims, prod(size))``, rows x, y(, z), columns in memory order."""
+    axes = [((2 * torch.arange(n, dtype=torch.float64, device="cpu") + 1) / n - 1).to(dtype) for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).flatten(1)
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether x is a tensor with values of its own: no stand-in of a tracer, nor of ``torch.func``."""
-    return type(x) is Tensor and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+def is_eager(x: Tensor) -> bool:
+    """Whether ``x`` is an ordinary tensor, and neither a tracer nor torch.func transforms the current call."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return type(x) is Tensor and not traced
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context in which autocast is off for the device of ``x``."""
+    kind = x.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else contextlib.nullcontext()
+
+
+def basis_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return what to compute grids in for a theta of ``dtype``: on a GPU float64, as TF32 is wrong by 0.1 px at 224 px."""
+    return torch.float64 if device.type == "cuda" else dtype
+
+
+class BasisCache(OrderedDict[tuple, Tensor]):
+    """The bases used last, up to :data:`MAX_CACHE_BYTES`. Copies and pickles are empty."""
+
+    lock = threading.Lock()
+
+    def find(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """Return the basis of ``key``, which ``make`` computes if it is missing."""
+        with self.lock:
+            if key in self:
+                self.move_to_end(key)
+                return self[key]
+        # Inference mode, tracing and torch.func belong to a thread: in a new one, the basis is an ordinary tensor.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            basis = thread.submit(make).result()
+        if basis.nbytes <= MAX_CACHE_BYTES:
+            with self.lock:
+                self[key] = basis
+                while sum(kept.nbytes for kept in self.values()) > MAX_CACHE_BYTES:
+                    self.popitem(last=False)
+        return basis
+
+    def __reduce__(self) -> tuple:
+        return BasisCache, ()
 
 
 class Transform(nn.Module, ABC):
-    """A family of transformations, without parameters of its own: theta comes from a localisation network.
+    """A family of transformations. It has no parameters: a localisation network regresses theta.
 
-    Attributes
+    Attributes:
         n_params: length of theta.
         dims: 2 for images, 3 for volumes.
+        is_group: whether the family has ``compose`` and ``inverse``.
     """
 
     n_params: int
-    dims: ClassVar[int] = 2
+    dims: int = 2
+    is_group: bool = True
 
     def __init__(self) -> None:
         super().__init__()
-        # Not buffers: `.half()` would round them, and a half-precision basis is a wrong grid.
-        self._bases: dict[tuple, Tensor] = {}
+        self._bases = BasisCache()
 
     @abstractmethod
     def identity(self) -> Tensor:
-        """The theta of the identity transformation, ``(n_params,)`` float32: what a regression layer starts from."""
+        """Return the theta of the identity transformation, ``(n_params,)`` float32."""
 
     @abstractmethod
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        """Return the rows of M_theta: ``(B, n_params)`` -> ``(B * rows, K)``."""
+
     def _basis(self, points: Tensor) -> Tensor:
-        """Basis B at target points: ``(dims, N)`` float64 -> ``(K, N)``."""
+        """Return the basis B at target points, ``(dims, N)`` -> ``(K, N)``; by default, homogeneous coordinates."""
+        return torch.cat([points, torch.ones_like(points[:1])])
 
-    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        """``M_theta B``: ``(B, dims * K)``, row by row, and the basis laid out side by side -> ``(B, N, dims)``."""
-        # Of a column-major theta, autograd takes the faster of two ways to the gradient.
-        return (theta.T.contiguous().T @ basis).unflatten(1, (-1, self.dims))
+    def _source_points(self, product: Tensor) -> Tensor:
+        """Return the source points of M_theta B: ``(B * rows, N)`` -> ``(B * dims, N)``."""
+        return product
 
-    def grid(self, theta: Tensor, size: Sequence[int]) -> Tensor:
-        """Source points for every pixel of an output of ``size``.
+    def grid(self, theta: Tensor, size: Sequence[int], basis: Tensor | None = None) -> Tensor:
+        """Return the source points of all pixels of an output.
 
         Args:
-            theta: ``(B, n_params)``. Anything but float64 is taken as float32.
+            theta: ``(B, n_params)``. All but float64 is converted to float32.
             size: ``(H, W)``, or ``(D, H, W)`` in three dimensions.
+            basis: what :meth:`basis` gives for this size; None takes it from a cache.
 
         Returns:
-            ``(B, *size, dims)`` source points in [-1, 1] where they are inside the input, float32 (float64 for a float64
-            theta) whatever autocast says: a bfloat16 grid is wrong by half a pixel at 224 px.
+            ``(B, *size, dims)`` source points: float32 (float64 for a float64 theta), also under autocast, as bfloat16 is wrong
+            by half a pixel at 224 px.
 
         Raises:
+            TypeError: theta is not of floating point.
             ValueError: theta or size has the wrong shape.
         """
-        size = tuple(size)
-        if len(size) != self.dims or min(size) < 1:
-            raise ValueError(
-                f"{type(self).__name__} makes grids of {self.dims} positive sizes, height before width; got {size}"
-            )
-        theta = self._checked(theta)
-        return self._points(theta, self._grid_basis(size, theta)).unflatten(1, size)
+        theta, shape = self._checked(theta), tuple(map(int, size))  # torch.jit.trace makes sizes tensors
+        if len(shape) != self.dims or min(shape) < 1:
+            raise ValueError(f"size must be {self.dims} positive numbers for {type(self).__name__}, got {tuple(size)}")
+        if basis is None:
+            is_ordinary = type(theta) is Tensor or torch.compiler.is_compiling()  # a fake tensor may not mix with others
+            basis = (self.basis if is_ordinary else self._make_basis)(shape, theta.dtype, theta.device)
+        return self._map(theta, basis.to(theta.device)).view(-1, self.dims, *shape).movedim(1, -1)
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
-        """T_theta at any target points: ``(B, n_params)`` and ``(N, dims)`` -> ``(B, N, dims)``.
-
-        Raises:
-            ValueError: theta or points has the wrong shape.
-        """
+        """Return T_theta at any target points, ``(N, dims)`` -> ``(B, N, dims)``. It raises as :meth:`grid` does."""
         if points.ndim != 2 or points.shape[1] != self.dims:
             raise ValueError(f"points must be (N, {self.dims}), got {tuple(points.shape)}")
         theta = self._checked(theta)
-        return self._points(theta, _side_by_side(self._basis(points.T.double()), self.dims).to(theta.device))
+        basis = self._basis(points.T.double()).to(theta.device, basis_dtype(theta.dtype, theta.device))
+        return self._map(theta, basis).view(-1, self.dims, len(points)).mT
+
+    @torch.compiler.assume_constant_result
+    def basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the basis of all pixels of an output, ``(K, prod(size))``, for a theta of ``dtype`` on ``device``."""
+        return self._bases.find((size, dtype, device), lambda: self._make_basis(size, dtype, device))
+
+    def _make_basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return self._basis(pixel_centres(size, basis_dtype(dtype, device))).to(device)
+
+    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
+        """Return source points ``(B * dims, N)`` in the dtype of theta."""
+        if theta.dtype != basis.dtype:
+            return self._map(theta.to(basis.dtype), basis).to(theta.dtype)
+        with without_autocast(theta):
+            return self._source_points(self._coefficients(theta) @ basis)
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
-            raise ValueError(f"{type(self).__name__} takes theta of shape (B, {self.n_params}), got {tuple(theta.shape)}")
+            raise ValueError(f"theta must be (B, {self.n_params}) for {type(self).__name__}, got {tuple(theta.shape)}")
+        if not theta.is_floating_point():
+            raise TypeError(f"theta must be of floating point, got {theta.dtype}")
         return theta if theta.dtype == torch.float64 else theta.float()
 
-    def _points(self, theta: Tensor, basis: Tensor) -> Tensor:
-        with torch.autocast(theta.device.type, enabled=False):
-            return self._map(theta.to(basis.dtype), basis).to(theta.dtype)
+    def compose(self, theta_a: Tensor, theta_b: Tensor) -> Tensor:
+        """Return the theta of T_a after T_b: of one warp for a warp by a and then by b. It raises as :meth:`inverse` does."""
+        with without_autocast(theta_a):
+            return self._theta(self._square(theta_a) @ self._square(theta_b)).to(theta_a.dtype)
 
-    def _grid_basis(self, size: tuple[int, ...], theta: Tensor) -> Tensor:
-        # Products in TF32, a setting that many programs switch on, would move points by a tenth of a pixel at 224 px.
-        dtype = torch.float64 if theta.is_cuda else theta.dtype
-        key = (size, dtype, theta.device)
-        basis = self._bases.get(key)
-        if basis is None:
-            # Validation often comes first, in inference mode, and a tensor made there cannot take part in training.
-            with torch.inference_mode(False), torch.no_grad():
-                basis = _side_by_side(self._basis(pixel_centres(size)), self.dims).to(theta.device, dtype)
-            if is_plain(basis):  # no stand-in is ever kept
-                while len(self._bases) >= _KEPT:
-                    del self._bases[next(iter(self._bases))]
-                self._bases[key] = basis
-        return basis
+    def inverse(self, theta: Tensor) -> Tensor:
+        """Return the theta of the inverse transformation.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bases": {}}  # a copy, or a file, makes its own
+        Raises:
+            TypeError: ``is_group`` is False.
+            torch.linalg.LinAlgError: a transformation is singular.
+        """
+        with without_autocast(theta):
+            return self._theta(torch.linalg.inv(self._square(theta))).to(theta.dtype)
 
-    def extra_repr(self) -> str:
-        return f"n_params={self.n_params}"
+    def _square(self, theta: Tensor) -> Tensor:
+        """Return matrices on homogeneous coordinates, ``(B, dims + 1, dims + 1)``."""
+        if not self.is_group:
+            raise TypeError(f"{self} has neither compose nor inverse: their results are outside the family.")
+        theta = self._checked(theta)
+        rows = self._coefficients(theta.to(basis_dtype(theta.dtype, theta.device))).view(len(theta), -1, self.dims + 1)
+        last = F.pad(torch.zeros_like(rows[:, :1, 1:]), (0, 1), value=1.0)
+        return rows if rows.shape[1] > self.dims else torch.cat([rows, last], dim=1)
 
-
-def _side_by_side(basis: Tensor, dims: int) -> Tensor:
-    """Lays a basis ``(K, N)`` out for ``dims`` coordinates: ``(dims * K, N * dims)``, zero where coordinates do not mix."""
-    blocks = basis.new_zeros(dims, basis.shape[0], basis.shape[1], dims)
-    for axis in range(dims):
-        blocks[axis, :, :, axis] = basis
-    return blocks.flatten(2).flatten(0, 1)
-
-
-def _homogeneous(points: Tensor) -> Tensor:
-    return torch.cat([points, torch.ones_like(points[:1])])
+    def _theta(self, matrix: Tensor) -> Tensor:
+        return matrix[:, : self.dims].flatten(1)
 
 
 class Affine(Transform):
@@ -148,10 +196,10 @@ class Affine(Transform):
     n_params = 6
 
     def identity(self) -> Tensor:
-        return torch.eye(self.dims, self.dims + 1).flatten()
+        return torch.eye(self.dims, self.dims + 1, dtype=torch.float32, device="cpu").flatten()
 
-    def _basis(self, points: Tensor) -> Tensor:
-        return _homogeneous(points)
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        return theta.reshape(-1, self.dims + 1)
 
 
 class Affine3d(Affine):
@@ -162,50 +210,43 @@ class Affine3d(Affine):
 
 
 class Attention(Affine):
-    """Isotropic scale and translation, equation (2): a square window of the input.
-
-    theta is ``(s, t_x, t_y)``; with a fixed ``scale`` it is ``(t_x, t_y)`` (appendix A.6 fixes 0.5 for birds).
+    """Isotropic scale and translation, equation (2), a square window of the input: theta is ``(s, t_x, t_y)``.
 
     Args:
-        scale: half-width of the window in units of the half-width of the input; None lets theta say.
-
-    Raises:
-        ValueError: a fixed scale that is not positive.
+        scale: half-width of the window in units of the half-width of the input. If it is fixed, to 0.5 in appendix A.6, theta
+            is ``(t_x, t_y)`` and the identity is the central window. A ValueError is raised unless it is positive.
     """
 
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
         if scale is not None and not scale > 0:
-            raise ValueError(f"a fixed scale must be positive, got {scale}")
+            raise ValueError(f"scale must be positive, got {scale}")
         self.scale = scale
         self.n_params = 3 if scale is None else 2
+        self.is_group = scale is None
 
     def identity(self) -> Tensor:
-        """Scale 1, or the fixed one, and no translation: with a fixed scale other than 1, the central window."""
-        return torch.tensor([1.0, 0.0, 0.0] if self.scale is None else [0.0, 0.0])
+        return torch.tensor([1.0, 0.0, 0.0][-self.n_params :], dtype=torch.float32, device="cpu")
 
-    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
+    def _coefficients(self, theta: Tensor) -> Tensor:
         shift_x, shift_y = theta[:, -2], theta[:, -1]
         zero = torch.zeros_like(shift_x)
         scale = theta[:, 0] if self.scale is None else torch.full_like(shift_x, self.scale)
-        return super()._map(torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1), basis)
+        return torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1).view(-1, 3)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.scale is None else f", scale={self.scale}")
+    def _theta(self, matrix: Tensor) -> Tensor:
+        return torch.stack([matrix[:, 0, 0], matrix[:, 0, 2], matrix[:, 1, 2]], dim=1)
 
 
 class Projective(Transform):
     """Plane projective, 8 parameters: the rows of a 3x3 matrix whose last element is 1.
 
-    ``x_s = (theta_1 x + theta_2 y + theta_3) / w``, ``y_s`` likewise with theta_4..6, ``w = theta_7 x + theta_8 y + 1``.
-    Where w falls below ``min_w`` (near the horizon and behind it) it goes on as a positive, ever smaller
-    number with a continuous slope: no division by zero, and no pixel loses its gradient.
+    ``x_s = (theta_1 x + theta_2 y + theta_3) / w``, ``y_s`` with theta_4 to 6, ``w = theta_7 x + theta_8 y + 1``.
 
     Args:
-        min_w: where that begins.
-
-    Raises:
-        ValueError: ``min_w`` is not between 0 and 1.
+        min_w: where w is smaller, at the horizon and behind it, a positive number with a continuous slope takes its place, so
+            that every pixel keeps a finite value and gradient. ``compose`` and ``inverse`` hold where w is larger. A
+            ValueError is raised unless it is between 0 and 1.
     """
 
     n_params = 8
@@ -213,83 +254,68 @@ class Projective(Transform):
     def __init__(self, min_w: float = 0.1) -> None:
         super().__init__()
         if not 0 < min_w < 1:
-            raise ValueError(f"min_w must be between 0 and 1, where the identity has its w, got {min_w}")
+            raise ValueError(f"min_w must be between 0 and 1, got {min_w}")
         self.min_w = min_w
 
     def identity(self) -> Tensor:
-        return torch.eye(3).flatten()[:8].clone()
+        return torch.eye(3, dtype=torch.float32, device="cpu").flatten()[:8].clone()
 
-    def _basis(self, points: Tensor) -> Tensor:
-        return _homogeneous(points)
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        return F.pad(theta, (0, 1), value=1.0).view(-1, 3)
 
-    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        xy = super()._map(theta[:, :6], basis)
-        # w twice, beside x and beside y: a product makes that sooner than a division broadcasts.
-        w = torch.addmm(basis.new_ones(()), theta[:, 6:], basis[:2] + basis[3:5]).view_as(xy)
-        if _may_fall_below(w, self.min_w):
-            low = self.min_w
-            w = torch.where(w < low, low * low / (2 * low - w.clamp(max=low)), w)
-        return xy / w
+    def _source_points(self, product: Tensor) -> Tensor:
+        (xy, w), low = product.view(-1, 3, product.shape[1]).split([2, 1], dim=1), self.min_w
+        replaced = low * low / (2 * low - w.clamp(min=-1e9, max=low))  # further below, the gradient would overflow
+        return (xy / torch.where(w < low, replaced, w)).flatten(0, 1)
 
-
-def _may_fall_below(w: Tensor, low: float) -> bool:
-    """Whether some w is below ``low``; where a look would stop a GPU or a tracer, that it may be."""
-    can_look = w.device.type == "cpu" and is_plain(w)
-    return not can_look or bool((w < low).any())
+    def _theta(self, matrix: Tensor) -> Tensor:
+        return (matrix / matrix[:, 2:, 2:]).flatten(1)[:, :8]
 
 
 class ThinPlateSpline(Transform):
-    """Thin plate spline on a regular grid of control points; 2 x rows x columns parameters.
+    """Thin plate spline on a regular grid of control points, 2 x rows x columns parameters.
 
-    theta holds the source points of the control points: all x coordinates, then all y coordinates, control points
-    from left to right and top to bottom. The control points span the output from edge to edge, -1 to 1. The spline is
-    the classical one, with kernel r^2 log r^2 and an affine part; it is linear in theta, and its constant
-    matrix is solved for in float64. The paper names 16 points and no layout: 4 x 4 from edge to edge is ours.
+    theta holds the source points of the control points: all x coordinates, then all y coordinates, from left to right and top
+    to bottom. The spline has the kernel r^2 log r^2 and an affine part.
 
     Args:
-        points: rows and columns of the control grid, at least 2 each.
-
-    Raises:
-        ValueError: fewer than 2 rows or columns.
+        points: rows and columns of the control grid, which spans the output; the paper names 16 points and no layout. A
+            ValueError is raised for fewer than 2 of either.
     """
+
+    is_group = False
 
     def __init__(self, points: Sequence[int] = (4, 4)) -> None:
         super().__init__()
         self.points = tuple(points)
         if len(self.points) != 2 or min(self.points) < 2:
-            raise ValueError(f"the control grid needs at least 2 rows and 2 columns, got {tuple(points)}")
+            raise ValueError(f"points must be at least 2 rows and 2 columns, got {self.points}")
         self.n_params = 2 * self.points[0] * self.points[1]
 
-    def _control_points(self) -> Tensor:
-        rows, columns = self.points
-        y, x = torch.meshgrid(
-            torch.linspace(-1, 1, rows, dtype=torch.float64),
-            torch.linspace(-1, 1, columns, dtype=torch.float64),
-            indexing="ij",
-        )
-        return torch.stack([x.flatten(), y.flatten()])
-
     def identity(self) -> Tensor:
-        return self._control_points().flatten().float()
+        return self._control_points(torch.float32, torch.device("cpu")).flatten()
+
+    def _control_points(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        axes = [torch.linspace(-1, 1, n, dtype=dtype, device=device) for n in self.points]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).flatten(1)
 
     def _basis(self, points: Tensor) -> Tensor:
-        control = self._control_points().to(points.device)
-        n = control.shape[1]
-        affine = _homogeneous(control)
-        system = torch.cat(
-            [
-                torch.cat([_radial(control, control), affine.T], dim=1),
-                torch.cat([affine, affine.new_zeros(3, 3)], dim=1),
-            ]
-        )
-        at_points = torch.cat([_radial(control, points), _homogeneous(points)])
-        return torch.linalg.solve(system, at_points)[:n]  # the system is symmetric
+        target = points.double()
+        control = self._control_points(target.dtype, target.device)
+        affine = super()._basis(control)
+        system = torch.cat([torch.cat([_radial(control, control), affine.T], 1), F.pad(affine, (0, 3))])
+        at_points = torch.cat([_radial(control, target), super()._basis(target)])
+        splines = torch.linalg.solve(system, at_points)[: control.shape[1]]  # the system is symmetric
+        return torch.cat([splines, target]).to(points.dtype)
 
-    def extra_repr(self) -> str:
-        return f"points={self.points}"
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        # Displacements of the control points, and the points themselves: the identity is not rounded.
+        displacements = theta.unflatten(1, (2, -1)) - self._control_points(theta.dtype, theta.device)
+        identity = torch.eye(2, dtype=theta.dtype, device=theta.device).expand(theta.shape[0], -1, -1)
+        return torch.cat([displacements, identity], dim=2).flatten(0, 1)
 
 
 def _radial(a: Tensor, b: Tensor) -> Tensor:
-    """r^2 log r^2 between all points of ``a`` (2, N) and ``b`` (2, M): (N, M); 0 at r = 0."""
+    """Return r^2 log r^2 between points ``(2, N)`` and ``(2, M)``: ``(N, M)``, 0 at r = 0."""
     squared = (a[:, :, None] - b[:, None, :]).square().sum(dim=0)
     return torch.xlogy(squared, squared)

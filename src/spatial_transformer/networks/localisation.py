@@ -5,43 +5,52 @@ Any module that maps ``(B, C, H, W)`` to ``(B, n_params)`` will do, as long as i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transforms import Transform
+from ..transformer import SpatialTransformer, Transform
+from ..transformer.transforms import without_autocast
 
 
 class Regression(nn.Linear):
-    """The last layer of a localisation network: zero weights and the identity's theta as bias, so that training starts there.
+    """The last layer of a localisation network: zero weights, and the identity's theta as bias.
 
-    It computes in float32 also under autocast: eight bits of theta are a tenth of a pixel at 28 px.
+    It computes in float32 under autocast too: a bfloat16 theta is wrong by a tenth of a pixel at 28 px.
 
     Args:
-        in_features: size of what it reads.
-        transform: says how many numbers to regress, and where to start.
-        start: thetas to start from, ``(n, n_params)`` for n parallel transformers; the identity by default.
+        in_features: size of each input sample.
+        transform: gives the number of outputs and the identity.
+        start: thetas to start from, ``(n, n_params)`` for n parallel transformers; None is the identity.
+
+    Raises:
+        ValueError: ``start`` has another shape.
     """
 
     def __init__(self, in_features: int, transform: Transform, start: Tensor | None = None) -> None:
-        start = transform.identity() if start is None else torch.as_tensor(start, dtype=torch.float32)
+        start = transform.identity() if start is None else torch.as_tensor(start)
         if start.shape[-1] != transform.n_params:
             raise ValueError(f"start must be (n, {transform.n_params}) for {transform}, got {tuple(start.shape)}")
-        super().__init__(in_features, start.numel())
+        self.start = start.flatten().tolist()  # read by reset_parameters, which nn.Linear calls
+        super().__init__(in_features, len(self.start))
+
+    def reset_parameters(self) -> None:
+        """Set weights and bias to the start."""
         with torch.no_grad():
             self.weight.zero_()
-            self.bias.copy_(start.flatten())
+            self.bias.copy_(torch.tensor(self.start, device="cpu"))
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        with without_autocast(features):
             return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class FcLocalisation(nn.Sequential):
-    """Fully connected localisation network; three layers of 32 units is the paper's for ST-FCN (A.4).
+    """Fully connected localisation network; that of ST-FCN has three layers of 32 units (A.4).
 
     Args:
         in_shape: ``(C, H, W)`` of the feature map.
@@ -51,16 +60,10 @@ class FcLocalisation(nn.Sequential):
     """
 
     def __init__(
-        self,
-        in_shape: Sequence[int],
-        transform: Transform,
-        hidden: Sequence[int] = (32, 32, 32),
-        start: Tensor | None = None,
+        self, in_shape: Sequence[int], transform: Transform, hidden: Sequence[int] = (32, 32, 32), start: Tensor | None = None
     ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
-        width = 1
-        for n in in_shape:
-            width *= n
+        width = math.prod(in_shape)
         for units in hidden:
             layers += [nn.Linear(width, units), nn.ReLU()]
             width = units
@@ -68,10 +71,10 @@ class FcLocalisation(nn.Sequential):
 
 
 class JoinedLocalisation(nn.Module):
-    """Localisation networks of parallel transformers, each with weights of its own.
+    """Localisation networks of parallel transformers, each with its own weights.
 
     Args:
-        networks: each from ``(B, C, H, W)`` to its transformer's ``(B, n_params)``; together ``(B, n n_params)``.
+        networks: each from ``(B, C, H, W)`` to the ``(B, n_params)`` of its transformer; together ``(B, n n_params)``.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
@@ -88,7 +91,7 @@ class ConvLocalisation(nn.Sequential):
     Average pooling by 2, convolution 5x5, max pooling by 2, convolution 5x5, one fully connected layer, regression.
 
     Args:
-        in_shape: ``(C, H, W)`` of the feature map, 28 x 28 at least.
+        in_shape: ``(C, H, W)`` of the feature map, at least 28 x 28.
         transform: the family whose theta is regressed.
         channels: filters of both convolutions, and units of the fully connected layer.
         start: as for :class:`Regression`.
@@ -114,3 +117,8 @@ class ConvLocalisation(nn.Sequential):
             nn.ReLU(),
             Regression(channels, transform, start),
         )
+
+
+def localisation_networks(network: nn.Module) -> list[nn.Module]:
+    """Return the localisation networks of all spatial transformers in ``network``."""
+    return [module.localisation for module in network.modules() if isinstance(module, SpatialTransformer)]

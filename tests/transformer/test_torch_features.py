@@ -1,0 +1,253 @@
+"""What PyTorch can do with a layer: second derivatives, torch.func, tracing, export, compilation, meta tensors, copies."""
+
+import contextlib
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from families import every_family
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from spatial_transformer import Affine3d, FcLocalisation, SpatialTransformer, ThinPlateSpline, sample
+from spatial_transformer.transformer.transforms import is_eager
+
+SIZES = {"input_size": None, "output_size": (3, 5, 6)}
+both_sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+
+
+def image(transform, batch=3, channels=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels, *(4, 9, 7)[-transform.dims :], generator=generator)
+
+
+def trained(transform, x, size=None, **options):
+    """A transformer whose theta depends on its input, and stays near the identity."""
+    torch.manual_seed(0)
+    localisation = FcLocalisation(x.shape[1:], transform, hidden=(8,))
+    for layer in (localisation[1], localisation[-1]):
+        nn.init.normal_(layer.weight, std=0.05)
+    with torch.no_grad():
+        localisation[-1].bias += 0.02 * torch.randn_like(localisation[-1].bias)  # off the kinks at pixel centres
+    output_size = None if size is None else size[-transform.dims :]
+    return SpatialTransformer(localisation, transform, output_size, **options)
+
+
+def thetas(transform, batch=2):
+    noise = torch.randn(batch, transform.n_params, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return transform.identity().double() + 0.2 * noise
+
+
+def small_warp(transform):
+    size = (2, 3, 4)[-transform.dims :]
+    return lambda x, theta: sample(x, transform.grid(theta, size))
+
+
+def small_inputs(transform):
+    x = torch.randn(2, 1, *(3, 4, 5)[-transform.dims :], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return x.requires_grad_(), thetas(transform).requires_grad_()
+
+
+# Derivatives
+
+
+@every_family
+def test_first_and_second_derivatives_are_the_numerical_ones(make):
+    transform = make()
+    inputs = small_inputs(transform)
+    assert torch.autograd.gradcheck(small_warp(transform), inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(small_warp(transform), inputs)
+
+
+@every_family
+@both_sizes
+def test_forward_mode_gives_the_directional_derivative(make, size):
+    transform = make()
+    x = image(transform).double()
+    transformer, direction = trained(transform, x, size).double(), torch.ones_like(x)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(transformer(forward_ad.make_dual(x, direction))).tangent
+    numerical = (transformer(x + 1e-6 * direction) - transformer(x - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close(tangent, numerical, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_vectorised_jacobians_are_those_of_the_loop(make):
+    transform = make()
+    inputs = small_inputs(transform)
+    jacobians = [torch.autograd.functional.jacobian(small_warp(transform), inputs, vectorize=v) for v in (True, False)]
+    for vectorised, looped in zip(*jacobians, strict=True):
+        torch.testing.assert_close(vectorised, looped)
+
+
+@every_family
+@both_sizes
+def test_gradients_of_each_sample_by_torch_func_are_those_of_backward(make, size):
+    x = image(make()).double()
+    transformer = trained(make(), x, size).double()
+    weights = {name: weight.detach() for name, weight in transformer.named_parameters()}
+
+    def loss(weights, one):
+        return torch.func.functional_call(transformer, weights, (one[None],)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for n, one in enumerate(x):  # by the same module: its bases must be ordinary tensors
+        transformer.zero_grad()
+        transformer(one[None]).square().sum().backward()
+        for name, weight in transformer.named_parameters():
+            torch.testing.assert_close(of_each[name][n], weight.grad)
+
+
+# Graphs
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@every_family
+@both_sizes
+@pytest.mark.parametrize("options", [{}, {"fill": [0.3, -0.1]}], ids=["zeros", "fill"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_training_gives_what_eager_training_gives(make, size, options):
+    x = image(make())
+    eager = trained(make(), x, size, **options)
+    compiled = trained(make(), x, size, **options)
+    compiled.compile(backend="aot_eager", fullgraph=True)
+    results = []
+    for transformer in (compiled, eager):  # the fresh one is compiled
+        out = transformer(x)
+        out.square().sum().backward()
+        results.append([out, *[parameter.grad for parameter in transformer.parameters()]])
+    for by_compiled, by_eager in zip(*results, strict=True):
+        torch.testing.assert_close(by_compiled, by_eager)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@both_sizes
+def test_no_compiled_graph_solves_a_linear_system(size):
+    operators = []
+
+    def keep(graph, inputs):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    x = image(ThinPlateSpline())
+    torch.compile(trained(ThinPlateSpline(), x, size), backend=keep, fullgraph=True)(x)
+    assert any("matmul" in name for name in operators)
+    assert not any("solve" in name for name in operators)
+
+
+@every_family
+@both_sizes
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+def test_an_exported_program_takes_any_batch(make, size, used):
+    x = image(make())
+    transformer = trained(make(), x, size).eval()
+    if used:
+        transformer(x)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(transformer, (x,), dynamic_shapes=({0: batch},))
+    assert not any("solve" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x[:2]), transformer(x[:2]))
+
+
+@every_family
+@both_sizes
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_traced_transformer_gives_what_the_module_gives(make, size, used):
+    x = image(make())
+    transformer = trained(make(), x, size).eval()
+    if used:
+        transformer(x)
+    traced = torch.jit.trace(transformer, x)
+    torch.testing.assert_close(traced(2 * x), transformer(2 * x))
+    assert "solve" not in str(traced.inlined_graph)
+
+
+@every_family
+@both_sizes
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+@pytest.mark.filterwarnings("ignore")
+def test_onnxruntime_gives_what_the_module_gives(make, size, dynamo):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x = image(make())
+    transformer, file = trained(make(), x, size).eval(), io.BytesIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(
+            transformer, (x,), None if dynamo else file, dynamo=dynamo, opset_version=20, input_names=["x"]
+        )
+    if dynamo:
+        program.save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), transformer(x).detach(), rtol=0, atol=1e-4)
+
+
+@every_family
+def test_make_fx_takes_fake_tensors(make):
+    transform = make()
+    size, theta = (3, 4, 5)[-transform.dims :], transform.identity()[None]
+    for _ in range(2):
+        graph = make_fx(lambda theta: transform.grid(theta, size), tracing_mode="fake")(theta)
+        torch.testing.assert_close(graph(theta), transform.grid(theta, size))
+
+
+# Devices and copies
+
+
+@every_family
+@both_sizes
+def test_a_transformer_on_the_meta_device_has_shapes_and_gets_its_start_back(make, size):
+    with torch.device("meta"):
+        x = torch.empty(image(make()).shape)
+        transformer = SpatialTransformer(FcLocalisation(x.shape[1:], make()), make(), size and size[-make().dims :])
+        out = transformer(x)
+    expected = SpatialTransformer(FcLocalisation(x.shape[1:], make()), make(), size and size[-make().dims :])
+    assert out.shape == expected(image(make())).shape
+    transformer.to_empty(device="cpu")
+    for module in transformer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert torch.equal(transformer(image(make())), expected(image(make())))
+
+
+@every_family
+@both_sizes
+def test_fresh_and_used_copies_and_pickles_warp_alike(make, size):
+    x = image(make())
+    transformer = trained(make(), x, size)
+    fresh = [copy.deepcopy(transformer), pickle.loads(pickle.dumps(transformer))]
+    expected = transformer(x)
+    for other in [*fresh, copy.deepcopy(transformer), pickle.loads(pickle.dumps(transformer))]:
+        assert torch.equal(other(x), expected)
+
+
+@every_family
+def test_the_stored_basis_survives_casts_and_is_not_saved(make):
+    x = image(make())
+    transformer = trained(make(), x, (3, 5, 6))
+    basis = transformer.basis.clone()
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        assert torch.equal(transformer.to(dtype).basis, basis)
+    assert not [name for name in transformer.state_dict() if "basis" in name]
+
+
+def test_a_large_basis_is_not_stored():
+    transformer = SpatialTransformer(nn.Identity(), Affine3d(), (130, 130, 130))
+    assert transformer.basis is None
+
+
+def test_functorch_is_seen_where_it_is_active():
+    seen = []
+    assert is_eager(torch.zeros(1))
+    torch.func.vmap(lambda x: seen.append(is_eager(x)) or x)(torch.zeros(2))
+    assert seen == [False]
