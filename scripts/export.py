@@ -1,8 +1,10 @@
-"""Takes the best network of a run out of its folder: as ONNX, or as one small file for predict.py, evaluate.py and torch.hub.
+"""Export the best network of a run as ONNX, or as one file for predict.py and evaluate.py.
 
-python scripts/export.py RUN_FOLDER [--out FILE.onnx | FILE.pt] [--data-root FOLDER]
+python scripts/export.py RUN_DIRECTORY [--out FILE.onnx | FILE.pt] [--data-root DIRECTORY]
 
-An ONNX file is checked before it appears: onnxruntime must compute the same of test images.
+An ONNX file takes "images" and returns "logits", and "theta" and "crop" of a spatial transformer
+(theta_1, crop_1, theta_2, ... of several in a row). It appears once onnxruntime has computed the
+same outputs as PyTorch for test images.
 """
 
 import argparse
@@ -15,9 +17,9 @@ from spatial_transformer.onnx_file import write_onnx
 
 
 def main() -> None:
-    """Writes the file."""
+    """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="or, for ONNX, a file that was packed before")
+    parser.add_argument("run", type=Path, metavar="RUN_DIRECTORY", help="or, for ONNX, a packed .pt file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="ends in .onnx or .pt; left out, LABEL.onnx in this folder")
     parser.add_argument("--data-root", help="where the data for the check lies, if not where the run had it")
     options = parser.parse_args()
@@ -35,7 +37,7 @@ def main() -> None:
 
 
 def _written(trained: Trained, file: Path) -> str:
-    """Writes the file; returns what there is to say of it."""
+    """Write the file and return a description of it."""
     if file.suffix == ".onnx":
         return f"differs from PyTorch by {write_onnx(trained, file):.1e} at most"
     if file.suffix == ".pt":

@@ -1,5 +1,6 @@
-"""Networks taken out of their run folders, by real runs of a few steps."""
+"""Export of the networks of short real runs."""
 
+import math
 import sys
 
 import export
@@ -9,7 +10,7 @@ from conftest import REPOSITORY
 from test_runner import SHORT
 from tiny_birds import Bird, write_birds
 
-from spatial_transformer import onnx_file
+from spatial_transformer import SpatialTransformer, onnx_file
 from spatial_transformer.building import load_trained
 from spatial_transformer.data.svhn_synthetic import make as make_numbers
 from spatial_transformer.errors import UsageError
@@ -19,20 +20,40 @@ from spatial_transformer.runner import run
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs packages of its own: pip install -e '.[onnx]'")
 
 
-def computes_the_same(folder, file):
-    """Beside the check that the export makes itself: of batches of 1 and 5, by the file alone."""
-    trained = load_trained(folder)
+ST_CNN = REPOSITORY / "checkpoints" / "st_cnn_mnist.pt"
+
+
+def expected_outputs(network, images):
+    """Return logits, and theta and output of each transformer, by hooks other than the export's."""
+    thetas, crops = [], []
+    for module in network.modules():
+        if isinstance(module, SpatialTransformer):
+            module.localisation.register_forward_hook(lambda m, args, theta: thetas.append(theta))
+            module.register_forward_hook(lambda m, args, crop: crops.append(crop))
+    with torch.inference_mode():
+        logits = network(images)
+    return [logits, *(output for pair in zip(thetas, crops, strict=True) for output in pair)]
+
+
+def check_file(run, file, names):
+    """Export a network, compare the file with PyTorch and return the shapes of its outputs."""
+    trained = load_trained(run)
     assert onnx_file.write_onnx(trained, file) <= onnx_file.TOLERANCE
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == names
     trained.data.setup()
     images = trained.data.samples("test", torch.arange(trained.data.size("test"))[:5])[0]
     images = images[torch.arange(5) % len(images)]
-    with torch.inference_mode():
-        expected = trained.task.network(images)
+    expected = expected_outputs(trained.task.network, images)
     for n in (1, 5):
-        (output,) = session.run(None, {"images": images[:n].numpy()})
-        assert output.shape == expected[:n].shape
-        assert abs(output - expected[:n].numpy()).max() <= 1e-5 * max(1, float(expected.abs().max()))
+        outputs = session.run(None, {"images": images[:n].numpy()})
+        for output, reference in zip(outputs, expected, strict=True):
+            output = torch.from_numpy(output)
+            assert output.shape[0] == n
+            # A file has an axis of parallel transformers, a localisation network has not.
+            difference = (output.flatten(1) - reference[:n].flatten(1)).abs().max()
+            assert difference <= 1e-5 * max(1, float(reference.abs().max()))
+    return {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
 
 
 @pytest.mark.parametrize(
@@ -47,16 +68,35 @@ def computes_the_same(folder, file):
 def test_every_network_of_table_1_is_written_as_onnx(composed, mnist_root, tmp_path, model, transform):
     chosen = [] if transform == "none" else [f"transform={transform}"]
     run(composed(f"model={model}", *chosen, *SHORT, f"data.root={mnist_root}", "logger=none"))
-    computes_the_same(tmp_path / "run", tmp_path / "network.onnx")
+    names = ["logits"] if transform == "none" else ["logits", "theta", "crop"]
+    check_file(tmp_path / "run", tmp_path / "network.onnx", names)
+
+
+def test_transformers_in_a_row_have_numbered_outputs(composed, mnist_root, tmp_path):
+    make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
+    data = [f"data.root={tmp_path}/numbers", "model.width=0.05", "logger=none"]
+    run(composed("experiment=svhn_st_multi", *data, *SHORT))
+    numbered = [f"{name}_{k}" for k in (1, 2, 3, 4) for name in ("theta", "crop")]
+    shapes = check_file(tmp_path / "run", tmp_path / "network.onnx", ["logits", *numbered])
+    assert shapes["logits"] == (5, 11)
+    assert [shapes[f"theta_{k}"] for k in (1, 2, 3, 4)] == [(6,)] * 4
+    assert [shapes[f"crop_{k}"][-1] for k in (1, 2, 3, 4)] == [64, 32, 32, 16]
+
+
+def test_parallel_transformers_have_one_theta_and_one_crop(composed, mnist_root, tmp_path):
+    settings = ["experiment=mnist_addition", "model.transformers=2", f"data.root={mnist_root}"]
+    run(composed(*settings, *SHORT, "logger=none"))
+    shapes = check_file(tmp_path / "run", tmp_path / "network.onnx", ["logits", "theta", "crop"])
+    size = load_trained(tmp_path / "run").data.input_size
+    assert shapes == {"logits": (19,), "theta": (2, 6), "crop": (4, size, size)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["svhn_st_single", "svhn_st_multi"])
-def test_networks_for_house_numbers_are_written_as_onnx(composed, mnist_root, tmp_path, experiment):
+def test_a_network_for_house_numbers_is_written_as_onnx(composed, mnist_root, tmp_path):
     make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
-    settings = [f"experiment={experiment}", f"data.root={tmp_path}/numbers", "model.width=0.05", "logger=none", *SHORT]
-    run(composed(*settings))
-    computes_the_same(tmp_path / "run", tmp_path / "network.onnx")
+    data = [f"data.root={tmp_path}/numbers", "model.width=0.05", "logger=none"]
+    run(composed("experiment=svhn_st_single", *data, *SHORT))
+    check_file(tmp_path / "run", tmp_path / "network.onnx", ["logits", "theta", "crop"])
 
 
 @pytest.mark.slow
@@ -65,7 +105,7 @@ def test_a_network_for_birds_is_written_as_onnx(composed, tmp_path):
     root = write_birds(tmp_path / "birds", birds)
     short = ["model.weights=none", "logger=none", *SHORT, "data.batch_size=2", "data.workers=1"]
     run(composed("experiment=birds_2st", f"data.root={root}", "data.species=1-2", *short))
-    computes_the_same(tmp_path / "run", tmp_path / "network.onnx")
+    check_file(tmp_path / "run", tmp_path / "network.onnx", ["logits", "theta", "crop"])
 
 
 @pytest.fixture
@@ -76,20 +116,48 @@ def short_run(composed, mnist_root, tmp_path):
 
 def test_a_volume_is_written_as_onnx(composed, mnist_root, tmp_path):
     run(composed("experiment=mnist_3d", "data.canvas=40", *SHORT, f"data.root={mnist_root}", "logger=none"))
-    computes_the_same(tmp_path / "run", tmp_path / "network.onnx")
+    check_file(tmp_path / "run", tmp_path / "network.onnx", ["logits", "theta", "crop"])
 
 
-def test_a_file_that_computes_something_else_does_not_appear(short_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "TOLERANCE", -1.0)
-    monkeypatch.setattr(onnx_file, "_rounding", lambda *of: -1.0)
-    with pytest.raises(UsageError, match="computes other outputs"):
-        onnx_file.write_onnx(load_trained(short_run), tmp_path / "out" / "network.onnx")
+class OffSession(onnxruntime.InferenceSession):
+    """A session whose output ``name`` is wrong: by a constant, NaN, or of another shape."""
+
+    name, fault = "logits", "off"
+
+    def run(self, names, inputs):
+        outputs = dict(zip(names, super().run(names, inputs), strict=True))
+        if self.fault == "shape":
+            outputs[self.name] = outputs[self.name][:, None]
+        else:
+            outputs[self.name] = outputs[self.name] + (1e-3 if self.fault == "off" else math.nan)
+        return [outputs[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("logits", "off"),
+        ("theta", "off"),
+        ("crop", "off"),
+        ("theta", "nan"),
+        ("crop", "shape"),
+    ],
+)
+def test_a_file_with_a_wrong_output_does_not_appear(tmp_path, mnist_root, monkeypatch, name, fault):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OffSession)
+    monkeypatch.setattr(OffSession, "name", name)
+    monkeypatch.setattr(OffSession, "fault", fault)
+    trained = load_trained(ST_CNN, data_root=str(mnist_root))
+    with pytest.raises(UsageError, match=f"disagree about '{name}': got a difference of"):
+        onnx_file.write_onnx(trained, tmp_path / "out" / "network.onnx")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_file_may_round_as_pytorch_does(short_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "TOLERANCE", -1.0)
-    assert 0 < onnx_file.write_onnx(load_trained(short_run), tmp_path / "network.onnx") < 1e-4
+    monkeypatch.setattr(onnx_file, "TOLERANCE", 0.0)
+    file = tmp_path / "network.onnx"
+    assert 0 < onnx_file.write_onnx(load_trained(short_run), file) < 1e-4
+    assert file.is_file()
 
 
 def test_the_program_writes_both_kinds_of_file(short_run, tmp_path, monkeypatch, mnist_root, capsys):

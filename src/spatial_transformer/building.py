@@ -93,7 +93,11 @@ def _told(path: str, node: DictConfig) -> Iterator[None]:
         raise
 
 
-def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = None) -> Trained:
+def load_trained(
+    path: str | Path,
+    checkpoint: str = "best",
+    data_root: str | None = None,
+) -> Trained:
     """The network of a run folder, or of a file that :func:`pack` made.
 
     Args:
@@ -104,6 +108,7 @@ def load_trained(path: Path, checkpoint: str = "best", data_root: str | None = N
     Raises:
         UsageError: it is neither, or lacks the checkpoint.
     """
+    path = Path(path)
     if path.is_file():
         saved = _read_packed(path)
         config, data, task = _rebuilt({**_NOT_PACKED, **saved["config"]}, data_root, path)

@@ -54,12 +54,30 @@ class Reading:
             hook.remove()
         if not transformers:
             return [], output
+        return cls.from_thetas(network, thetas, images), output
+
+    @classmethod
+    def from_thetas(
+        cls,
+        network: nn.Module,
+        thetas: Sequence[Tensor],
+        images: Tensor,
+    ) -> list[Reading]:
+        """Return the readings of a network whose thetas are known.
+
+        Args:
+            network: with at least one spatial transformer.
+            thetas: of each transformer, ``(B, n_params)``; of n parallel ones ``(B, n n_params)``
+                or ``(B, n, n_params)``.
+            images: input of the network.
+        """
+        transformers = [m for m in network.modules() if isinstance(m, SpatialTransformer)]
         first = transformers[0]
-        size = first.output_size or images.shape[2:]  # deeper ones give smaller maps of the same region
+        size = first.output_size or images.shape[2:]  # deeper ones give smaller maps of the region
         if first.parallel > 1:
-            parts = thetas[0].chunk(first.parallel, dim=1)
-            return [cls([first.transform], [theta], size, first.fill) for theta in parts], output
-        return [cls([t.transform for t in transformers], thetas, size, first.fill)], output
+            parts = thetas[0].flatten(1).chunk(first.parallel, dim=1)
+            return [cls([first.transform], [theta], size, first.fill) for theta in parts]
+        return [cls([t.transform for t in transformers], thetas, size, first.fill)]
 
     def apart(self) -> list[Reading]:
         """Each transformer by itself, as if it read the input of the first."""

@@ -73,10 +73,7 @@ def read_picture(path: Path) -> Image.Image:
         with path.open("rb") as opened, Image.open(opened, formats=FORMATS) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise UsageError(_too_large(f"{file.width:,} x {file.height:,} pixels"))
-            # In this order: a new picture has no tags. Not by ImageOps, which writes tags back that may make no sense.
-            file.load()  # a TIFF is turned by that
-            turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-            return _in_rgb(file if turn is None else file.transpose(turn))
+            return to_rgb(file)
     except Image.DecompressionBombError as error:
         raise UsageError(_too_large(str(error))) from error
     except (*BROKEN, MemoryError) as error:
@@ -84,11 +81,23 @@ def read_picture(path: Path) -> Image.Image:
         raise UsageError(f"it cannot be read: {reason}. Way out: one of {', '.join(FORMATS)}.") from error
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a PIL image of any mode to RGB, turned upright by its orientation tag.
+
+    What is transparent lies on white, under light ink on black. More than 8 bits of grey are
+    stretched from the darkest pixel to the brightest.
+    """
+    # In this order: a new picture has no tags. ImageOps would write tags back that may be invalid.
+    image.load()  # turns a TIFF
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return _convert_to_rgb(image if turn is None else image.transpose(turn))
+
+
 def _too_large(size: str) -> str:
     return f"it is too large to be decoded: {size}. Way out: reduce it to at most {MOST_PIXELS:,} pixels."
 
 
-def _in_rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
         low, high = float(grey.min()), float(grey.max())
