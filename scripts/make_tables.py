@@ -17,6 +17,7 @@ from spatial_transformer.files import replacing
 from spatial_transformer.findings import (
     addition_poses,
     colocalisation_choices,
+    conformance_table,
     gains_table,
     orientation_table,
     parts_table,
@@ -46,6 +47,7 @@ def documents() -> dict[Path, str]:
     of_paper = {name: table.markdown() for name, table in comparisons(RESULTS, CONF).items()}
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
+    conformance = read_rows(RESULTS / "conformance.json")["rows"]
     tables = {
         "README.md": of_paper | {"networks": speed["networks"]},
         "docs/svhn.md": {"svhn": of_paper["svhn"], "svhn windows": svhn_windows(svhn, CONF)},
@@ -61,6 +63,7 @@ def documents() -> dict[Path, str]:
         "docs/volumes.md": {"volumes": of_paper["volumes"]},
         "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(_rows_of("slopes"))} | parts,
         "docs/benchmarks.md": speed,
+        "docs/conformance.md": {"conformance": conformance_table(conformance)},
         "docs/distorted-mnist.md": {
             "mnist": of_paper["mnist"],
             "pooling": pooling_table(read_records(RESULTS / "pooling")),

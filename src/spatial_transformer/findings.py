@@ -285,6 +285,38 @@ def slopes_table(records: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines) if len(lines) > 2 else NOT_RUN
 
 
+def conformance_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return the results of ``scripts/conformance.py`` as Markdown: a column for each library.
+
+    A cell has the passed cases, the supported cases and the largest error. It is bold if a case
+    failed.
+    """
+    rows = list(rows)
+    libraries = {row["library"]: f"{row['library']} {row['version']}" for row in rows}
+    by_group: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by_group[row["group"]][row["library"]] = row
+    lines = [f"| group | cases | {' | '.join(libraries.values())} |"]
+    lines.append("|---|---|" + "---|" * len(libraries))
+    for group, found in by_group.items():
+        cases = max(row["cases"] for row in found.values())
+        cells = [_conformance_cell(found.get(library)) for library in libraries]
+        lines.append(f"| {group} | {cases} | {' | '.join(cells)} |")
+    return "\n".join(lines) if rows else NOT_RUN
+
+
+def _conformance_cell(row: dict[str, Any] | None) -> str:
+    supported = row["cases"] - row["not supported"] if row else 0
+    if row is None or supported == 0:
+        return "–"
+    count = f"{row['passed']}/{supported}"
+    if row["passed"] < supported:
+        count = f"**{count}**"
+    if row["largest error"] is None:
+        return count
+    return f"{count}, {row['largest error']:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
 def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """Runs that decided a recipe, as Markdown: what they had that the recipe's file in ``conf`` has not, and their errors."""
     lines = ["| network | distortion | recipe | other than in the file | steps | validation error | test error |"]
