@@ -35,9 +35,10 @@ from spatial_transformer.data.keyed import sample_keys
 from spatial_transformer.data.svhn import SvhnData
 from spatial_transformer.files import replacing
 from spatial_transformer.networks import birds, mnist, svhn
+from spatial_transformer.networks.localisation import FcLocalisation
 from spatial_transformer.paper import NETWORKS, SVHN_NETWORKS
 from spatial_transformer.process import keep_freed_memory
-from spatial_transformer.transformer import FcLocalisation, Transform
+from spatial_transformer.transformer import Transform
 from spatial_transformer.transformer.transforms import pixel_centres
 
 ROOT = Path(__file__).parent.parent
@@ -48,10 +49,12 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "tps": ThinPlateSpline,
     "affine3d": Affine3d,
 }
-DIGITS, PHOTOS = (256, 1, 28, 28), (32, 3, 224, 224)
-MAPS = ((128, 48, 32, 32), (128, 128, 16, 16))
-"""Feature maps that SVHN's second and fourth transformer warp, at 64 px (appendix A.5)."""
+DIGITS, PHOTOS, ONE_DIGIT = (256, 1, 28, 28), (32, 3, 224, 224), (1, 1, 28, 28)
+MAPS = ((64, 128, 17, 17), (64, 64, 33, 33), (16, 128, 65, 65))
+LAST = ((128, 48, 32, 32), (128, 64, 32, 32), (128, 128, 16, 16), (16, 128, 64, 64))
+"""Channels-last maps, as those of SVHN; its second to fourth transformer warp the first three (appendix A.5)."""
 VOLUMES = (4, 1, 60, 60, 60)
+GRADIENTS = ("none", "theta", "theta and x")
 Warp = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -92,11 +95,13 @@ def _milliseconds(function: Callable[[], object], device: str) -> float:
 
 
 def warp_step(warp: Warp, x: Tensor, theta: Tensor, grad: Tensor) -> Callable[[], None]:
-    """Forward and backward of a warp."""
+    """Return a function that warps ``x``, and computes the gradients of what requires one."""
 
     def step() -> None:
         x.grad = theta.grad = None
-        warp(x, theta).backward(grad)
+        out = warp(x, theta)
+        if out.requires_grad:
+            out.backward(grad)
 
     return step
 
@@ -163,14 +168,18 @@ def other_warps(size: tuple[int, ...], device: str) -> dict[str, dict[str, Warp]
 
 
 def benchmark_warps(quick: bool) -> list[dict]:
-    """Forward and backward of grid and sampling: on one thread and on all, and on a GPU if there is one.
+    """Grid and sampling: on one thread and on all, and on a GPU if there is one.
 
-    On feature maps the input wants its gradient, as it does in a network; on images both cases are measured.
+    Affine warps with each kind of gradient, all others as a network has them: behind a localisation
+    network, with a gradient of feature maps and none of images.
     """
-    flat = ("affine", "attention", "projective", "tps")
-    cases: list[tuple[str, tuple[int, ...], bool]] = [(name, size, False) for size in (DIGITS, PHOTOS) for name in flat]
-    cases += [(name, size, True) for size in (DIGITS, PHOTOS, *MAPS) for name in flat]
-    cases += [("affine3d", VOLUMES, False)]
+    flat = ("attention", "projective", "tps")
+    cases: list[tuple[str, tuple[int, ...], bool, str]]
+    cases = [("affine", size, False, gradient) for size in (DIGITS, PHOTOS, ONE_DIGIT, *MAPS) for gradient in GRADIENTS]
+    cases += [("affine", size, True, gradient) for size in LAST for gradient in GRADIENTS]
+    cases += [(name, size, False, "theta") for size in (DIGITS, PHOTOS) for name in flat]
+    cases += [(name, MAPS[1], False, "theta and x") for name in flat]
+    cases += [("affine3d", VOLUMES, False, "theta")]
     places = [("cpu", threads) for threads in sorted({1, torch.get_num_threads()})]
     rows: list[dict] = []
     for device, threads in places + ([("cuda", 1)] if torch.cuda.is_available() else []):
@@ -181,24 +190,76 @@ def benchmark_warps(quick: bool) -> list[dict]:
     return rows
 
 
-def _warp_row(name: str, size: tuple[int, ...], input_gradient: bool, device: str, quick: bool) -> dict:
+def _warp_row(name: str, size: tuple[int, ...], channels_last: bool, gradient: str, device: str, quick: bool) -> dict:
     transform = TRANSFORMS[name]().to(device)
     torch.manual_seed(1)
-    x = torch.randn(size, device=device, requires_grad=input_gradient)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(size, device=device).contiguous(memory_format=memory_format)
+    grad = torch.randn(size, device=device).contiguous(memory_format=memory_format)
     theta = transform.identity().to(device) + 0.05 * torch.randn(size[0], transform.n_params, device=device)
-    theta.requires_grad_()
-    grad = torch.randn(size, device=device)
+    theta.requires_grad_(gradient != "none")
+    x.requires_grad_(gradient == "theta and x")
     warps = {"ours": ours(transform)} | other_warps(size[2:], device)[name]
+    if channels_last:  # what comes next in a network wants the maps as they were
+        warps = {who: _in_format(warp, memory_format) for who, warp in warps.items()}
     with torch.no_grad():
         expected = warps["ours"](x, theta)
         for who, warp in warps.items():
             if (name, who) != ("tps", "kornia") and not torch.allclose(warp(x, theta), expected, atol=2e-2):
                 raise AssertionError(f"{who} does not give the same {name} warp: its time says nothing")
     steps = {who: warp_step(warp, x, theta, grad) for who, warp in warps.items()}
-    times = median_times(steps, 1 if quick else 40, 0 if quick else 3, device)
-    row: dict = {"transform": name, "size": list(size), "input gradient": input_gradient}
-    row |= {f"{who} ms": round(value, 3) for who, value in times.items()}
+    times = median_times(steps, 1 if quick else 400, 0 if quick else 3, device)
+    row: dict = {"transform": name, "size": list(size), "channels last": channels_last, "gradient": gradient}
+    row |= {f"{who} ms": round(value, 4) for who, value in times.items()}
     return row | {f"ours/{who}": round(times["ours"] / times[who], 4) for who in times if who != "ours"}
+
+
+def _in_format(warp: Warp, memory_format: torch.memory_format) -> Warp:
+    return lambda x, theta: warp(x, theta).contiguous(memory_format=memory_format)
+
+
+def benchmark_memory(quick: bool) -> list[dict]:
+    """Peak memory of a warp, each in its own process, as a multiple of PyTorch's own pair of functions."""
+    rows: list[dict] = []
+    for name, size in (("affine", DIGITS), ("affine", PHOTOS), ("tps", PHOTOS), ("affine3d", (1, 2, 160, 192, 224))):
+        for gradient in ("none", "theta and x"):
+            peaks = {who: _peak_mb(who, name, size, gradient) for who in ("ours", "torch") if (who, name) != ("torch", "tps")}
+            row: dict = {"transform": name, "size": list(size), "gradient": gradient}
+            row |= {f"{who} MB": round(peak, 1) for who, peak in peaks.items()}
+            row |= {"ours/torch": round(peaks["ours"] / peaks["torch"], 3)} if "torch" in peaks else {}
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def _peak_mb(who: str, name: str, size: tuple[int, ...], gradient: str) -> float:
+    """Return how far a warp raises the peak of a process that holds its inputs, in MB."""
+    program = f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import torch
+from benchmark import TRANSFORMS, ours, torch_affine, warp_step
+
+torch.set_num_threads(1)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def step(size):
+    transform = TRANSFORMS[{name!r}]()
+    theta = transform.identity().repeat(size[0], 1).requires_grad_({gradient!r} != "none")
+    x, grad = torch.ones(size), torch.ones(size)
+    x.requires_grad_({gradient!r} == "theta and x")
+    return warp_step(ours(transform) if {who!r} == "ours" else torch_affine, x, theta, grad)
+
+step([2] * {len(size)})()  # loads libraries
+run = step({size!r})
+before = peak()
+run()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 @contextmanager
@@ -618,6 +679,7 @@ def _cpuinfo() -> list[str]:
 
 PARTS: dict[str, Callable[[bool], list[dict]]] = {
     "warps": benchmark_warps,
+    "memory": benchmark_memory,
     "scaling": benchmark_scaling,
     "data": benchmark_data,
     "networks": benchmark_networks,

@@ -15,7 +15,7 @@ from .records import read_rows
 from .results import NOT_RUN
 
 Rows = list[dict[str, Any]]
-PARTS = ("warps", "scaling", "data", "networks", "svhn", "birds", "program", "threads")
+PARTS = ("warps", "memory", "scaling", "data", "networks", "svhn", "birds", "program", "threads")
 _OTHERS = ("torch", "kornia", "monai", "torch-tps")
 
 
@@ -29,6 +29,7 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
     records = {part: _record(folder / f"{part}.json") for part in PARTS}
     makers = {
         "warps": _warps,
+        "memory": _memory,
         "scaling": _scaling,
         "data": _data,
         "networks": _networks,
@@ -63,14 +64,22 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _warps(rows: Rows) -> str:
-    head = ["transform", "size", "image's gradient", "where", "ours, ms", *(f"ours / {who}" for who in _OTHERS)]
+    head = ["transform", "size", "gradient of", "where", "ours, ms", *(f"ours / {who}" for who in _OTHERS)]
     lines = []
     for row in rows:
         where = "GPU" if row["device"] == "cuda" else f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
         ratios = [f"{row[f'ours/{who}']:.2f}" if f"ours/{who}" in row else "–" for who in _OTHERS]
-        gradient = "yes" if row["input gradient"] else "no"
-        lines.append([row["transform"], _size(row), gradient, where, f"{row['ours ms']:.2f}", *ratios])
+        size = _size(row) + ", channels last" * row["channels last"]
+        lines.append([row["transform"], size, row["gradient"], where, f"{row['ours ms']:.2f}", *ratios])
     return _table(head, lines)
+
+
+def _memory(rows: Rows) -> str:
+    lines = []
+    for row in rows:
+        others = [f"{row['torch MB']:,.0f}", f"{row['ours/torch']:.2f}"] if "ours/torch" in row else ["–", "–"]
+        lines.append([row["transform"], _size(row), row["gradient"], f"{row['ours MB']:,.0f}", *others])
+    return _table(["transform", "size", "gradient of", "ours, MB", "torch, MB", "ours / torch"], lines)
 
 
 def _scaling(rows: Rows) -> str:
@@ -183,13 +192,14 @@ def benchmark_chart(folder: Path) -> Figure | None:
     labels: list[str] = []
     colours = dict(zip(_OTHERS, ("C1", "C2", "C4", "C3"), strict=True))
     for row in warps["rows"]:
-        if row["threads"] != 1 or row["device"] != "cpu" or row["input gradient"] != (row["size"][1] > 3):
+        in_network = row["gradient"] == ("theta and x" if row["size"][1] > 3 else "theta")
+        if row["threads"] != 1 or row["device"] != "cpu" or not in_network:
             continue
         others = [who for who in _OTHERS if f"ours/{who}" in row]
         for place, who in enumerate(others):
             times = 1 / row[f"ours/{who}"]
             bars.barh(len(labels) + place * 0.35 - 0.17 * (len(others) - 1), times, 0.33, color=colours[who])
-        labels.append(f"{row['transform']} {_size(row)}")
+        labels.append(f"{row['transform']} {_size(row)}" + " last" * row["channels last"])
     bars.set_yticks(range(len(labels)), labels)
     bars.invert_yaxis()
     bars.set_xscale("log")

@@ -115,7 +115,8 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        for name, value in {"step": trainer.global_step, **metrics}.items():
+        self.curve.setdefault("step", []).append(trainer.global_step)
+        for name, value in metrics.items():
             self.curve.setdefault(name, []).append(float(f"{value:.6g}"))
         if not _trained(trainer):
             self._save(trainer)

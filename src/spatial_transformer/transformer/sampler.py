@@ -64,7 +64,8 @@ def sample(
     if mode not in MODES or (antialias and mode != "bilinear"):
         raise ValueError(f"mode must be one of {', '.join(MODES[: 1 if antialias else 2])}, got {mode!r}")
     dtype = torch.float64 if x.dtype == grid.dtype == torch.float64 else torch.float32
-    source, grid = x.to(dtype), grid.to(dtype)
+    source = x if x.dtype == dtype else x.to(dtype)  # each conversion that does nothing takes a microsecond
+    grid = grid if grid.dtype == dtype else grid.to(dtype)
     background = _background(fill, source)
     if background is not None:
         source = source - background
@@ -75,7 +76,7 @@ def sample(
         out = (F.avg_pool2d if dims == 2 else F.avg_pool3d)(out, steps)
     if background is not None:
         out = out + background
-    return out.to(x.dtype)
+    return out if x.dtype == dtype else out.to(x.dtype)
 
 
 def fill_values(fill: float | Sequence[float]) -> list[float]:

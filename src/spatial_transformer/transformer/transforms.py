@@ -117,8 +117,7 @@ class Transform(nn.Module, ABC):
             basis: what :meth:`basis` gives for this size; None takes it from a cache.
 
         Returns:
-            ``(B, *size, dims)`` source points: float32 (float64 for a float64 theta), also under autocast, as bfloat16 is wrong
-            by half a pixel at 224 px.
+            ``(B, *size, dims)`` source points in float32 (float64 for a float64 theta), also under autocast.
 
         Raises:
             TypeError: theta is not of floating point.
@@ -160,7 +159,7 @@ class Transform(nn.Module, ABC):
             raise ValueError(f"theta must be (B, {self.n_params}) for {type(self).__name__}, got {tuple(theta.shape)}")
         if not theta.is_floating_point():
             raise TypeError(f"theta must be of floating point, got {theta.dtype}")
-        return theta if theta.dtype == torch.float64 else theta.float()
+        return theta if theta.dtype in (torch.float32, torch.float64) else theta.float()
 
     def compose(self, theta_a: Tensor, theta_b: Tensor) -> Tensor:
         """Return the theta of T_a after T_b: of one warp for a warp by a and then by b. It raises as :meth:`inverse` does."""
