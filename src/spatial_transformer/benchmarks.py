@@ -199,7 +199,7 @@ def benchmark_chart(folder: Path) -> Figure | None:
         for place, who in enumerate(others):
             times = 1 / row[f"ours/{who}"]
             bars.barh(len(labels) + place * 0.35 - 0.17 * (len(others) - 1), times, 0.33, color=colours[who])
-        labels.append(f"{row['transform']} {_size(row)}" + " last" * row["channels last"])
+        labels.append(f"{row['transform']} {_size(row)}" + ", channels last" * row["channels last"])
     bars.set_yticks(range(len(labels)), labels)
     bars.invert_yaxis()
     bars.set_xscale("log")
