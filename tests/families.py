@@ -1,4 +1,4 @@
-"""What every test of the transformer goes through."""
+"""The families of transformations that tests go through."""
 
 import pytest
 
@@ -14,4 +14,5 @@ FAMILIES = {
     "affine3d": Affine3d,
 }
 every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+every_class = pytest.mark.parametrize("make", [Affine, Attention, Projective, ThinPlateSpline, Affine3d])
 both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from families import every_family
+from families import every_class, every_family
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -111,7 +111,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@every_family
+@every_class
 @both_sizes
 @pytest.mark.parametrize("options", [{}, {"fill": [0.3, -0.1]}], ids=["zeros", "fill"])
 @pytest.mark.usefixtures("fresh_compiler")
@@ -144,7 +144,7 @@ def test_no_compiled_graph_solves_a_linear_system(size):
     assert not any("solve" in name for name in operators)
 
 
-@every_family
+@every_class
 @both_sizes
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 def test_an_exported_program_takes_any_batch(make, size, used):
@@ -158,7 +158,7 @@ def test_an_exported_program_takes_any_batch(make, size, used):
     torch.testing.assert_close(program.module()(x[:2]), transformer(x[:2]))
 
 
-@every_family
+@every_class
 @both_sizes
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -172,7 +172,7 @@ def test_a_traced_transformer_gives_what_the_module_gives(make, size, used):
     assert "solve" not in str(traced.inlined_graph)
 
 
-@every_family
+@every_class
 @both_sizes
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 @pytest.mark.filterwarnings("ignore")
