@@ -686,7 +686,7 @@ def test_antialiasing_has_the_numerical_gradient():
 
 
 def test_antialiasing_needs_bilinear_mode_and_two_points_along_each_axis():
-    with pytest.raises(ValueError, match="mode must be one of bilinear, got 'nearest'"):
+    with pytest.raises(ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"):
         sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2), "nearest", antialias=True)
     with pytest.raises(ValueError, match="antialias needs a grid of two points along each axis"):
         sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 5, 2), antialias=True)

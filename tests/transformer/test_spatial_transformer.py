@@ -336,6 +336,11 @@ def test_an_unknown_mode_is_refused():
         SpatialTransformer(nn.Identity(), Affine(), mode="bicubic")
 
 
+def test_antialiasing_in_nearest_mode_is_refused():
+    with pytest.raises(ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"):
+        SpatialTransformer(nn.Identity(), Affine(), mode="nearest", antialias=True)
+
+
 @pytest.mark.parametrize("parallel", [0, -1])
 def test_less_than_one_transformer_is_refused(parallel):
     with pytest.raises(ValueError, match=f"parallel must be at least 1, got {parallel}"):

@@ -61,8 +61,8 @@ def sample(
         raise ValueError(f"x and grid must not be empty, got {tuple(x.shape)} and {tuple(grid.shape)}")
     if not (x.is_floating_point() and grid.is_floating_point()):
         raise TypeError(f"x and grid must be of floating point, got {x.dtype} and {grid.dtype}")
-    if mode not in MODES or (antialias and mode != "bilinear"):
-        raise ValueError(f"mode must be one of {', '.join(MODES[: 1 if antialias else 2])}, got {mode!r}")
+    if mode not in (modes := MODES[:1] if antialias else MODES):
+        raise ValueError(f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}")
     dtype = torch.float64 if x.dtype == grid.dtype == torch.float64 else torch.float32
     source = x if x.dtype == dtype else x.to(dtype)  # each conversion that does nothing takes a microsecond
     grid = grid if grid.dtype == dtype else grid.to(dtype)

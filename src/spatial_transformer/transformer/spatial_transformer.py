@@ -46,8 +46,8 @@ class SpatialTransformer(nn.Module):
             output_size = (output_size,) if isinstance(output_size, int) else tuple(output_size)
             if len(output_size) != transform.dims or min(output_size) < 1:
                 raise ValueError(f"output_size must be {transform.dims} positive sizes, got {output_size}")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if mode not in (modes := MODES[:1] if antialias else MODES):
+            raise ValueError(f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}")
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
         if mode == "nearest" and any(p.requires_grad for p in localisation.parameters()):
