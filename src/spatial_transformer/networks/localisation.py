@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..transformer import SpatialTransformer, Transform
-from ..transformer.transforms import without_autocast
+from ..transformer.transforms import is_autocast_on
 
 
 class Regression(nn.Linear):
@@ -45,8 +45,10 @@ class Regression(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        with without_autocast(features):
-            return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        if is_autocast_on(features):
+            with torch.autocast(features.device.type, enabled=False):
+                return self.forward(features)
+        return F.linear(features.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class FcLocalisation(nn.Sequential):

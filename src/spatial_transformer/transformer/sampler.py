@@ -52,10 +52,10 @@ def sample(
         TypeError: ``x`` or ``grid`` is not of floating point, or ``fill`` is not numeric.
         ValueError: a shape does not fit or is empty, ``fill`` is not finite, or the mode is unknown or cannot be antialiased.
     """
-    dims = x.ndim - 2
+    dims, x_shape, grid_shape = x.ndim - 2, x.shape, grid.shape
     if dims not in (2, 3):
         raise ValueError(f"x must be (B, C, H, W) or (B, C, D, H, W), got {tuple(x.shape)}")
-    if grid.ndim != x.ndim or grid.shape[-1] != dims or grid.shape[0] != x.shape[0]:
+    if grid.ndim != x.ndim or grid_shape[-1] != dims or grid_shape[0] != x_shape[0]:
         raise ValueError(f"grid must be ({x.shape[0]}, *size, {dims}) for x of {tuple(x.shape)}, got {tuple(grid.shape)}")
     if not (x.numel() and grid.numel()) and 0 in (*x.shape[1:], *grid.shape[1:]):
         raise ValueError(f"x and grid must not be empty, got {tuple(x.shape)} and {tuple(grid.shape)}")

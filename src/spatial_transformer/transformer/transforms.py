@@ -11,7 +11,6 @@ Every family is linear in a basis of the target points, ``T_theta(G) = M_theta B
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -38,11 +37,10 @@ def is_eager(x: Tensor) -> bool:
     return type(x) is Tensor and not traced
 
 
-def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """Return a context in which autocast is off for the device of ``x``."""
+def is_autocast_on(x: Tensor) -> bool:
+    """Whether operations on the device of ``x`` are autocast."""
     kind = x.device.type
-    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else contextlib.nullcontext()
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def basis_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -57,10 +55,11 @@ class BasisCache(OrderedDict[tuple, Tensor]):
 
     def find(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         """Return the basis of ``key``, which ``make`` computes if it is missing."""
-        with self.lock:
-            if key in self:
-                self.move_to_end(key)
-                return self[key]
+        try:
+            self.move_to_end(key)
+            return self[key]
+        except KeyError:  # missing, or another thread has just removed it
+            pass
         # Inference mode, tracing and torch.func belong to a thread: in a new one, the basis is an ordinary tensor.
         with ThreadPoolExecutor(max_workers=1) as thread:
             basis = thread.submit(make).result()
@@ -129,7 +128,7 @@ class Transform(nn.Module, ABC):
         if basis is None:
             is_ordinary = type(theta) is Tensor or torch.compiler.is_compiling()  # a fake tensor may not mix with others
             basis = (self.basis if is_ordinary else self._make_basis)(shape, theta.dtype, theta.device)
-        return self._map(theta, basis.to(theta.device)).view(-1, self.dims, *shape).movedim(1, -1)
+        return self._map(theta, basis).view(-1, self.dims, *shape).movedim(1, -1)
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
         """Return T_theta at any target points, ``(N, dims)`` -> ``(B, N, dims)``. It raises as :meth:`grid` does."""
@@ -151,8 +150,10 @@ class Transform(nn.Module, ABC):
         """Return source points ``(B * dims, N)`` in the dtype of theta."""
         if theta.dtype != basis.dtype:
             return self._map(theta.to(basis.dtype), basis).to(theta.dtype)
-        with without_autocast(theta):
-            return self._source_points(self._coefficients(theta) @ basis)
+        if is_autocast_on(theta):
+            with torch.autocast(theta.device.type, enabled=False):
+                return self._map(theta, basis)
+        return self._source_points(self._coefficients(theta) @ basis)
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
@@ -163,8 +164,8 @@ class Transform(nn.Module, ABC):
 
     def compose(self, theta_a: Tensor, theta_b: Tensor) -> Tensor:
         """Return the theta of T_a after T_b: of one warp for a warp by a and then by b. It raises as :meth:`inverse` does."""
-        with without_autocast(theta_a):
-            return self._theta(self._square(theta_a) @ self._square(theta_b)).to(theta_a.dtype)
+        product = self._square(theta_a)[..., None] * self._square(theta_b)[:, None]  # autocast would round a matmul
+        return self._theta(product.sum(dim=2)).to(theta_a.dtype)
 
     def inverse(self, theta: Tensor) -> Tensor:
         """Return the theta of the inverse transformation.
@@ -173,8 +174,7 @@ class Transform(nn.Module, ABC):
             TypeError: ``is_group`` is False.
             torch.linalg.LinAlgError: a transformation is singular.
         """
-        with without_autocast(theta):
-            return self._theta(torch.linalg.inv(self._square(theta))).to(theta.dtype)
+        return self._theta(torch.linalg.inv(self._square(theta))).to(theta.dtype)
 
     def _square(self, theta: Tensor) -> Tensor:
         """Return matrices on homogeneous coordinates, ``(B, dims + 1, dims + 1)``."""
