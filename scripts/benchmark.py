@@ -235,7 +235,8 @@ def benchmark_memory(quick: bool) -> list[dict]:
 def _peak_mb(who: str, name: str, size: tuple[int, ...], gradient: str) -> float:
     """Return how far a warp raises the peak of a process that holds its inputs, in MB."""
     program = f"""
-import resource, sys
+import sys
+from pathlib import Path
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 import torch
 from benchmark import TRANSFORMS, ours, torch_affine, warp_step
@@ -243,7 +244,7 @@ from benchmark import TRANSFORMS, ours, torch_affine, warp_step
 torch.set_num_threads(1)
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 def step(size):
     transform = TRANSFORMS[{name!r}]()
@@ -254,6 +255,7 @@ def step(size):
 
 step([2] * {len(size)})()  # loads libraries
 run = step({size!r})
+Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now: imports may have taken more
 before = peak()
 run()
 print(peak() - before)
