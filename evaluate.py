@@ -1,17 +1,15 @@
 """Tests a finished run again, from its own folder: python evaluate.py run=RUN_FOLDER"""
 
-import hydra
 from omegaconf import DictConfig
 
-from spatial_transformer.config import explained
-from spatial_transformer.process import spin_briefly
+from spatial_transformer.training.cli import entry_point
+from spatial_transformer.utils.process import limit_spinning
 
 
-@explained
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@entry_point("evaluate")
 def main(config: DictConfig) -> None:
-    spin_briefly()
-    from spatial_transformer.runner import evaluate
+    limit_spinning()
+    from spatial_transformer.inference.evaluate import evaluate
 
     evaluate(config)
 

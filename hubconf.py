@@ -5,8 +5,7 @@ file also holds the configuration and the result of its run.
 """
 
 import sys
-from collections.abc import Callable as _Callable  # torch.hub lists public callables as entries
-from pathlib import Path as _Path
+from pathlib import Path as _Path  # torch.hub lists public callables as entries
 
 from torch import nn
 
@@ -29,9 +28,7 @@ def st_cnn_mnist(pretrained: bool = True) -> nn.Module:
         pretrained: load the trained weights and set evaluation mode. False returns a network with
             random weights in training mode.
     """
-    from spatial_transformer.networks.mnist import st_cnn
-
-    return _build(st_cnn, "st_cnn_mnist.pt", pretrained)
+    return _build("cnn", "st_cnn_mnist.pt", pretrained)
 
 
 def st_fcn_mnist(pretrained: bool = True) -> nn.Module:
@@ -40,9 +37,7 @@ def st_fcn_mnist(pretrained: bool = True) -> nn.Module:
     Args:
         pretrained: as for :func:`st_cnn_mnist`.
     """
-    from spatial_transformer.networks.mnist import st_fcn
-
-    return _build(st_fcn, "st_fcn_mnist.pt", pretrained)
+    return _build("fcn", "st_fcn_mnist.pt", pretrained)
 
 
 def spatial_transformer(
@@ -72,14 +67,15 @@ def spatial_transformer(
     return package.SpatialTransformer(localisation, family, output_size)
 
 
-def _build(network: _Callable[..., nn.Module], file: str, pretrained: bool) -> nn.Module:
+def _build(arch: str, file: str, pretrained: bool) -> nn.Module:
     """Build a network of Table 1 with an affine transformer, and load the weights of a file."""
     from spatial_transformer import Affine
-    from spatial_transformer.saved import load_saved
+    from spatial_transformer.networks.mnist import MnistNetwork
+    from spatial_transformer.utils.serialization import load_tensors
 
-    built = network(_SIZE, Affine())
+    built = MnistNetwork(arch, _SIZE, Affine())
     if pretrained:
-        saved = load_saved(_DIRECTORY / "checkpoints" / file)["state_dict"]
+        saved = load_tensors(_DIRECTORY / "checkpoints" / file)["state_dict"]
         weights = {name.removeprefix(_PREFIX): tensor for name, tensor in saved.items()}
         built.load_state_dict(weights)
         built.eval()

@@ -1,17 +1,15 @@
 """Classifies your own pictures with a trained network: python predict.py run=RUN_FOLDER images=FOLDER_OR_FILE"""
 
-import hydra
 from omegaconf import DictConfig
 
-from spatial_transformer.config import explained
-from spatial_transformer.process import spin_briefly
+from spatial_transformer.training.cli import entry_point
+from spatial_transformer.utils.process import limit_spinning
 
 
-@explained
-@hydra.main(version_base="1.3", config_path="conf", config_name="predict")
+@entry_point("predict")
 def main(config: DictConfig) -> None:
-    spin_briefly()
-    from spatial_transformer.prediction import predict
+    limit_spinning()
+    from spatial_transformer.inference.predict import predict
 
     predict(config)
 

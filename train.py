@@ -3,20 +3,19 @@
 --help lists experiments, groups and settings.
 """
 
-import hydra
 from omegaconf import DictConfig
 
-from spatial_transformer.config import explained
-from spatial_transformer.process import spin_briefly
+from spatial_transformer.training.cli import entry_point
+from spatial_transformer.utils.process import limit_spinning
 
 
-@explained
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> None:
-    spin_briefly()
-    from spatial_transformer.runner import run  # only now: --help does not wait for torch
+@entry_point("train")
+def main(config: DictConfig) -> float:
+    limit_spinning()
+    from spatial_transformer.training.runner import train  # only now: --help does not wait for torch
 
-    run(config)
+    metrics = train(config)["metrics"]
+    return metrics.get("val/best_error", metrics["test/error"])  # for sweepers that optimize
 
 
 if __name__ == "__main__":

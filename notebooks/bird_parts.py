@@ -26,9 +26,9 @@ import torch
 from IPython.display import Image, display
 
 from spatial_transformer import Attention
-from spatial_transformer.findings import BOX, ON_BOX, crops_of, parts_of_birds
 from spatial_transformer.networks.birds import tiles
-from spatial_transformer.records import read_records
+from spatial_transformer.reporting.analyses import BOX, ON_BOX, bird_part_coverage, crop_names
+from spatial_transformer.reporting.records import read_records
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
 RUN = os.environ.get("RUN")  # a run folder of birds, for its pictures
@@ -66,9 +66,9 @@ plt.show()
 # %%
 def show_parts(experiment):
     """A map of the parts and crops of each recipe that the experiment was run with."""
-    for title, table in parts_of_birds(records, ROOT / "conf", experiment).items():
+    for title, table in bird_part_coverage(records, ROOT / "conf", experiment).items():
         parts = [part for part in table if part not in (BOX, ON_BOX)]
-        crops = crops_of(table)
+        crops = crop_names(table)
         values = [[table[part][crop] for crop in crops] for part in parts]
         _, axes = plt.subplots(figsize=(1.6 + 0.9 * len(crops), 4.6), layout="constrained")
         axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
@@ -93,9 +93,9 @@ show_parts("birds_2st_448")
 # of the bird.
 
 # %%
-for title, table in parts_of_birds(records, ROOT / "conf", "birds_4st").items():
+for title, table in bird_part_coverage(records, ROOT / "conf", "birds_4st").items():
     print(title)
-    own = [crop for crop in crops_of(table) if crop.startswith("crop ")]
+    own = [crop for crop in crop_names(table) if crop.startswith("crop ")]
     for part, values in table.items():
         if part not in (BOX, ON_BOX):
             best = max(own, key=lambda crop: values[crop])

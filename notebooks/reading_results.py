@@ -24,8 +24,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from spatial_transformer.records import read_records
-from spatial_transformer.results import interval, mnist_table
+from spatial_transformer.reporting.paper_tables import confidence_interval, mnist_table
+from spatial_transformer.reporting.records import read_records
 
 ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
 RUN = os.environ.get("RUN")  # a run folder; None takes the newest below runs/
@@ -65,7 +65,7 @@ figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
 ours = [(network, network.rows[-1][1]) for network in table.networks if any(cell.values for cell in network.rows[-1][1])]
 for n, (network, cells) in enumerate(ours):
     shift = 0.14 * (n - (len(ours) - 1) / 2)
-    run_here = [(place + shift, interval(cell.values)) for place, cell in enumerate(cells) if cell.values]
+    run_here = [(place + shift, confidence_interval(cell.values)) for place, cell in enumerate(cells) if cell.values]
     of_paper = [(place + shift, cell.paper) for place, cell in enumerate(cells) if cell.paper is not None]
     axes.errorbar(
         [place for place, _ in run_here],

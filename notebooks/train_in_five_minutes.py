@@ -27,9 +27,9 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import Image, display
 
-from spatial_transformer.building import load_trained
-from spatial_transformer.config import composed
-from spatial_transformer.runner import run
+from spatial_transformer.inference.load import load_trained
+from spatial_transformer.training.config import compose_config
+from spatial_transformer.training.runner import train
 
 os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file()))
 plt.rcParams["figure.dpi"] = 90
@@ -49,7 +49,7 @@ RUN = Path(os.environ.get("RUN", "runs/notebook"))
 # ...`. The folder is used again each time (`ckpt_path=null`).
 
 # %%
-config = composed(
+config = compose_config(
     Path("conf"),
     "experiment=mnist",
     "data.distortion=rts",
@@ -70,7 +70,7 @@ print(f"{config.label}: {config.trainer.max_steps} steps of {config.recipe.batch
 # Validation and test are part of the run, and so are the pictures in `crops/`.
 
 # %%
-record = run(config)
+record = train(config)
 print(f"test error {record['metrics']['test/error']:.2f} % after {record['steps']:,} steps")
 
 # %% [markdown]

@@ -24,22 +24,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from make_svhn import make_part
 from PIL import Image
 from torch import Tensor, nn
 
 from spatial_transformer import Affine, Affine3d, Attention, Projective, SpatialTransformer, ThinPlateSpline, sample
-from spatial_transformer.data import cub_cache, svhn_cache, svhn_synthetic
-from spatial_transformer.data.cub import cut
-from spatial_transformer.data.distortions import DISTORTIONS, Distortion
-from spatial_transformer.data.keyed import sample_keys
+from spatial_transformer.data.cub import images as cub_images
+from spatial_transformer.data.cub.datamodule import cut
+from spatial_transformer.data.mnist.distortions import DISTORTIONS, Distortion
 from spatial_transformer.data.svhn import SvhnData
-from spatial_transformer.files import replacing
+from spatial_transformer.data.svhn.crops import open_crops
 from spatial_transformer.networks import birds, mnist, svhn
 from spatial_transformer.networks.localisation import FcLocalisation
 from spatial_transformer.paper import NETWORKS, SVHN_NETWORKS
-from spatial_transformer.process import keep_freed_memory
 from spatial_transformer.transformer import Transform
 from spatial_transformer.transformer.transforms import pixel_centres
+from spatial_transformer.utils.files import atomic_write
+from spatial_transformer.utils.process import keep_freed_memory
+from spatial_transformer.utils.random import sample_keys
 
 ROOT = Path(__file__).parent.parent
 TRANSFORMS: dict[str, type[Transform]] = {
@@ -387,7 +389,8 @@ def benchmark_networks(quick: bool) -> list[dict]:
     for size in (28, 42):
         for name, (model, transform) in NETWORKS.items():
             arguments: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
-            network = getattr(mnist, model)(size, **arguments).to(device)
+            arguments["pool"] = 1 if model == "cnn" else None
+            network = mnist.MnistNetwork(model.removeprefix("st_"), size, **arguments).to(device)
             steps = {"ms": training_step(network, size)}
             if transform == "affine":
                 steps["plain ms"] = training_step(plainly(network), size)
@@ -477,10 +480,10 @@ def _svhn_data_rows(folder: Path, quick: bool) -> Iterator[dict]:
     n = 300 if quick else 3000
     digits = np.random.default_rng(1).integers(0, 256, (100, 28, 28), dtype=np.uint8), np.arange(100) % 10
     for part, images in (("train", n), ("test", 1)):
-        svhn_synthetic.make_part(folder / part, images, digits, seed=1)
+        make_part(folder / part, images, digits, seed=1)
     for size in (64, 128):
         start = time.perf_counter()
-        svhn_cache.open_crops(folder / "train", size, workers=1)
+        open_crops(folder / "train", size, workers=1)
         row: dict = {"size": size, "crops made/s": round(n / (time.perf_counter() - start))}
         start = time.perf_counter()
         data = SvhnData(size, folder, batch_size=128)
@@ -542,13 +545,13 @@ def _birds_data_rows(folder: Path, n: int) -> Iterator[dict]:
     for path in photographs:  # smooth, but for the noise of a camera: about 100 kB each, as CUB's are
         coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
         Image.fromarray((np.asarray(coarse) + rng.normal(0, 8, (375, 500, 3))).clip(0, 255).astype(np.uint8)).save(path)
-    for size, longest in cub_cache.LONGEST.items():
+    for size, longest in cub_images.LONGEST.items():
         start = time.perf_counter()
-        images = [cub_cache.resized(path, longest) for path in photographs]
+        images = [cub_images.resize(Image.open(path).convert("RGB"), longest) for path in photographs]
         row: dict = {"size": size, "decoded/s": round(n / (time.perf_counter() - start))}
         sizes, lengths = np.array([image.shape[:0:-1] for image in images]), [image.size for image in images]
         starts = np.cumsum([0, *lengths[:-1]])
-        pictures = cub_cache.Pictures(np.concatenate([image.ravel() for image in images]), sizes, sizes, starts)
+        pictures = cub_images.Images(np.concatenate([image.ravel() for image in images]), sizes, sizes, starts)
         positions, mirrored = np.arange(32) % n, np.arange(32) % 2 == 0
         corners = (sizes[positions] - size) // 2
         batch = partial(cut, pictures, positions, corners, mirrored, size, torch.device("cpu"))
@@ -602,7 +605,7 @@ def benchmark_program(quick: bool) -> list[dict]:
 def benchmark_threads(quick: bool) -> list[dict]:
     """Training steps per second of an ST-FCN with all threads, alone and beside one busy program for each core.
 
-    With the wait that OpenMP's threads have by themselves, and with that of :func:`process.spin_briefly`.
+    With the wait that OpenMP's threads have by themselves, and with that of :func:`process.limit_spinning`.
     """
     rows = []
     for busy in (0, torch.get_num_threads()):
@@ -622,12 +625,12 @@ def _steps_per_second_elsewhere(brief: bool, seconds: float) -> float:
     """In a process of its own, as OpenMP reads its settings when it is loaded."""
     program = f"""
 import time
-from spatial_transformer.process import keep_freed_memory, spin_briefly
+from spatial_transformer.utils.process import keep_freed_memory, limit_spinning
 keep_freed_memory()
-{"spin_briefly()" if brief else ""}
+{"limit_spinning()" if brief else ""}
 import benchmark
-from spatial_transformer.networks.mnist import st_fcn
-step = benchmark.training_step(st_fcn(42, benchmark.Affine()), 42)
+from spatial_transformer.networks.mnist import MnistNetwork
+step = benchmark.training_step(MnistNetwork("fcn", 42, benchmark.Affine()), 42)
 step()
 start, steps = time.perf_counter(), 0
 while time.perf_counter() - start < {seconds}:
@@ -703,7 +706,7 @@ def main() -> None:
         if options.only in (None, name):
             rows = part(options.quick)
             if not options.quick:
-                with replacing(ROOT / "results" / "benchmarks" / f"{name}.json") as path:
+                with atomic_write(ROOT / "results" / "benchmarks" / f"{name}.json") as path:
                     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 

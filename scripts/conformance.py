@@ -18,8 +18,8 @@ from torch import Tensor
 
 import spatial_transformer
 from spatial_transformer import Affine, Affine3d, Projective, ThinPlateSpline, sample
-from spatial_transformer.files import write_json
 from spatial_transformer.transformer import Transform, pixel_centres
+from spatial_transformer.utils.files import write_json
 
 ROOT = Path(__file__).parent.parent
 SUITE = ROOT / "tests" / "conformance"

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spatial_transformer.callbacks.wandb_run import STEP
-from spatial_transformer.errors import UsageError
+from spatial_transformer.loggers.wandb import STEP
 from spatial_transformer.paper import BIRDS
-from spatial_transformer.results import comparisons
+from spatial_transformer.reporting.paper_tables import paper_tables
+from spatial_transformer.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report, Runset
@@ -38,7 +38,7 @@ class Part:
 
     Args:
         title: of its view, and of its section in the report.
-        table: its name in ``results.comparisons``.
+        table: its name in ``paper_tables.paper_tables``.
         experiments: whose runs it shows.
         column: the key of the configuration by which its columns differ; None where there is one column.
         columns: that key's values.
@@ -204,8 +204,8 @@ def save(dashboard: Iterable[Workspace | Report]) -> None:
             made.save()
     except Exception as error:  # W&B's packages raise errors of many unrelated kinds
         raise UsageError(
-            f"W&B did not take it: {_first_line(error)}\nWay out: an entity and a project that the key may write to; "
-            "--print shows what would be sent."
+            f"W&B refused the dashboard: {_first_line(error)}. Check that the key may write to the entity and "
+            "the project. Use --print to see what would be sent."
         ) from error
 
 
@@ -223,9 +223,7 @@ def log_in() -> str | None:
         reason = "there is no key"
     except Exception as error:  # as in save
         reason = _first_line(error)
-    raise UsageError(
-        f"no connection to W&B: {reason}\nWay out: `wandb login` once, on a machine with a connection; --print needs neither."
-    )
+    raise UsageError(f"There is no connection to W&B: {reason}. Run `wandb login` once. --print needs no connection.")
 
 
 def _first_line(error: Exception) -> str:
@@ -242,13 +240,13 @@ def main() -> None:
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
-        sys.exit("error: the package wandb-workspaces is missing. Way out: pip install -e '.[dashboard]'")
+        sys.exit("error: the package wandb-workspaces is missing. Run pip install -e '.[dashboard]' to install it.")
     try:
         of_key = None if options.print else log_in()
         entity = options.entity or of_key or ""
         if not options.print and not entity:
-            raise UsageError("the key has no default entity. Way out: --entity NAME.")
-        tables = {name: table.markdown() for name, table in comparisons(ROOT / "results", ROOT / "conf").items()}
+            raise UsageError("The key has no default entity. Set --entity NAME.")
+        tables = {name: table.markdown() for name, table in paper_tables(ROOT / "results", ROOT / "conf").items()}
         made: list[Any] = [*workspaces(entity, options.project), report(entity, options.project, tables)]
         if options.print:
             print(json.dumps([specification(part) for part in made], indent=1))

@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from spatial_transformer.building import Trained, load_trained, pack
-from spatial_transformer.errors import UsageError
-from spatial_transformer.onnx_file import write_onnx
+from spatial_transformer.inference.load import Trained, load_trained, pack
+from spatial_transformer.inference.onnx import write_onnx
+from spatial_transformer.utils.errors import UsageError
 
 
 def main() -> None:
@@ -29,9 +29,7 @@ def main() -> None:
         try:
             print(f"{file}: {_written(trained, file)}")
         except OSError as error:
-            raise UsageError(
-                f"{file} cannot be written: {error}.\nWay out: --out=FILE in a folder with room that can be written to."
-            ) from error
+            raise UsageError(f"{file} cannot be written: {error}. Use --out=FILE to write it elsewhere.") from error
     except UsageError as error:
         sys.exit(f"error: {error}")
 
@@ -43,7 +41,7 @@ def _written(trained: Trained, file: Path) -> str:
     if file.suffix == ".pt":
         pack(trained, file)
         return f"test error {trained.record['metrics']['test/error']:.2f} %"
-    raise UsageError(f"--out={file}: the file's ending chooses the format. Way out: .onnx or .pt.")
+    raise UsageError(f"--out must end in .onnx or .pt, got {file}.")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spatial_transformer.benchmarks import benchmark_chart, benchmark_tables
-from spatial_transformer.errors import UsageError
-from spatial_transformer.files import replacing
-from spatial_transformer.findings import (
-    addition_poses,
-    colocalisation_choices,
+from spatial_transformer.paper import BIRDS
+from spatial_transformer.reporting.analyses import (
+    addition_pose_table,
+    colocalisation_ablation_table,
     conformance_table,
-    gains_table,
+    fill_table_markers,
+    improvement_table,
     orientation_table,
     parts_table,
     pooling_table,
@@ -27,13 +26,15 @@ from spatial_transformer.findings import (
     redraws_table,
     slopes_table,
     steps_chart,
-    svhn_windows,
+    svhn_window_table,
     times_table,
-    with_tables,
 )
-from spatial_transformer.paper import BIRDS
-from spatial_transformer.records import add_record, read_records, read_rows
-from spatial_transformer.results import comparisons
+from spatial_transformer.reporting.benchmarks import benchmark_chart, benchmark_tables
+from spatial_transformer.reporting.paper_tables import paper_tables
+from spatial_transformer.reporting.records import add_record, read_measurements, read_records
+from spatial_transformer.utils.errors import UsageError
+from spatial_transformer.utils.files import atomic_write
+from spatial_transformer.utils.text import printable
 
 ROOT = Path(__file__).parent.parent
 CONF, RESULTS = ROOT / "conf", ROOT / "results"
@@ -44,21 +45,21 @@ def documents() -> dict[Path, str]:
     """What each document with tables must say."""
     svhn, birds, addition = _records_of("svhn"), _records_of("birds"), read_records(RESULTS / "mnist_addition")
     found, tried = (read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices"))
-    of_paper = {name: table.markdown() for name, table in comparisons(RESULTS, CONF).items()}
+    of_paper = {name: table.markdown() for name, table in paper_tables(RESULTS, CONF).items()}
     parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
-    conformance = read_rows(RESULTS / "conformance.json")["rows"]
+    conformance = read_measurements(RESULTS / "conformance.json")["rows"]
     tables = {
         "README.md": of_paper | {"networks": speed["networks"]},
-        "docs/svhn.md": {"svhn": of_paper["svhn"], "svhn windows": svhn_windows(svhn, CONF)},
+        "docs/svhn.md": {"svhn": of_paper["svhn"], "svhn windows": svhn_window_table(svhn, CONF)},
         "docs/addition.md": {
             "addition": of_paper["addition"],
-            "poses": addition_poses(addition, CONF),
+            "poses": addition_pose_table(addition, CONF),
             "addition pooling": pooling_table(read_records(RESULTS / "addition_pooling"), addition=True),
         },
         "docs/colocalisation.md": {
             "colocalisation": of_paper["colocalisation"],
-            "choices": colocalisation_choices(found + tried, CONF),
+            "choices": colocalisation_ablation_table(found + tried, CONF),
         },
         "docs/volumes.md": {"volumes": of_paper["volumes"]},
         "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(_rows_of("slopes"))} | parts,
@@ -70,14 +71,14 @@ def documents() -> dict[Path, str]:
             "projective": projective_table(read_records(RESULTS / "projective")),
         },
         "docs/reproduction.md": {
-            "gains": gains_table(read_records(MNIST), CONF),
+            "gains": improvement_table(read_records(MNIST), CONF),
             "orientation": orientation_table(_rows_of("orientation")),
             "redraws": redraws_table(_rows_of("redraws")),
             "times": times_table([*_records_of("mnist"), *found, *svhn, *birds]),
         },
         "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }
-    return {ROOT / name: with_tables((ROOT / name).read_text(), parts) for name, parts in tables.items()}
+    return {ROOT / name: fill_table_markers((ROOT / name).read_text(), parts) for name, parts in tables.items()}
 
 
 def _records_of(family: str) -> list[dict]:
@@ -88,7 +89,7 @@ def _records_of(family: str) -> list[dict]:
 
 def _rows_of(folder: str) -> list[dict]:
     """Records of measurements."""
-    return [read_rows(path) for path in sorted((RESULTS / folder).glob("*.json"))]
+    return [read_measurements(path) for path in sorted((RESULTS / folder).glob("*.json"))]
 
 
 def charts() -> dict[Path, tuple[Figure | None, str]]:
@@ -106,6 +107,11 @@ def _digest(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
+def _line(error: Exception) -> str:
+    """Return an error as one line that is safe to print."""
+    return printable(" ".join(str(error).split()))
+
+
 def main() -> None:
     """Adds records, then makes tables and charts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,17 +125,17 @@ def main() -> None:
         try:
             print(f"added {add_record(run, RESULTS, options.into)}")
         except UsageError as error:
-            refused.append(f"error: {error}")
+            refused.append(f"error: {_line(error)}")
     try:
         made, drawn = documents(), charts()
     except UsageError as error:
-        sys.exit("\n".join([*refused, f"error: {error}"]))
+        sys.exit("\n".join([*refused, f"error: {_line(error)}"]))
     for document, text in made.items():
-        with replacing(document) as path:
+        with atomic_write(document) as path:
             path.write_text(text)
     for chart, (figure, digest) in drawn.items():
         if figure is not None:
-            with replacing(chart) as path:
+            with atomic_write(chart) as path:
                 figure.savefig(path, format="png", dpi=110, metadata={"Records": digest})
     if refused:
         sys.exit("\n".join(refused))

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_transformer.errors import UsageError
-from spatial_transformer.records import measured
+from spatial_transformer.reporting.records import measurement_cli
+from spatial_transformer.utils.errors import UsageError
 
 RESULTS = Path(__file__).parent.parent / "results" / "orientation"
 
@@ -33,17 +33,17 @@ def measure(run: Path, data_root: str | None) -> dict:
     Raises:
         UsageError: it is not that of a finished run with one transformer on R or RTS.
     """
-    from spatial_transformer.building import load_trained
-    from spatial_transformer.callbacks.poses import places_in_digit, turned_by
+    from spatial_transformer.callbacks.pose_consistency import rotation_angle, to_digit_coordinates
     from spatial_transformer.data.mnist import MnistData
+    from spatial_transformer.inference.load import load_trained
 
     trained = load_trained(run, data_root=data_root)
     data: Any = trained.data
     network: Any = trained.task.network
     if type(data) is not MnistData or data.distortion.pose is None or getattr(network, "transformer", None) is None:
-        raise UsageError(f"{run} has no transformer, or digits whose angle is not known. Way out: a run on R or RTS.")
+        raise UsageError(f"The run must have one transformer and distortion r or rts, got {run}.")
     if not trained.record:
-        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that came to its end.")
+        raise UsageError(f"The run must be finished, got {run}.")
     data.setup()
     transformer = network.transformer
     found: list[Tensor] = []
@@ -51,7 +51,9 @@ def measure(run: Path, data_root: str | None) -> dict:
         images, labels = data.samples("test", index)
         poses = data.poses("test", index)
         thetas = (transformer.transform.identity().expand(len(index), -1), transformer.localisation(images).float())
-        before, after = (turned_by(places_in_digit(transformer.transform, t, poses, data.input_size))[:, 0] for t in thetas)
+        before, after = (
+            rotation_angle(to_digit_coordinates(transformer.transform, t, poses, data.input_size))[:, 0] for t in thetas
+        )
         found.append(torch.stack([labels, before, after]))
     labels, before, after = torch.cat(found, dim=1)
     classes = [labels == label for label in range(data.classes)]
@@ -65,7 +67,7 @@ def measure(run: Path, data_root: str | None) -> dict:
 
 def main() -> None:
     """Measures, and writes the record."""
-    measured(__doc__, measure, RESULTS)
+    measurement_cli(__doc__, measure, RESULTS)
 
 
 if __name__ == "__main__":

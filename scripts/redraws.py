@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_transformer.errors import UsageError
-from spatial_transformer.records import measured
+from spatial_transformer.reporting.records import measurement_cli
+from spatial_transformer.utils.errors import UsageError
 
 RESULTS = Path(__file__).parent.parent / "results" / "redraws"
 DRAWS = 8
@@ -27,15 +27,15 @@ def measure(run: Path, data_root: str | None) -> dict:
     Raises:
         UsageError: it is not that of a finished run on distorted MNIST.
     """
-    from spatial_transformer.building import load_trained
     from spatial_transformer.data.mnist import MnistData
+    from spatial_transformer.inference.load import load_trained
 
     trained = load_trained(run, data_root=data_root)
     data: Any = trained.data
     if type(data) is not MnistData:
-        raise UsageError(f"{run} is not of distorted MNIST. Way out: a run of experiment=mnist.")
+        raise UsageError(f"The run must be of experiment=mnist, got {run}.")
     if not trained.record:
-        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that came to its end.")
+        raise UsageError(f"The run must be finished, got {run}.")
     data.setup()
     misread: list[Tensor] = []
     for index in torch.arange(data.size("test")).split(1000):
@@ -49,7 +49,7 @@ def measure(run: Path, data_root: str | None) -> dict:
 
 def main() -> None:
     """Measures, and writes the record."""
-    measured(__doc__, measure, RESULTS)
+    measurement_cli(__doc__, measure, RESULTS)
 
 
 if __name__ == "__main__":

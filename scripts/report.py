@@ -7,10 +7,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from spatial_transformer.errors import UsageError
-from spatial_transformer.report import write_report
+from spatial_transformer.reporting.html import write_report
+from spatial_transformer.utils.errors import UsageError
+from spatial_transformer.utils.text import printable
 
 ROOT = Path(__file__).parent.parent
+
+
+def _line(error: Exception) -> str:
+    """Return an error as one line that is safe to print."""
+    return printable(" ".join(str(error).split()))
 
 
 def main() -> None:
@@ -25,9 +31,9 @@ def main() -> None:
     try:
         problems = write_report(options.out, ROOT / "results", runs, ROOT / "conf", ROOT / "docs")
     except (UsageError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_line(error)}")
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {printable(problem)}", file=sys.stderr)
     print(f"{options.out} ({options.out.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_transformer.errors import UsageError
-from spatial_transformer.records import write_rows
+from spatial_transformer.reporting.records import write_measurements
+from spatial_transformer.utils.errors import UsageError
 
 DISTANCES = (0.02, 0.1, 0.25)
 """In halves of the image's side."""
@@ -50,18 +50,18 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
     Raises:
         UsageError: it is not that of a run with transformers and a finished checkpoint.
     """
-    from spatial_transformer.building import load_trained
     from spatial_transformer.data.cub import CubData
+    from spatial_transformer.inference.load import load_trained
 
     if samples < 2:
-        raise UsageError(f"--samples {samples} leaves nothing to compare. Way out: 2 or more; 100 is the default.")
+        raise UsageError(f"--samples {samples} leaves nothing to compare. Use at least 2.")
     data: Any
     _, data, task, finished = load_trained(run, data_root=data_root)
     network: Any = task.network
     if not isinstance(data, CubData) or getattr(network, "transformer", None) is None:
-        raise UsageError(f"{run} is no network of birds with transformers. Way out: a run of experiment=birds_2st, say.")
+        raise UsageError(f"{run} is no network of birds with transformers. Use a run of experiment=birds_2st.")
     if not finished:
-        raise UsageError(f"{run} is not the folder of a finished run. Way out: one that `train.py experiment=birds_...` made.")
+        raise UsageError(f"The run must be finished, got {run}.")
     data.prepare_data()
     data.setup()
     index = torch.linspace(0, data.size("test") - 1, min(samples, data.size("test"))).long()
@@ -89,7 +89,7 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
 
 
 def _losses(task: Any, images: Tensor, labels: Tensor, theta: Tensor) -> Tensor:
-    return task.losses(task.network(images, theta), labels)
+    return task.per_sample_loss(task.network(images, theta), labels)
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
         record = measure(options.run, options.samples, options.data_root)
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{write_rows(record, RESULTS)}; `make tables` shows it")
+    print(f"{write_measurements(record, RESULTS)}; `make tables` shows it")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,21 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-import spatial_transformer.config  # noqa: F401  registers the schema
-from spatial_transformer.data import mnist_files
-from spatial_transformer.run_folder import recorded_settings
+import spatial_transformer.training.config  # noqa: F401  registers the schema
+from spatial_transformer.data.mnist import files as mnist_files
+from spatial_transformer.training.result import result_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SHORT = [
+    "ckpt_path=null",
+    "data.batch_size=16",
+    "data.eval_batch_size=50",
+    "++trainer.limit_val_batches=2",
+    "++trainer.limit_test_batches=4",
+    "trainer.log_every_n_steps=1",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.max_steps=2",
+]
 
 
 @pytest.fixture(scope="session")
@@ -101,8 +111,10 @@ def record(composed: Callable[..., DictConfig]) -> Callable[..., dict]:
             "steps": config.trainer.max_steps,
             "precision": config.trainer.precision,
             "samples": {"train": 1824},
+            "seconds": 60.0,
+            "device": "cpu",
             "metrics": {"test/error": error, "val/best_error": 1.0},
-            "config": recorded_settings(config),
+            "config": result_settings(OmegaConf.to_container(config, resolve=True)),
         }
 
     return record_

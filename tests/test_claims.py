@@ -9,13 +9,13 @@ from statistics import fmean
 import pytest
 from conftest import REPOSITORY
 
-from spatial_transformer.findings import parts_of_birds
 from spatial_transformer.paper import ADDITION, COLOCALISATION
-from spatial_transformer.records import differing, flattened, read_records, read_rows, standard_settings
-from spatial_transformer.results import comparisons
+from spatial_transformer.reporting.analyses import bird_part_coverage
+from spatial_transformer.reporting.paper_tables import paper_tables
+from spatial_transformer.reporting.records import diff_keys, flatten, read_measurements, read_records, standard_settings
 
 RESULTS, CONF = REPOSITORY / "results", REPOSITORY / "conf"
-TABLES = comparisons(RESULTS, CONF)
+TABLES = paper_tables(RESULTS, CONF)
 FAST, LONG = "fast, 15,000", "long, 30,000"
 FAMILIES = ("affine", "projective", "tps")
 SHORTER = "long, 15,000, bf16-mixed"
@@ -52,8 +52,8 @@ def tried(model, transform, distortion, recipe, steps, figure="test/error", **ot
     figures = []
     for record in read_records(RESULTS / "recipes") + read_records(RESULTS / "mnist"):
         run = (record["model"], record["transform"], record["config"]["data"]["distortion"], record["recipe"], record["steps"])
-        settings, expected = (flattened(of["recipe"]) for of in (record["config"], standard_settings(record, CONF)))
-        changed = {name: settings.get(name) or None for name in differing(expected, settings)}
+        settings, expected = (flatten(of["recipe"]) for of in (record["config"], standard_settings(record, CONF)))
+        changed = {name: settings.get(name) or None for name in diff_keys(expected, settings)}
         if run == (model, transform, distortion, recipe, steps) and changed == other:
             figures.append(record["metrics"][figure])
     return fmean(figures)
@@ -67,7 +67,7 @@ def smoothing(figure):
 
 def spread(run, side):
     """By how many degrees the digits of a class differ, in the mean of the classes."""
-    return fmean(row[side] for row in read_rows(RESULTS / "orientation" / f"{run}.json")["rows"])
+    return fmean(row[side] for row in read_measurements(RESULTS / "orientation" / f"{run}.json")["rows"])
 
 
 def spread_taken_off(*runs):
@@ -76,7 +76,7 @@ def spread_taken_off(*runs):
 
 def hard_digits(run):
     """How many digits are misread in half of eight draws or more, and their share of the errors."""
-    rows = read_rows(RESULTS / "redraws" / f"{run}.json")["rows"]
+    rows = read_measurements(RESULTS / "redraws" / f"{run}.json")["rows"]
     hard = [row for row in rows if row["misread"] >= 4]
     errors, of_hard = (sum(row["digits"] * row["misread"] for row in of) for of in (rows, hard))
     return sum(row["digits"] for row in hard), of_hard / errors
@@ -148,7 +148,7 @@ def millions(experiment, size=None):
 
 def of_four_crops(part):
     """How many of 100 crops hold a part, in the mean of two seeds: of the four crops, and in the centre."""
-    tables = parts_of_birds(read_records(RESULTS / "birds_4st"), CONF, "birds_4st")
+    tables = bird_part_coverage(read_records(RESULTS / "birds_4st"), CONF, "birds_4st")
     (held,) = (parts[part] for title, parts in tables.items() if title.startswith("birds_differences"))
     return [round(held[name]) for name in ("crop 1", "crop 2", "crop 3", "crop 4", "centre crop")]
 
@@ -386,7 +386,7 @@ CLAIMS = [
     ("docs/birds.md", "the left leg in 31 and 32 (82)", lambda: of_four_crops("left leg"), [31, 32, 87, 91, 82]),
     (
         "docs/birds.md",
-        "By differences of the loss all networks with crops stand above the CNN",
+        "With SPSA all networks with crops stand above the CNN",
         lambda: [birds(network) - birds("CNN, 224 px", "birds_fast") for network in CROPS],
         (0.01, 99),
     ),

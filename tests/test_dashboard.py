@@ -11,17 +11,16 @@ import dashboard
 import pytest
 import wandb_file
 import yaml
-from conftest import REPOSITORY
-from test_runner import SHORT
+from conftest import REPOSITORY, SHORT
+from make_svhn import make as make_numbers
 from tiny_birds import Bird, write_birds
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from spatial_transformer.config import check
-from spatial_transformer.data.svhn_synthetic import make as make_numbers
-from spatial_transformer.errors import UsageError
-from spatial_transformer.results import comparisons
-from spatial_transformer.runner import run
+from spatial_transformer.reporting.paper_tables import paper_tables
 from spatial_transformer.tasks import digit_encoder
+from spatial_transformer.training.runner import train
+from spatial_transformer.training.validation import validate
+from spatial_transformer.utils.errors import UsageError
 
 PARTS = {part.table: part for part in dashboard.PARTS}
 
@@ -60,7 +59,7 @@ def keys_of(panel):
 
 
 def test_there_is_a_part_for_each_table_and_each_experiment_is_in_one(tmp_path):
-    assert sorted(PARTS) == sorted(comparisons(tmp_path, REPOSITORY / "conf"))
+    assert sorted(PARTS) == sorted(paper_tables(tmp_path, REPOSITORY / "conf"))
     experiments = [name for part in PARTS.values() for name in part.experiments]
     known = {path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml")}
     assert sorted(experiments) == sorted(known - {"quickstart"})  # which is shorter than what the table has
@@ -107,10 +106,10 @@ def test_what_is_missing_is_told(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr(sys, "argv", ["dashboard.py"])
-    with pytest.raises(SystemExit, match=r"there is no key\nWay out: `wandb login`"):
+    with pytest.raises(SystemExit, match=r"there is no key\. Run `wandb login`"):
         dashboard.main()
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    with pytest.raises(SystemExit, match=r"wandb-workspaces is missing\. Way out: pip install"):
+    with pytest.raises(SystemExit, match=r"wandb-workspaces is missing\. Run pip install"):
         dashboard.main()
 
 
@@ -119,7 +118,7 @@ def test_a_refusal_of_the_server_is_told():
         def save(self):
             raise RuntimeError("permission denied\nand more")
 
-    with pytest.raises(UsageError, match="W&B did not take it: permission denied\nWay out"):
+    with pytest.raises(UsageError, match="W&B refused the dashboard: permission denied"):
         dashboard.save([Refused()])
 
 
@@ -166,7 +165,7 @@ def logged(composed, request, tmp_path, monkeypatch):
             more = [f"task.cache={tmp_path}"]
         offline = ["logger=wandb", "logger.wandb.offline=true", f"data.root={root}"]
         config = composed(f"experiment={experiment}", *SHORT, *RUNS[experiment], *offline, *more)
-        run(config)
+        train(config)
         return wandb_file.newest(tmp_path / "run"), config
 
     return logged_
@@ -233,7 +232,7 @@ def test_a_sweep_gives_right_configurations(composed, sweep):
         place = config["command"].index("${args_no_hyphens}")
         command = [*config["command"][:place], *arguments["args_no_hyphens"], *config["command"][place + 1 :]]
         assert command[:3] == ["${env}", "python", "train.py"]
-        check(composed(*command[3:]))
+        validate(composed(*command[3:]))
 
 
 def test_both_sweeps_of_table_1_have_its_runs_and_no_others():

@@ -15,8 +15,8 @@ from packaging.specifiers import SpecifierSet
 
 import hubconf
 
-BROUGHT = {"markupsafe", "submitit"}
-"""Of jinja2 and of Hydra's launcher for SLURM, to speak with them."""
+BROUGHT = {"joblib", "markupsafe", "submitit"}
+"""Of jinja2 and of two launchers of Hydra, to speak with them."""
 
 ON_A_HUB = """
 import json, sys, torch

@@ -9,7 +9,7 @@ import torch
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
-from spatial_transformer.building import load_trained
+from spatial_transformer.inference.load import load_trained
 
 LOAD_ENTRIES = """
 import torch

@@ -1,5 +1,6 @@
 """The notebooks run, and what is in the repository is what their scripts say."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 from nbclient import NotebookClient
 
-from spatial_transformer.callbacks.metrics_table import MetricsTable
+from spatial_transformer.loggers.csv import MetricsCSV
 
 SCRIPTS = sorted((REPOSITORY / "notebooks").glob("*.py"))
 LIGHTEST = "reading_results"
@@ -28,7 +29,7 @@ def surroundings(name, request, tmp_path, monkeypatch) -> None:
     if name in ("train_in_five_minutes", "reading_results"):
         monkeypatch.setenv("RUN", str(tmp_path))
     if name == "reading_results":
-        table = MetricsTable(tmp_path / "metrics.csv")
+        table = MetricsCSV(tmp_path / "metrics.csv")
         for step in (50, 100):
             table.log_metrics({"train/error": 90.0 - step / 10, "val/error": 80.0}, step)
         table.save()
@@ -36,12 +37,18 @@ def surroundings(name, request, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", [script.stem for script in SCRIPTS])
 def test_its_script_runs(name, surroundings, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, "show", lambda: drawn.extend(plt.get_fignums()) or plt.close("all"))
-    plt.switch_backend("agg")
-    with plt.rc_context():
-        runpy.run_path(f"{name}.py")
-    assert drawn
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append((plt.get_backend(), len(plt.get_fignums()))) or plt.close("all"))
+    backend = plt.get_backend()
+    plt.switch_backend("svg")  # not the one of servers: code that switches to that, as a notebook's plots get lost, is seen
+    try:
+        with plt.rc_context():
+            runpy.run_path(f"{name}.py")
+        assert plt.get_backend() == "svg"
+    finally:
+        plt.switch_backend(backend)
+    assert shown
+    assert all(name == "svg" and figures for name, figures in shown), shown
 
 
 @pytest.mark.parametrize("name", [pytest.param(s.stem, marks=[] if s.stem == LIGHTEST else pytest.mark.slow) for s in SCRIPTS])
@@ -49,7 +56,10 @@ def test_it_runs_in_a_kernel(name, surroundings):
     notebook = nbformat.read(f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    plots = [cell for cell in notebook.cells if re.search(r"^plt\.show\(\)", cell.source, re.M)]
+    assert plots
+    for cell in plots:
+        assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
     assert not any(output.get("name") == "stderr" for output in outputs), outputs
 
 

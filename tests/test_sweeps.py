@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from conftest import REPOSITORY
@@ -48,7 +49,7 @@ def sweep(*arguments):
 
 def states(output):
     """Of the last table that was printed: the state of each run."""
-    return dict(re.findall(r"^ (\S+) +(finished|failed|stopped|not begun)\b", output, re.M))
+    return dict(re.findall(r"^ (\S+) +(finished|failed|stopped|not started)\b", output, re.M))
 
 
 def test_every_ablation_is_known_here():
@@ -61,15 +62,15 @@ def test_every_ablation_is_known_here():
 def test_an_ablation_has_its_runs_and_each_is_a_right_configuration(ablation, tmp_path):
     code, output, errors = sweep(f"ablation={ablation}", "cluster=show", f"hydra.sweep.dir={tmp_path}/sweep", "seed=1")
     assert code == 0, errors
-    assert output.startswith(f"{ABLATIONS[ablation]} runs, 0 finished before")
-    assert output.count("not begun") == ABLATIONS[ablation]
+    assert output.startswith(f"{ABLATIONS[ablation]} runs, 0 already finished")
+    assert output.count("not started") == ABLATIONS[ablation]
     assert not (tmp_path / "sweep").exists()
 
 
 def test_a_listing_runs_nothing_where_there_is_no_sweep_either(tmp_path):
     code, output, errors = sweep("cluster=show", f"hydra.sweep.dir={tmp_path}/sweep", "seed=2")
     assert code == 0, errors
-    assert states(output) == {"seed-2": "not begun"}
+    assert states(output) == {"seed-2": "not started"}
 
 
 def test_three_seeds_are_the_tables(tmp_path):
@@ -94,13 +95,15 @@ def test_a_sweep_goes_on_past_a_failed_run_and_started_again_runs_only_what_is_n
     lines = [line for line in output.splitlines() if " steps/s " in line]
     assert lines
     assert all(line.startswith("st_fcn-projective-r-fast-seed1  ") == (cluster == "joblib") for line in lines)
-    assert "of 2 runs 1 failed" in errors
+    reported, _, summary = errors.partition("Error: ")
+    assert f"{name('affine')} failed: " in reported, "at once"
+    assert "1 of 2 runs are not finished: 1 failed" in summary
     assert "Traceback" not in errors
     finished = (tmp_path / name("projective") / "metrics.json").stat().st_mtime_ns
     (tmp_path / name("affine") / "crops").unlink()
     code, output, errors = sweep(*there, *wanted)
     assert code == 0, errors
-    assert "2 runs, 1 finished before" in output
+    assert "2 runs, 1 already finished" in output
     assert set(states(output).values()) == {"finished"}
     assert (tmp_path / name("projective") / "metrics.json").stat().st_mtime_ns == finished
     assert not (tmp_path / name("affine") / "error.txt").exists()
@@ -112,16 +115,16 @@ def test_a_sweeps_table_says_what_is_wrong_not_the_way_out(tmp_path):
     assert code == 1
     (error,) = tmp_path.glob("sweep/*/error.txt")
     assert output.splitlines()[-1].split(" failed ")[1].strip() == error.read_text().splitlines()[0]
-    assert "Way out: the error.txt of a run that failed tells why" in errors
+    assert "(see error.txt of each). Rerun the same command" in errors
 
 
 def test_a_wrong_setting_of_a_sweep_is_told_before_any_run_begins(mnist_root, tmp_path):
     there = [f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}/sweep"]
     for wrong, message in {
-        "+data.batchsize=3": "has no setting 'batchsize'",
-        "model=cnn,svhn_cnn": "no run of this ablation has model=svhn_cnn",
-        "+data.canvas=28,-3": "data.canvas=-3",
-        "trainer.max_steps=0,5": "trainer.max_steps=0 is not a number of steps",
+        "+data.batchsize=3": "Unknown setting data.batchsize",
+        "model=cnn,svhn_cnn": "No run of this sweep has model=svhn_cnn",
+        "+data.canvas=28,-3": "data.canvas must be from",
+        "trainer.max_steps=0,5": "trainer.max_steps must be a positive integer, got 0",
     }.items():
         code, _, errors = sweep("-m", "ablation=table1", *there, wrong)
         assert code == 1
@@ -137,26 +140,79 @@ def wait_for(found, seconds=120):
     return value
 
 
-def test_a_joblib_sweep_ended_by_sigterm_leaves_no_run_behind(mnist_root, tmp_path):
-    there = [f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}", "ablation=seeds", "seed=1,2", "cluster=joblib"]
-    endless = ["model=st_fcn", "model.width=4", "trainer.max_steps=1000000", "recipe.validate_every=100"]
-    run = [*endless, "++trainer.limit_val_batches=2", "data.eval_batch_size=50", "logger=csv"]
-    process = start(*there, *run, start_new_session=True)
-    try:
+SMALL_RUNS = [
+    "ablation=seeds",
+    "cluster=joblib",
+    "model=fcn",
+    "model.width=4",
+    "recipe.validate_every=20",
+    "++trainer.limit_val_batches=1",
+    "++trainer.limit_test_batches=1",
+    "data.batch_size=16",
+    "data.eval_batch_size=50",
+    "logger=csv",
+    "callbacks.progress=null",
+]
+
+
+@pytest.fixture
+def joblib_sweep(mnist_root, tmp_path):
+    """Start a sweep, and wait until both of its workers train; returns it and their ids."""
+    processes = []
+
+    def start_(*settings):
+        there = [f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}"]
+        # A shell lets what it starts in the background ignore interrupts, and these tests with it.
+        reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = start(*there, *SMALL_RUNS, *settings, start_new_session=True, preexec_fn=reset)
+        processes.append(process)
         wait_for(lambda: len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) == 2)
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
-        children = listed.stdout.split()
-        assert len(children) >= 2
-        process.terminate()
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 143, errors
-        assert "stopped by SIGTERM. Way out: the same command goes on" in errors
-        assert "Traceback" not in errors
-        assert list(states(output).values()) == ["stopped"] * 2
-        wait_for(lambda: subprocess.run(["ps", "-p", ",".join(children)], capture_output=True).returncode, 20)
-    finally:
+        command = ["pgrep", "-f", "LokyProcess", "-P", str(process.pid)]
+        return process, subprocess.run(command, capture_output=True, text=True).stdout.split()
+
+    yield start_
+    for process in processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+SIGTERM = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)  # as SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, SIGTERM])
+def test_a_joblib_sweep_that_is_ended_leaves_no_run_behind(joblib_sweep, number):
+    process, workers = joblib_sweep("seed=1,2", "trainer.max_steps=1000000")
+    assert len(workers) == 2
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    process.wait(60)
+    listed = ["ps", "-o", "stat=", "-p", ",".join(workers)]
+    wait_for(lambda: not subprocess.run(listed, capture_output=True, text=True).stdout.strip(" Z\n"), 20)
+    output, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert "Rerun the same command to resume the sweep." in errors
+        assert list(states(output).values()) == ["stopped"] * 2
+
+
+def test_a_worker_that_is_ended_does_not_end_the_other_runs(joblib_sweep):
+    process, workers = joblib_sweep("seed=1,2,3", "trainer.max_steps=500")
+    os.kill(int(workers[0]), signal.SIGTERM)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert sorted(states(output).values()) == ["finished", "finished", "stopped"]
+    assert "1 of 3 runs are not finished: 1 stopped" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_sweep_has_one_ablation():
+    code, output, errors = sweep("-m", "ablation=table1,cluttered")
+    assert code == 1
+    assert "A sweep must have one ablation, got table1, cluttered." in errors
+    assert not output
 
 
 @pytest.mark.slurm
@@ -183,7 +239,7 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
     subprocess.run(["scancel", f"{number}_3"], check=True)
     code, _, errors = sweep(*on_slurm, *run)
     assert code == 1
-    assert f"in the queue already, as job {number}" in errors
+    assert f"already queued as job {number}" in errors
 
     def goes_on(n):
         # SLURM itself would let a job that it has queued again wait for two minutes.
@@ -194,9 +250,9 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
     wait_for(lambda: all([goes_on(0), goes_on(1)]), seconds=300)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 1
-    assert "4 runs, 0 finished before" in output
+    assert "4 runs, 0 already finished" in output
     told = states(output)
-    assert sorted(told.values()) in (["finished"] * 3 + ["not begun"], ["finished"] * 3 + ["stopped"])
+    assert sorted(told.values()) in (["finished"] * 3 + ["not started"], ["finished"] * 3 + ["stopped"])
     records = {n: (folders[n]() / "metrics.json") for n in (1, 2, 3)}
     written = {n: path.stat().st_mtime_ns for n, path in records.items()}
     # The requeued run ends as one that nothing disturbed.
@@ -207,6 +263,6 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
     assert (records[1].parent / "metrics.csv").read_text() == (tmp_path / "alone" / "metrics.csv").read_text()
     code, output, errors = sweep(*on_slurm, *run)
     assert code == 0, errors
-    assert "4 runs, 3 finished before" in output
+    assert "4 runs, 3 already finished" in output
     assert list(states(output).values()) == ["finished"] * 4
     assert {n: path.stat().st_mtime_ns for n, path in records.items()} == written

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spatial_transformer.callbacks.wandb_run import STEP, WandbRun
+from spatial_transformer.loggers.wandb import STEP, WandbRun
 
 ROWS = [{"step": n, "train/loss": 1 / (n + 1)} for n in range(5)]
 
@@ -30,7 +30,7 @@ def run(tmp_path):
 
 def test_a_run_that_goes_on_sends_what_is_not_there_and_nothing_twice(run):
     stopped = run(3)
-    stopped.go_on(ROWS)
+    stopped.resume(ROWS)
     stopped.log_metrics({"val/error": 2.0}, 5)
     assert stopped.experiment.rows == [
         (3, {STEP: 3, "train/loss": 1 / 4}),
@@ -41,7 +41,7 @@ def test_a_run_that_goes_on_sends_what_is_not_there_and_nothing_twice(run):
 
 def test_rows_that_are_there_are_passed_over_though_the_checkpoint_is_older(run):
     stopped = run(4)
-    stopped.go_on(ROWS[:2])
+    stopped.resume(ROWS[:2])
     for row in ROWS[2:]:
         stopped.log_metrics({"train/loss": row["train/loss"]}, row["step"])
     assert [step for step, _ in stopped.experiment.rows] == [4]
@@ -59,11 +59,9 @@ def test_pictures_travel_with_the_next_row_of_figures(run):
     ]
 
 
-@pytest.mark.parametrize("name", ["offline-run-20260102_030405-abcd1234", "run-20260102_030405-a-name-of-ones-own"])
-def test_the_id_is_that_of_the_process_before(tmp_path, name):
-    assert WandbRun(tmp_path, offline=True, project="test").version is None
-    (tmp_path / "wandb" / name).mkdir(parents=True)
-    assert WandbRun(tmp_path, offline=True, project="test").version == name.partition("030405-")[2]
+def test_a_run_directory_keeps_its_id_wherever_the_files_of_wandb_are(tmp_path):
+    ids = [WandbRun(tmp_path / name, tmp_path / "shared", offline=True, project="test").version for name in "aba"]
+    assert ids[0] == ids[2] != ids[1]
 
 
 def test_a_run_begins_without_warnings(tmp_path, monkeypatch):
@@ -76,7 +74,24 @@ def test_a_run_begins_without_warnings(tmp_path, monkeypatch):
 def test_a_run_that_w_and_b_is_to_know_nothing_of_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logger = WandbRun(tmp_path, project="test")
-    logger.go_on([])
+    logger.resume([])
     logger.log_metrics({"train/loss": 1.0}, 0)
     logger.experiment.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_sent_costs_no_row(run, caplog):
+    new = run(0)
+    log = new.experiment.log
+
+    def full(row, **settings):
+        if "mistakes" in row:
+            raise OSError("Unable to write staging files")
+        log(row, **settings)
+
+    new.experiment.log = full
+    new.log_metrics({"mistakes": "a table"}, 0)
+    new.log_metrics({"test/error": 2.0}, 1)
+    new.log_metrics({"test/loss": 1.0}, 2)
+    assert new.experiment.rows == [(0, {STEP: 1, "test/error": 2.0}), (1, {STEP: 2, "test/loss": 1.0})]
+    assert "Unable to write staging files" in caplog.text

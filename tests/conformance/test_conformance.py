@@ -15,7 +15,7 @@ from make_golden import DECIMALS, make_golden
 from suite import FAILED, GOLDEN, NOT_SUPPORTED, PASSED, load_cases, run_case, run_suite, summarize
 
 from spatial_transformer import Affine, Affine3d, Projective, ThinPlateSpline, sample
-from spatial_transformer.findings import conformance_table
+from spatial_transformer.reporting.analyses import conformance_table
 
 TIES = "ties, equation (4)"
 KNOWN_DEVIATIONS = {TIES: "grid_sample rounds half to even, equation (4) half up"}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spatial_transformer.data.colocalisation import ColocalisationData
-from spatial_transformer.errors import UsageError
+from spatial_transformer.data.mnist.colocalisation import ColocalisationData
+from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.windows import boxes_of
 
 
@@ -56,12 +56,12 @@ def test_all_splits_seeds_and_epochs_are_the_same_images(drawn):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"digit": 10}, "data.digit=10"),
-        ({"distortion": "rts"}, "data.distortion=rts"),
-        ({"canvas": 28}, "data.canvas=28"),
-        ({"batch_size": 1}, "data.batch_size=1"),
+        ({"digit": 10}, "data.digit must be from 0 to 9, got 10"),
+        ({"distortion": "rts"}, "data.distortion must be t or tc, got rts"),
+        ({"canvas": 28}, "data.canvas must be more than 28 pixels, got 28"),
+        ({"batch_size": 1}, "data.batch_size must be from 2 to .* got 1"),
         ({"batch_size": 101}, "data.images=100"),
-        ({"images": 7_000}, "data.images=7000"),
+        ({"images": 7_000}, "data.images must be at most .* got 7000"),
     ],
 )
 def test_settings_out_of_range_are_refused(drawn, settings, text):

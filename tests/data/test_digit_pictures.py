@@ -8,9 +8,9 @@ import torch
 from photographs import photograph
 from PIL import Image, ImageDraw, ImageOps
 
-from spatial_transformer.data.digit_pictures import SIDE, digit_view, find_ink
-from spatial_transformer.data.picture_files import read_picture
-from spatial_transformer.errors import UsageError
+from spatial_transformer.data.io.image_files import read_picture
+from spatial_transformer.data.mnist.photos import SIDE, digit_view, find_ink
+from spatial_transformer.utils.errors import UsageError
 
 
 def ink_of(view):

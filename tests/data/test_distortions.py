@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.interpolate import RBFInterpolator
 from scipy.ndimage import map_coordinates
 
-from spatial_transformer.data.distortions import (
+from spatial_transformer.data.mnist.distortions import (
     DIGIT,
     DISTORTIONS,
     _displaced_corners,
@@ -18,7 +18,7 @@ from spatial_transformer.data.distortions import (
     is_convex,
     translate,
 )
-from spatial_transformer.data.keyed import integers, normal, sample_keys, uniform
+from spatial_transformer.utils.random import integers, normal, sample_keys, uniform
 
 MANY = 50_000
 UNCORRELATED = 4.5 / math.sqrt(MANY)

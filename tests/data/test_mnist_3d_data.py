@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spatial_transformer.data.distortions import rotate
-from spatial_transformer.data.keyed import sample_keys, uniform
-from spatial_transformer.data.mnist_3d import CUBE, MAX_TILT, Mnist3dData, extrude, rotation, rotations
-from spatial_transformer.errors import UsageError
+from spatial_transformer.data.mnist.distortions import rotate
+from spatial_transformer.data.mnist.volumes import CUBE, MAX_TILT, Mnist3dData, extrude, rotation, rotations
 from spatial_transformer.projection import THICKNESS, project
+from spatial_transformer.utils.errors import UsageError
+from spatial_transformer.utils.random import sample_keys, uniform
 
 KEYS = sample_keys(1, 0, torch.arange(50))
 INDEX = torch.arange(12)
@@ -90,7 +90,7 @@ def test_no_turn_brings_a_digit_out_of_its_cube_or_the_volume(drawn):
     assert volumes.shape == (12, 1, 60, 60, 60)
     assert labels.tolist() == [n % 10 for n in range(12)]
     data = drawn()
-    inside = data._distorted("val", INDEX, data._keys("val", INDEX)).flatten(1).sum(dim=1)
+    inside = data._distort("val", INDEX, data._keys("val", INDEX)).flatten(1).sum(dim=1)
     expected = THICKNESS * (data._digits("val", INDEX)).flatten(1).sum(dim=1)
     assert torch.allclose(inside, expected, rtol=0.1)
 
@@ -116,5 +116,5 @@ def test_three_views_are_shown_side_by_side():
 
 
 def test_a_volume_that_holds_no_turned_digit_is_refused():
-    with pytest.raises(UsageError, match=r"data\.canvas=39"):
+    with pytest.raises(UsageError, match=r"data\.canvas must be at least 40, .* got 39"):
         Mnist3dData(canvas=39)

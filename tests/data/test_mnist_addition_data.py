@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spatial_transformer.data import mnist_files
-from spatial_transformer.data.distortions import rotate_scale_translate
-from spatial_transformer.data.mnist_addition import MnistAdditionData
+from spatial_transformer.data.mnist import files as mnist_files
+from spatial_transformer.data.mnist.addition import MnistAdditionData
+from spatial_transformer.data.mnist.distortions import rotate_scale_translate
 
 INDEX = torch.arange(40)
 

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from spatial_transformer.data import mnist_files
-from spatial_transformer.data.batched import Draw
-from spatial_transformer.data.distortions import DISTORTIONS
-from spatial_transformer.data.mnist import MnistData
-from spatial_transformer.errors import UsageError
+from spatial_transformer.data.base import BatchedData, Draw
+from spatial_transformer.data.mnist import MnistAdditionData, MnistData
+from spatial_transformer.data.mnist import files as mnist_files
+from spatial_transformer.data.mnist.distortions import DISTORTIONS
+from spatial_transformer.utils.errors import UsageError
 
 STAND_IN = Path("stand-in")
 SIZES = {"train": 55_000, "val": 5_000, "test": 10_000}
@@ -71,8 +72,8 @@ def test_real_mnist_is_split_into_55_000_5_000_and_10_000_digits(mnist_root):
     data = MnistData("t", canvas=28, root=mnist_root)
     data.prepare_data()
     data.setup()
-    images, labels = mnist_files.read(mnist_root / "MNIST" / "raw", train=True)
-    test_images, test_labels = mnist_files.read(mnist_root / "MNIST" / "raw", train=False)
+    images, labels = mnist_files.read(mnist_root, train=True)
+    test_images, test_labels = mnist_files.read(mnist_root, train=False)
     parts = {
         "train": (images[:55_000], labels[:55_000]),
         "val": (images[55_000:], labels[55_000:]),
@@ -295,18 +296,19 @@ def test_every_pass_over_one_loader_asks_anew_how_far_training_is():
     assert [draw.epoch for draw in loader] == [1] * 5
 
 
-def test_an_epoch_that_ends_within_accumulated_batches_does_not_shorten_the_next():
-    # 55 batches, 4 to a step: 14 steps, the last of 3 batches, since the trainer steps at the end of an epoch.
-    loader = mnist(batch_size=1000, trainer={"global_step": 14, "accumulate_grad_batches": 4}).train_dataloader()
-    assert [draw.epoch for draw in loader] == [1] * 55
+def test_all_steps_of_an_epoch_have_as_many_batches():
+    # 55 batches, 4 to a step: 13 steps, and the last 3 batches are left out.
+    loader = mnist(batch_size=1000, trainer={"global_step": 13, "accumulate_grad_batches": 4}).train_dataloader()
+    assert len(loader) == 52
+    assert [draw.epoch for draw in loader] == [1] * 52
 
 
 def test_a_limit_on_the_batches_of_an_epoch_counts_where_training_is():
-    # 10 of 55 batches, 4 to a step: 3 steps to an epoch.
-    limited = {"global_step": 4, "accumulate_grad_batches": 4, "num_training_batches": 10}
+    # 12 of 55 batches, 4 to a step: 3 steps to an epoch.
+    limited = {"global_step": 4, "accumulate_grad_batches": 4, "num_training_batches": 12}
     draws = list(mnist(batch_size=1000, trainer=limited).train_dataloader())
     assert {draw.epoch for draw in draws} == {1}
-    assert len(draws) == 51  # from the 5th batch on; the trainer stops at its limit
+    assert len(draws) == 48  # from the 5th batch on; the trainer stops at its limit
 
 
 # The loaders of the fixed sets
@@ -332,28 +334,59 @@ def test_a_fixed_set_comes_in_order_and_the_last_batch_is_what_remains():
     assert drawn(draws).equal(torch.arange(10_000))
 
 
+# The digest
+
+
+def test_the_digest_is_that_of_the_official_files():
+    assert len(MnistData().digest()) == 16
+    assert MnistData(root="elsewhere", seed=3).digest() == MnistAdditionData().digest() == MnistData().digest()
+
+
+class OwnData(BatchedData):
+    """All that a data module needs for training."""
+
+    input_size, classes = 4, 3
+
+    def size(self, split):
+        return 8
+
+    def samples(self, split, index, epoch=0):
+        return torch.zeros(len(index), 1, 4, 4), index % 3
+
+
+def test_a_data_module_of_the_users_needs_sizes_and_samples_only():
+    data = OwnData(batch_size=4, eval_batch_size=8, seed=1)
+    assert [len(data.on_after_batch_transfer(draw, 0)[1]) for draw in data.train_dataloader()] == [4, 4]
+    assert data.digest() == ""
+    assert data.texts(torch.tensor([2, 0])) == ["2", "0"]
+    assert torch.equal(data.shown(torch.ones(1)), torch.ones(1))
+    with pytest.raises(UsageError, match="no method `view`"):
+        data.view(Image.new("RGB", (4, 4)))
+    data.names = ["a", "b", "c"]
+    assert data.texts(torch.tensor([2, 0])) == ["c", "a"]
+
+
 # Wrong settings
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"distortion": "rst"}, r"data\.distortion=rst does not exist.*Way out: one of r, rts, p, e, t, tc"),
-        ({"distortion": "RTS"}, r"data\.distortion=RTS does not exist"),
-        ({"distortion": "r", "canvas": 27}, r"data\.canvas=27 is too small: .*at least 28 px.*Way out: data\.canvas=28"),
-        ({"distortion": "rts", "canvas": 33}, r"data\.canvas=33 is too small: .*at least 34 px.*Way out: data\.canvas=42"),
-        ({"distortion": "tc", "canvas": 0}, r"data\.canvas=0 is too small: .*at least 28 px.*Way out: data\.canvas=60"),
-        ({"distortion": "r", "corner_std": 2.5}, r"only p moves corners.*Way out: data\.distortion=p"),
-        ({"distortion": "p", "corner_std": -1.0}, r"data\.corner_std=-1\.0 .*0 px or more"),
-        ({"batch_size": 0}, r"data\.batch_size=0 is not a batch size.*Way out"),
-        ({"batch_size": -1}, r"data\.batch_size=-1 is not a batch size.*Way out"),
-        ({"eval_batch_size": 0}, r"data\.eval_batch_size=0 is not a batch size.*Way out"),
-        ({"eval_batch_size": -1}, r"data\.eval_batch_size=-1 is not a batch size.*Way out"),
-        ({"batch_size": 55_001}, r"data\.batch_size=55001 is larger than the training set of 55,000"),
+        ({"distortion": "rst"}, r"data\.distortion must be one of r, rts, p, e, t, tc, got rst"),
+        ({"distortion": "RTS"}, r"data\.distortion must be one of .* got RTS"),
+        ({"distortion": "r", "canvas": 27}, r"data\.canvas must be from 28 to 1024 pixels for r, got 27.*paper has 28"),
+        ({"distortion": "rts", "canvas": 33}, r"data\.canvas must be from 34 .* got 33.*paper has 42"),
+        ({"distortion": "tc", "canvas": 0}, r"data\.canvas must be from 28 .* got 0.*paper has 60"),
+        ({"distortion": "r", "canvas": 1025}, r"data\.canvas must be from 28 to 1024 .* got 1025"),
+        ({"distortion": "r", "corner_std": 2.5}, r"data\.corner_std must be null, .* got 2\.5 with r"),
+        ({"distortion": "p", "corner_std": -1.0}, r"data\.corner_std must be .* at least 0 .* got -1\.0 with p"),
+        ({"batch_size": 0}, r"data\.batch_size must be a positive integer, got 0"),
+        ({"eval_batch_size": -1}, r"data\.eval_batch_size must be a positive integer, got -1"),
+        ({"batch_size": 55_001}, r"data\.batch_size must be at most 55,000, .* got 55,001"),
     ],
     ids=str,
 )
-def test_a_setting_out_of_range_is_named_with_the_way_out(settings, message):
+def test_a_setting_out_of_range_is_named(settings, message):
     with pytest.raises(UsageError, match=message):
         MnistData(**settings)
 
@@ -370,13 +403,13 @@ def test_the_corners_of_p_move_as_far_as_asked():
 def test_the_smallest_canvas_works_and_one_pixel_less_is_refused(name, distortion):
     images, _ = mnist(name, canvas=distortion.smallest).samples("val", torch.arange(50))
     assert images.isfinite().all()
-    with pytest.raises(UsageError, match="too small"):
+    with pytest.raises(UsageError, match=r"data\.canvas must be from"):
         MnistData(name, canvas=distortion.smallest - 1)
 
 
 def test_a_batch_that_cannot_be_shared_out_evenly_is_refused():
     data = mnist(batch_size=2, trainer={"world_size": 3})
-    with pytest.raises(UsageError, match=r"data\.batch_size=2 cannot be shared out evenly to 3 devices"):
+    with pytest.raises(UsageError, match=r"data\.batch_size must be a multiple of the 3 devices, got 2\. Use 3\."):
         data.train_dataloader()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spatial_transformer.networks.colocalisation import Windows, colocalisation
+from spatial_transformer.networks.colocalisation import WindowParametrisation, colocalisation
 from spatial_transformer.transformer import Affine, Attention
 from spatial_transformer.windows import boxes_of, windows_of
 
@@ -24,7 +24,7 @@ def test_a_crop_shows_what_is_in_the_box_of_its_window():
 
 
 def test_windows_start_wide_and_come_to_be_free():
-    windows = Windows(least=1 / 3, widest=0.7, near=0.36, rate=0.3)
+    windows = WindowParametrisation(least=1 / 3, widest=0.7, near=0.36, rate=0.3)
     regressed = torch.tensor([[0.0, 0, 0], [4, 0, 0], [-50, 0, 0], [50, 0, 0]])
     assert windows(regressed)[:, 0].tolist() == pytest.approx([0.7] * 4), "the scale is fixed at first"
     windows.freedom.fill_(1)
@@ -36,7 +36,7 @@ def test_windows_start_wide_and_come_to_be_free():
 
 
 def test_at_most_a_quarter_of_a_window_is_outside():
-    windows = Windows(least=1 / 3, widest=0.7, near=0.36, rate=0.3)
+    windows = WindowParametrisation(least=1 / 3, widest=0.7, near=0.36, rate=0.3)
     for freedom in (0, 0.5, 1):
         windows.freedom.fill_(freedom)
         scale, x, y = windows(torch.randn(500, 3) * 20).unbind(1)
@@ -59,7 +59,7 @@ def test_an_embedding_holds_both_poolings_and_the_logits():
     [
         ({"transform": Affine()}, "transform=attention"),
         ({"transform": Attention(0.5)}, "transform=attention"),
-        ({"size": 28}, "28 px"),
+        ({"size": 28}, "28 pixels, got 28"),
         ({"widest": 1.5}, "widest"),
         ({"near": 0.3}, "near"),
     ],

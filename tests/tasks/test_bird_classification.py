@@ -1,15 +1,15 @@
-"""Scores by species, and the warm-up of what is new."""
+"""Metrics per species, and the gradient of theta by SPSA."""
 
 import pytest
 import torch
 from torch import nn
 
 from spatial_transformer import Attention
-from spatial_transformer.errors import UsageError
-from spatial_transformer.networks.backbones import Backbone, Kind
+from spatial_transformer.networks.backbones import Backbone, BackboneSpec
 from spatial_transformer.networks.birds import BirdLocalisation, BirdNetwork, tiles
 from spatial_transformer.tasks.bird_classification import BirdClassification
 from spatial_transformer.transformer import SpatialTransformer
+from spatial_transformer.utils.errors import UsageError
 
 
 def sgd(groups):
@@ -18,10 +18,10 @@ def sgd(groups):
 
 @pytest.fixture
 def network():
-    kind = Kind(4, 0.5, 0.25, nn.Identity, dict)
+    spec = BackboneSpec(4, 0.5, 0.25, nn.Identity, dict)
 
     def backbone():
-        return Backbone(nn.Sequential(nn.Conv2d(3, 4, 16, stride=16), nn.BatchNorm2d(4)), kind)
+        return Backbone(nn.Sequential(nn.Conv2d(3, 4, 16, stride=16), nn.BatchNorm2d(4)), spec)
 
     transform = Attention(0.5)
     localisation = BirdLocalisation(backbone(), transform, tiles(2, transform), seen=32)
@@ -45,31 +45,9 @@ def test_accuracy_and_its_mean_over_species(network):
     assert float(logged["test/error"]) == pytest.approx(100 * 3 / 7)
 
 
-@pytest.mark.parametrize("frozen_steps", [0, 1])
-def test_backbones_stay_as_they_are_while_frozen(network, frozen_steps):
-    task = BirdClassification(network, sgd, frozen_steps=frozen_steps)
-    task._seed = 1
-    task._trainer = Trainer()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    task.on_train_batch_start(None, 0)
-    optimizer = sgd(task.parameter_groups())
-    network(torch.rand(6, 3, 32, 32)).square().sum().backward()
-    task.on_before_optimizer_step(optimizer)
-    optimizer.step()
-    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    of_backbones = {name for name in changed if name.startswith("streams") or ".backbone." in name}
-    assert bool(of_backbones) is (frozen_steps == 0)
-    assert {"classifier.1.weight", "transformer.localisation.head.3.weight"} <= changed
-
-
-def test_a_negative_warm_up_is_refused(network):
-    with pytest.raises(UsageError, match=r"recipe.frozen_steps=-1"):
-        BirdClassification(network, sgd, frozen_steps=-1)
-
-
 def test_a_single_species_is_refused(network):
     network.classes = 1
-    with pytest.raises(UsageError, match="nothing to tell apart"):
+    with pytest.raises(UsageError, match="at least two species"):
         BirdClassification(network, sgd)
 
 
@@ -79,8 +57,8 @@ class Trainer:
     global_step, global_rank, world_size = 0, 0, 1
 
 
-def with_differences(network, theta_step):
-    task = BirdClassification(network, sgd, theta_step=theta_step)
+def make_task(network, spsa_delta=None):
+    task = BirdClassification(network, sgd, spsa_delta=spsa_delta)
     task._trainer, task._batch = Trainer(), (0, 0, 0)
     return task
 
@@ -96,35 +74,43 @@ class Fixed(nn.Module):
         return self.theta.expand(len(x), -1)
 
 
-def test_differences_of_the_loss_have_its_slope_for_their_mean(network):
+def test_spsa_is_an_unbiased_estimate_of_a_linear_slope(network):
     torch.manual_seed(0)
     network.transformer.localisation = Fixed([0.1, -0.2, 0.3, 0.0])
-    task = with_differences(network, 0.2)
+    task = make_task(network, 0.2)
     slope = torch.tensor([3.0, -1.0, 0.5, 0.0])
     modes = []
     network.forward = lambda images, theta: modes.append(network.training) or theta
-    task.losses = lambda logits, labels: logits @ slope + 7
+    task.per_sample_loss = lambda logits, labels: logits @ slope + 7
     images = torch.zeros(20_000, 3, 1, 1)
-    _, loss = task.logits_and_loss(images, torch.zeros(len(images)))
-    assert float(loss) == pytest.approx(float(torch.tensor([0.1, -0.2, 0.3, 0.0]) @ slope + 7))
+    _, loss = task.compute_loss(images, torch.zeros(len(images)))
+    assert loss.item() == pytest.approx(float(torch.tensor([0.1, -0.2, 0.3, 0.0]) @ slope + 7))
     loss.backward()
     torch.testing.assert_close(network.transformer.localisation.theta.grad, slope, atol=0.1, rtol=0)
-    assert modes == [True, False, False], "both sides without dropout"
+    assert modes == [True, False, False], "the losses at a distance are without dropout"
+
+
+def test_spsa_leaves_each_module_in_its_mode(network):
+    frozen = network.streams[0].eval()
+    make_task(network, 0.1).compute_loss(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
     assert network.training
+    assert not any(module.training for module in frozen.modules())
+    assert all(module.training for module in network.streams[1].modules())
 
 
-def test_with_differences_streams_learn_as_they_did(network):
+def test_spsa_leaves_the_gradient_of_the_streams_as_it_is(network):
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     gradients = []
-    for theta_step in (None, 0.1):
+    for spsa_delta in (None, 0.1):
         network.zero_grad()
-        with_differences(network, theta_step).logits_and_loss(images, labels)[1].backward()
+        make_task(network, spsa_delta).compute_loss(images, labels)[1].backward()
         gradients.append([p.grad.clone() for p in network.streams.parameters()])
         assert all(p.grad.abs().sum() > 0 for p in network.transformer.localisation.head.parameters())
-    for plain, differences in zip(*gradients, strict=True):
-        torch.testing.assert_close(differences, plain)
+    for sampler, spsa in zip(*gradients, strict=True):
+        torch.testing.assert_close(spsa, sampler)
 
 
-def test_a_theta_step_of_nothing_is_refused(network):
-    with pytest.raises(UsageError, match=r"recipe.theta_step=0"):
-        BirdClassification(network, sgd, theta_step=0)
+@pytest.mark.parametrize("delta", [0, -0.1, float("nan")])
+def test_a_distance_that_is_not_positive_is_an_error(network, delta):
+    with pytest.raises(UsageError, match=r"recipe.spsa_delta must be positive"):
+        BirdClassification(network, sgd, spsa_delta=delta)

@@ -1,34 +1,40 @@
-"""Sweeps that lose nothing: runs have stable folders, finished ones are passed over, and a table tells which is which."""
+"""Sweeps with stable run directories: started again, they run only what is not finished.
 
+Hydra imports this module in every Hydra program on the machine, so it imports nothing else of this
+package until one of its sweeps runs.
+"""
+
+import itertools
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from spatial_transformer.config import check
-from spatial_transformer.errors import Stopped, UsageError
-from spatial_transformer.process import rank
-from spatial_transformer.run_folder import RunFolder
-
+_HERE = "hydra_plugins.spatial_transformer_sweeps.sweeps"
+_RESUME = "Rerun the same command to resume the sweep."
 _POLL_SECONDS = 5
 
 
@@ -36,7 +42,7 @@ _POLL_SECONDS = 5
 class GridConf:
     """Settings of :class:`Grid`."""
 
-    _target_: str = "hydra_plugins.spatial_transformer_sweeps.sweeps.Grid"
+    _target_: str = f"{_HERE}.Grid"
     rows: list[str] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     show: bool = False
@@ -46,221 +52,273 @@ class GridConf:
 class JoblibConf(JobLibLauncherConf):
     """Settings of :class:`Joblib`: those of Hydra's own launcher."""
 
-    _target_: str = "hydra_plugins.spatial_transformer_sweeps.sweeps.Joblib"
+    _target_: str = f"{_HERE}.Joblib"
 
 
 @dataclass
 class SlurmArrayConf(SlurmQueueConf):
     """Settings of :class:`SlurmArray`: those of Hydra's own launcher."""
 
-    _target_: str = "hydra_plugins.spatial_transformer_sweeps.sweeps.SlurmArray"
+    _target_: str = f"{_HERE}.SlurmArray"
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConf, provider="spatial_transformer")
-ConfigStore.instance().store(group="hydra/launcher", name="joblib_workers", node=JoblibConf, provider="spatial_transformer")
-ConfigStore.instance().store(group="hydra/launcher", name="slurm_array", node=SlurmArrayConf, provider="spatial_transformer")
+for _group, _name, _node in (
+    ("hydra/sweeper", "grid", GridConf),
+    ("hydra/launcher", "joblib", JoblibConf),
+    ("hydra/launcher", "slurm", SlurmArrayConf),
+):
+    ConfigStore.instance().store(f"spatial_transformer_{_name}", _node, group=_group)
 
 
-class Grid(BasicSweeper):
-    """All combinations of values, as Hydra's own sweeper has them, but started again it runs only what is not finished.
+class Grid(Sweeper):
+    """Run all combinations of values, except those that are finished.
 
     Args:
-        rows: settings that go together, "model=st_fcn transform=affine" say, a run each; on the command line a value of one
-            of them chooses rows.
-        params: values of other settings; every combination with each row.
-        show: only tells which runs there are and how far each is.
+        rows: settings that go together, as "model=st_fcn transform=affine". A value of one of them
+            on the command line selects rows.
+        params: values of other settings. Each combination is run with each row.
+        show: only print the state of each run.
     """
 
-    def __init__(self, rows: Sequence[str] = (), params: dict[str, str] | None = None, show: bool = False) -> None:
-        super().__init__(None, dict(params or {}))
+    hydra_context: Any
+    config: Any
+
+    def __init__(self, rows: Sequence[str], params: dict[str, str], show: bool) -> None:
+        self.rows = [dict(word.split("=", 1) for word in shlex.split(row)) for row in rows] or [{}]
+        self.params = [f"{name}={values}" for name, values in params.items()]
         self.show = show
-        self.rows = [shlex.split(row) for row in rows]
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=Job(task_function), config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        assert self.config is not None
-        assert self.launcher is not None
-        if rank() > 0 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UsageError(
-                "a sweep was started several times at once, by torchrun or srun. Way out: python train.py alone; it starts the "
-                "processes of a run on several devices itself."
-            )
-        runs = self._runs(arguments)
-        todo = {name: overrides for name, (overrides, folder, finished) in runs.items() if not finished}
-        print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before, in {self.config.hydra.sweep.dir}", flush=True)
-        results: Sequence[JobReturn] = []
-        if self.show:
-            _show({name: folder for name, (_, folder, _) in runs.items()})
-            return results
-        try:
-            if todo:
-                results = self.launcher.launch(list(todo.values()), initial_job_idx=0)
-        finally:
-            for name, result in zip(todo, results):
-                folder = runs[name][1]
-                if result.status == JobStatus.FAILED and folder.state().name != "failed":
-                    folder.note_failure(str(result._return_value) or type(result._return_value).__name__)
-            _show({name: folder for name, (_, folder, _) in runs.items()})
-        unfinished = Counter(folder.state().name for _, folder, _ in runs.values() if folder.state().name != "finished")
-        if unfinished:
-            told = ", ".join(f"{number} {name}" for name, number in unfinished.items())
-            raise UsageError(
-                f"of {len(runs)} runs {told}.\nWay out: the error.txt of a run that failed tells why; the same command runs "
-                "what is not finished, and goes on with what was stopped."
-            )
-        return results
+        from spatial_transformer.utils.errors import Stopped, UsageError
+        from spatial_transformer.utils.process import rank
 
-    def _runs(self, arguments: list[str]) -> dict[str, tuple[list[str], RunFolder, bool]]:
-        """By the name of its folder each run's overrides, its folder, and whether it is finished.
+        if rank() > 0 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError("A sweep must be one process, and torchrun or srun started several.")
+        runs = {}
+        for number, job in enumerate(self._jobs(arguments)):
+            run, finished = self._check(job, number)
+            sweep_dir = Path(str(self.config.hydra.sweep.dir))
+            name = os.path.relpath(run.path, sweep_dir)
+            if name in runs:
+                raise UsageError(f"Two runs of the sweep have the same directory {run.path}.")
+            runs[name] = (job, run, finished)
+        jobs = [job for job, _, finished in runs.values() if not finished]
+        print(f"{len(runs)} runs, {len(runs) - len(jobs)} already finished, in {sweep_dir}", flush=True)
+        if self.show or not jobs:
+            return _print_states(runs) and None
+        try:
+            self.launcher.launch(jobs, initial_job_idx=0)
+        except KeyboardInterrupt:
+            raise Stopped(f"Interrupted. {_RESUME}", 130) from None
+        finally:
+            states = _print_states(runs)
+        if unfinished := Counter(state for state in states if state != "finished"):
+            counts = ", ".join(f"{count} {state}" for state, count in unfinished.items())
+            raise UsageError(
+                f"{unfinished.total()} of {len(runs)} runs are not finished: {counts} (see error.txt of each). {_RESUME}"
+            )
+
+    def _jobs(self, arguments: list[str]) -> list[list[str]]:
+        """Return the overrides of each run.
 
         Raises:
-            UsageError: a setting is wrong, or a folder holds another run.
+            UsageError: the command line selects rows that are not there.
         """
-        assert self.config is not None
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = {o.get_key_element(): o for o in parser.parse_overrides(arguments)}
-        rows = [dict(setting.split("=", 1) for setting in row) for row in self.rows] or [{}]
-        of_rows = set().union(*rows)
-        for key in of_rows & given.keys():
-            override = given.pop(key)
-            wanted = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(override.value())]
-            there = list(dict.fromkeys(row[key] for row in rows if key in row))
-            for value in wanted:
-                if value not in there:
-                    raise UsageError(f"no run of this ablation has {key}={value}. Way out: one of {', '.join(there)}.")
-            rows = [row for row in rows if row.get(key) in wanted]
-        params = {o.get_key_element(): o for o in parser.parse_overrides([f"{k}={v}" for k, v in self.params.items()])}
-        rest = list((params | given).values())
-        runs: dict[str, tuple[list[str], RunFolder, bool]] = {}
-        for row in rows:
-            settings = [f"{key}={value}" for key, value in row.items()]
-            for overrides in self.split_arguments(rest, None)[0]:
-                job = [*settings, *overrides]
-                folder, finished = self._look(job, len(runs))
-                name = os.path.relpath(folder.path, str(self.config.hydra.sweep.dir))  # a setting may be a path
-                if name in runs:
-                    raise UsageError(f"two runs of the sweep would share the folder {folder.path}. Way out: one of them.")
-                runs[name] = (job, folder, finished)
-        return runs
+        from spatial_transformer.utils.errors import UsageError, did_you_mean
 
-    def _look(self, overrides: list[str], number: int) -> tuple[RunFolder, bool]:
-        assert self.config is not None
-        assert self.hydra_context is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        values = {}
+        for override in parser.parse_overrides(self.params + arguments):
+            key = override.get_key_element()
+            if not override.is_sweep_override():
+                values[key] = [override.get_value_element_as_str()]
+            elif not override.is_discrete_sweep():
+                raise UsageError(f"{override.input_line} must list its values.")
+            else:
+                values[key] = list(override.sweep_string_iterator())
+        for key in ("ablation", "cluster"):
+            if len(values.get(key, ())) > 1:
+                raise UsageError(f"A sweep must have one {key}, got {', '.join(values[key])}.")
+        rows = self.rows
+        for key in set().union(*rows) & values.keys():
+            known = {row.get(key) for row in self.rows}
+            for value in values[key]:
+                if value not in known:
+                    hint = did_you_mean(value, known - {None})
+                    raise UsageError(f"No run of this sweep has {key}={value}.{hint}")
+            rows = [row for row in rows if row.get(key) in values[key]]
+            del values[key]
+        settings = [[f"{key}={value}" for value in values[key]] for key in values]
+        return [
+            [*(f"{key}={value}" for key, value in row.items()), *rest] for row in rows for rest in itertools.product(*settings)
+        ]
+
+    def _check(self, job: list[str], number: int) -> tuple[Any, bool]:
+        """Return the directory of a run, once it is checked, and whether the run is finished."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-            HydraConfig.instance().set_config(config)  # the folder's name comes from it
-            folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
-            if len(folder.name.encode()) > 250:
-                raise UsageError(f"the run's folder would have too long a name: {folder.name}\nWay out: fewer settings.")
-            OmegaConf.set_readonly(config.hydra, False)
-            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)  # the name of the directory comes from it
+        directory = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
+        OmegaConf.set_readonly(config.hydra, False)
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(directory)
         HydraConfig.instance().set_config(config)
         with open_dict(config):
             del config["hydra"]
         try:
-            check(config)
-            of_run = RunFolder(folder)
-            finished = config.ckpt_path is not None and of_run.finished(config) is not None and of_run.goes_on(config)
+            from spatial_transformer.training.run_dir import RunDir
+            from spatial_transformer.training.validation import validate
+
+            validate(config)
+            run = RunDir(directory)
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+            finished = run.finished(plain) is not None
             if not finished:
-                from spatial_transformer.building import build  # torch, which a single run and --help do not wait for here
+                from spatial_transformer.training.build import build
 
                 build(config)
-            return of_run, finished
+            return run, finished
         finally:
             HydraConfig.instance().set_config(self.config)
 
 
+class Job:
+    """A run of a sweep, which reports a failure at once.
+
+    Args:
+        function: trains and tests.
+    """
+
+    def __init__(self, function: TaskFunction) -> None:
+        self.function = function
+        self.is_worker = False
+
+    def __call__(self, config: DictConfig) -> Any:
+        from spatial_transformer.training.run_dir import RunDir
+        from spatial_transformer.utils.errors import RunInProgressError, Stopped, UsageError
+        from spatial_transformer.utils.process import end_with_parent
+
+        if self.is_worker:
+            end_with_parent()
+        run = RunDir(HydraConfig.get().runtime.output_dir)
+        try:
+            return self.function(config)
+        except Exception as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            print(f"{run.path.name} failed: {reason}", file=sys.stderr, flush=True)
+            if run.state().name != "failed" and not isinstance(error, RunInProgressError):
+                is_usage = isinstance(error, UsageError)
+                run.write_error(str(error) if is_usage else traceback.format_exc())
+            raise
+        except Stopped as stop:
+            if not self.is_worker:
+                raise
+            print(f"{run.path.name}: {stop}", file=sys.stderr, flush=True)  # the others continue
+
+
 class Joblib(JoblibLauncher):
-    """Hydra's launcher of several runs at once, but asked to end by SIGTERM it ends them; they would go on without it."""
+    """Hydra's launcher for several runs at once, which leaves no worker behind."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        def end(number: int, frame: FrameType | None) -> None:
-            raise Stopped("stopped by SIGTERM. Way out: the same command goes on from the runs' last checkpoints.", 143)
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        if self.joblib["n_jobs"] == 1:  # joblib then runs them in this process, where they save at SIGTERM
+        from spatial_transformer.utils.errors import Stopped, UsageError
+
+        def stop(number: int, frame: Any) -> None:
+            name = signal.Signals(number).name
+            raise Stopped(f"Interrupted by {name}. {_RESUME}", 128 + number)
+
+        if self.joblib["n_jobs"] == 1:  # runs in this process, and handles its signals
             return super().launch(job_overrides, initial_job_idx)
-        previous = signal.signal(signal.SIGTERM, end)
+        self.task_function.is_worker = True  # type: ignore[union-attr]
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        handlers = {number: signal.signal(number, stop) for number in numbers}
         try:
             return super().launch(job_overrides, initial_job_idx)
+        except TerminatedWorkerError:
+            raise UsageError(f"A process was killed, often for lack of memory. {_RESUME}") from None
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 class SlurmArray(SlurmLauncher):
-    """Hydra's launcher for SLURM, but it waits for the whole array, whatever becomes of single jobs.
+    """Hydra's launcher for SLURM, which waits for the whole array whatever happens to single jobs.
 
-    How far the runs are is read off the queue and the run folders, so that no accounting is needed.
+    The state of the runs is read from the queue and their directories: no accounting is needed.
     """
 
     def __call__(self, sweep_overrides: list[str], *arguments: Any) -> JobReturn:
-        """Runs a job, as a task on the cluster; of several tasks to a job only the first writes down the configuration.
+        """Run a job as a task on the cluster. Only the first task of a job writes ``.hydra``."""
+        from spatial_transformer.utils.process import rank
 
-        One that SLURM has queued again goes on, also where it was to start anew.
-        """
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
-            sweep_overrides = [override for override in sweep_overrides if override != "ckpt_path=null"]
-        return super().__call__([*sweep_overrides, *(["hydra.output_subdir=null"] if rank() > 0 else [])], *arguments)
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # resume, also what was started over
+            sweep_overrides = [word for word in sweep_overrides if word != "ckpt_path=null"]
+        extra = ["hydra.output_subdir=null"] if rank() > 0 else []
+        return super().__call__([*sweep_overrides, *extra], *arguments)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import submitit
 
-        assert self.config is not None
-        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        queued = [line.split("|", 1) for line in _queue("%F|%k")]
-        for number in sorted({number for number, comment in queued if comment == str(folder)}):
-            raise UsageError(
-                f"this sweep is in the queue already, as job {number}.\nWay out: wait until it has ended (squeue --me), or "
-                f"end it (scancel {number}); then the same command runs what is left."
-            )
-        keys = {"submitit_folder", "max_num_timeout"}
+        from spatial_transformer.utils.errors import UsageError
+
+        sweep_dir = str(Path(str(self.config.hydra.sweep.dir)).absolute())  # type: ignore
+        for line in _squeue("%F|%k"):
+            number, _, comment = line.partition("|")
+            if comment == sweep_dir:
+                raise UsageError(
+                    f"This sweep is already queued as job {number}. Wait until it has ended, or cancel it (scancel {number})."
+                )
+        params = dict(self.params)
         executor = submitit.AutoExecutor(
-            folder=self.params["submitit_folder"], cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"]
+            folder=params.pop("submitit_folder"),
+            cluster="slurm",
+            slurm_max_num_timeout=params.pop("max_num_timeout"),
         )
-        common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
-        common |= {"stderr_to_stdout"}
-        parameters = {k if k in common else f"slurm_{k}": v for k, v in self.params.items() if k not in keys}
-        executor.update_parameters(**parameters | {"slurm_comment": str(folder)})
-        count = len(job_overrides)
-        numbers = range(initial_job_idx, initial_job_idx + count)
-        jobs = executor.map_array(
-            self,
-            [list(overrides) for overrides in job_overrides],
-            ["hydra.sweep.dir"] * count,
-            numbers,
-            [str(number) for number in numbers],
-            [Singleton.get_state()] * count,
-        )
-        self._wait(jobs[0].job_id.split("_")[0])
+        common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb"}
+        common |= {"nodes", "name", "stderr_to_stdout"}
+        named = {k if k in common else f"slurm_{k}": v for k, v in params.items()}
+        executor.update_parameters(**named | {"slurm_comment": sweep_dir})
+        state = Singleton.get_state()
+        jobs = [
+            (list(overrides), "hydra.sweep.dir", number, str(number), state)
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        number = executor.map_array(self, *zip(*jobs))[0].job_id.split("_")[0]
+        print(f"Job {number} is queued. Interrupting this program leaves it there.", flush=True)
+        shown = ""
+        while states := Counter(_squeue("%T", "--array", f"--jobs={number}")):
+            text = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
+            if text != shown:
+                print(f"job {number}: {text}", flush=True)
+                shown = text
+            time.sleep(_POLL_SECONDS)
         return []
 
-    def _wait(self, number: str) -> None:
-        print(f"job {number} is queued; interrupting this program leaves it there", flush=True)
-        told = ""
-        while True:
-            states = Counter(_queue("%T", "--array", f"--jobs={number}"))
-            if not states:
-                return
-            now = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
-            if now != told:
-                print(f"job {number}: {now}", flush=True)
-                told = now
-            time.sleep(_POLL_SECONDS)
 
+def _squeue(columns: str, *options: str) -> list[str]:
+    """Return the lines of SLURM's queue: none for a job that it has forgotten."""
+    from spatial_transformer.utils.errors import UsageError
 
-def _queue(columns: str, *which: str) -> list[str]:
-    """Lines of SLURM's queue; none of a job that it knows no more."""
-    command = ["squeue", "--me", "--noheader", f"--format={columns}", *which]
+    command = ["squeue", "--me", "--noheader", f"--format={columns}", *options]
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        raise UsageError("cluster=slurm: there is no SLURM here (no squeue). Way out: cluster=local or joblib.") from None
+        raise UsageError("cluster=slurm needs SLURM: squeue is missing on this machine.") from None
     if result.returncode and "Invalid job id" not in result.stderr:
-        raise UsageError(f"cluster=slurm: {result.stderr.strip()}. Way out: ask whether the cluster is up (sinfo).")
+        raise UsageError(f"cluster=slurm: {result.stderr.strip()}.")
     return result.stdout.split("\n")[:-1]
 
 
-def _show(folders: dict[str, RunFolder]) -> None:
+def _print_states(runs: dict[str, tuple[list[str], Any, bool]]) -> list[str]:
+    """Print a table of the runs, and return the state of each."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -268,7 +326,8 @@ def _show(folders: dict[str, RunFolder]) -> None:
     if not console.is_terminal:
         console.width = 1_000  # a line for each run in a log file, however long its name
     table = Table(Column("run", overflow="fold"), "state", "", box=None)
-    for name, folder in folders.items():
-        state = folder.state()
+    states = {name: run.state() for name, (_, run, _) in runs.items()}
+    for name, state in states.items():
         table.add_row(name, state.name, state.detail)
     console.print(table)
+    return [state.name for state in states.values()]

@@ -1,1 +1,1 @@
-"""Data sets, one module for each, and the distortions."""
+"""Data modules: one package per data set."""

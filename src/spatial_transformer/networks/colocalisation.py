@@ -1,8 +1,8 @@
-"""Co-localisation (appendix A.2 of the paper): a transformer that learns windows without labels, and the encoder of crops.
+"""Co-localisation (A.2): a transformer that learns windows without labels, and an encoder of crops.
 
-Convention
-    A window is theta of :class:`~spatial_transformer.transformer.Attention`: (s, t_x, t_y), half its side and its centre in
-    units of half the image's side.
+Convention:
+    A window is theta of :class:`~spatial_transformer.transformer.Attention`: (s, t_x, t_y),
+    half its side and its centre in units of half the side of the image.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from torch import Tensor, nn
 
 from ..transformer import Attention, SpatialTransformer
 from .localisation import Regression
-from .mnist import DIGIT, cnn_layers
+from .mnist import DIGIT_SIZE, cnn_classifier
 
 ENCODER_WIDTH = 32
-"""Filters of the encoder's convolutions; the paper has 32 to 64."""
+"""Filters of the convolutions of the encoder. The paper has 32 to 64."""
 _UNITS = 8
 
 
 class DigitEncoder(nn.Module):
-    """The CNN of Table 1 as a frozen encoder: its activations behind both poolings, and its logits, in one vector.
+    """The CNN of Table 1 as a frozen encoder: activations after both poolings, and logits.
 
-    Attributes
-        layers: the CNN's.
+    Attributes:
+        layers: of the CNN.
         norm: root mean square of the length of its embeddings of undistorted digits.
     """
 
     def __init__(self, width: int = ENCODER_WIDTH) -> None:
         super().__init__()
-        self.layers = cnn_layers(DIGIT, width, dropout=0.0, classes=10)
+        self.layers = cnn_classifier(DIGIT_SIZE, width, dropout=0.0, classes=10)
         self.norm: Tensor
         self.register_buffer("norm", torch.ones(()))
         self.requires_grad_(False)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """``(B, 1, 28, 28)`` in [0, 1] -> ``(B, D)``."""
+        """Return the embeddings ``(B, D)`` of crops ``(B, 1, 28, 28)`` in [0, 1]."""
         activations = []
         for layer in self.layers:
             crops = layer(crops)
@@ -47,24 +47,25 @@ class DigitEncoder(nn.Module):
         return torch.cat([*activations, crops], dim=1)
 
     def scaled(self, crops: Tensor, each: bool) -> Tensor:
-        """Embeddings of length 1: each of them, or those of whole digits in the mean."""
+        """Return embeddings of length 1: each of them, or on average those of whole digits."""
         embeddings = self(crops)
         return F.normalize(embeddings) if each else embeddings / self.norm
 
 
-class Windows(nn.Module):
-    """Keeps windows reasonable, and lets them go from wide ones, which locate, to ones that fit.
+class WindowParametrisation(nn.Module):
+    """The map from regressed numbers to windows: first wide ones, which locate, then ones that fit.
 
-    A window is never smaller than its crop, so that no pixel is read more than once; and at most a quarter of its side is
-    outside the image. Its scale is fixed, at ``widest``, while ``freedom`` is 0, and learned when that is 1.
+    A window is never smaller than its crop, so that no pixel is read more than once. At most a
+    quarter of its side is outside of the image. Its scale is fixed at ``widest`` while ``freedom``
+    is 0, and learned when that is 1.
 
     Args:
         least: the smallest scale, in (0, 1).
         widest: the scale to start from.
-        near: the scale that a free window has where the regression says 0.
+        near: the scale of a free window if the regression is 0.
         rate: how fast the scale follows the regression.
 
-    Attributes
+    Attributes:
         freedom: from 0 to 1.
     """
 
@@ -73,15 +74,16 @@ class Windows(nn.Module):
         for name, scale in (("widest", widest), ("near", near)):
             if not least < scale < 1:
                 raise ValueError(
-                    f"{name} must be between {least:.2f}, where a window is as small as its crop, and 1, got {scale}"
+                    f"{name} must be between {least:.2f}, the size of a crop, and 1, got {scale}.",
                 )
         self.least, self.rate = least, rate
-        self.wide, self.fitting = (math.log((scale - least) / (1 - scale)) for scale in (widest, near))
+        scales = (widest, near)
+        self.wide, self.fitting = (math.log((scale - least) / (1 - scale)) for scale in scales)
         self.freedom: Tensor
         self.register_buffer("freedom", torch.zeros(()))
 
     def forward(self, regressed: Tensor) -> Tensor:
-        """``(B, 3)`` of any size -> windows ``(B, 3)``."""
+        """Map any numbers ``(B, 3)`` to windows ``(B, 3)``."""
         scale = self.wide + self.freedom * (self.fitting - self.wide + self.rate * regressed[:, :1])
         scale = self.least + (1 - self.least) * torch.sigmoid(scale)
         return torch.cat([scale, (1 - scale / 2) * torch.tanh(regressed[:, 1:])], dim=1)
@@ -90,20 +92,29 @@ class Windows(nn.Module):
 class Colocalisation(nn.Module):
     """A transformer from an image to a crop of 28 x 28, and the encoder of crops.
 
-    Attributes
-        transformer: the :class:`SpatialTransformer`; its localisation network ends in ``windows``.
-        windows: the :class:`Windows`.
+    Attributes:
+        transformer: the :class:`SpatialTransformer`. Its localisation network ends in ``windows``.
+        windows: the :class:`WindowParametrisation`.
         encoder: the :class:`DigitEncoder`, frozen.
     """
 
-    def __init__(self, localisation: nn.Sequential, windows: Windows, transform: Attention) -> None:
+    def __init__(
+        self,
+        localisation: nn.Sequential,
+        windows: WindowParametrisation,
+        transform: Attention,
+    ) -> None:
         super().__init__()
         self.windows = windows
-        self.transformer = SpatialTransformer(localisation.append(windows), transform, (DIGIT, DIGIT))
+        self.transformer = SpatialTransformer(
+            localisation.append(windows),
+            transform,
+            (DIGIT_SIZE, DIGIT_SIZE),
+        )
         self.encoder = DigitEncoder()
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, 1, H, W)`` images in [0, 1] -> windows ``(B, 3)``."""
+        """Return the windows ``(B, 3)`` of images ``(B, 1, H, W)`` in [0, 1]."""
         return self.transformer.localisation(images)
 
 
@@ -115,24 +126,29 @@ def colocalisation(
     near: float = 0.36,
     rate: float = 0.3,
 ) -> Colocalisation:
-    """The network of A.2: convolution 9x9 of 8 filters, stride 4, max pooling by 2, three fully connected layers, 8, 8 and 3.
+    """Build the network of A.2.
+
+    The localisation network is a 9x9 convolution of 8 filters with stride 4, max pooling by 2 and
+    three fully connected layers of 8, 8 and 3 units.
 
     Args:
         size: height and width of the image in pixels.
-        transform: attention, with a scale of its own.
-        classes: not used: nothing is classified.
-        widest, near, rate: as for :class:`Windows`.
+        transform: attention with a free scale.
+        classes: not used, as nothing is classified.
+        widest, near, rate: as for :class:`WindowParametrisation`.
 
     Raises:
-        ValueError: another transform, or an image that no window fits in.
+        ValueError: the transform is another one, or the image is too small.
     """
     if not isinstance(transform, Attention) or transform.scale is not None:
         raise ValueError(
-            f"co-localisation reads theta as a box, which only attention's is, got {transform}. Way out: transform=attention"
+            f"Co-localisation needs transform=attention with a free scale, got {transform}.",
         )
     features = ((size - 9) // 4 + 1) // 2
-    if size <= DIGIT:
-        raise ValueError(f"an image of {size} px has no window larger than a digit's {DIGIT} px")
+    if size <= DIGIT_SIZE:
+        raise ValueError(
+            f"The image must be larger than a crop of {DIGIT_SIZE} pixels, got {size}.",
+        )
     localisation = nn.Sequential(
         nn.Conv2d(1, _UNITS, 9, stride=4),
         nn.ReLU(),
@@ -144,4 +160,5 @@ def colocalisation(
         nn.ReLU(),
         Regression(_UNITS, transform, start=torch.zeros(3)),
     )
-    return Colocalisation(localisation, Windows(DIGIT / size, widest, near, rate), transform)
+    windows = WindowParametrisation(DIGIT_SIZE / size, widest, near, rate)
+    return Colocalisation(localisation, windows, transform)

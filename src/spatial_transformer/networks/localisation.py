@@ -1,6 +1,7 @@
 """Localisation networks: from a feature map to theta (section 3.1, appendix A.4 of the paper).
 
-Any module that maps ``(B, C, H, W)`` to ``(B, n_params)`` will do, as long as it ends in a :class:`Regression`.
+Any module from ``(B, C, H, W)`` to ``(B, n_params)`` can be one if it ends in a
+:class:`Regression`.
 """
 
 from __future__ import annotations
@@ -12,28 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transformer import SpatialTransformer, Transform
+from ..transformer import Transform, find_transformers
 from ..transformer.transforms import is_autocast_on
+
+MAX_TRANSFORMERS = 16
+"""Most transformers in parallel: more would be a typing error. The paper has four."""
 
 
 class Regression(nn.Linear):
     """The last layer of a localisation network: zero weights, and the identity's theta as bias.
 
-    It computes in float32 under autocast too: a bfloat16 theta is wrong by a tenth of a pixel at 28 px.
+    It computes in float32 also under autocast: a bfloat16 theta is wrong by 0.1 px at 28 px.
 
     Args:
         in_features: size of each input sample.
         transform: gives the number of outputs and the identity.
-        start: thetas to start from, ``(n, n_params)`` for n parallel transformers; None is the identity.
+        start: thetas to start from, ``(n, n_params)`` for n parallel transformers. None is the
+            identity.
 
     Raises:
-        ValueError: ``start`` has another shape.
+        ValueError: ``start`` has the wrong shape.
     """
 
     def __init__(self, in_features: int, transform: Transform, start: Tensor | None = None) -> None:
         start = transform.identity() if start is None else torch.as_tensor(start)
-        if start.shape[-1] != transform.n_params:
-            raise ValueError(f"start must be (n, {transform.n_params}) for {transform}, got {tuple(start.shape)}")
+        n_params = transform.n_params
+        if start.shape[-1] != n_params:
+            shape = tuple(start.shape)
+            raise ValueError(f"start must be (n, {n_params}) for {transform}, got {shape}")
         self.start = start.flatten().tolist()  # read by reset_parameters, which nn.Linear calls
         super().__init__(in_features, len(self.start))
 
@@ -52,7 +59,7 @@ class Regression(nn.Linear):
 
 
 class FcLocalisation(nn.Sequential):
-    """Fully connected localisation network; that of ST-FCN has three layers of 32 units (A.4).
+    """Fully connected localisation network. That of ST-FCN has three layers of 32 units (A.4).
 
     Args:
         in_shape: ``(C, H, W)`` of the feature map.
@@ -62,7 +69,11 @@ class FcLocalisation(nn.Sequential):
     """
 
     def __init__(
-        self, in_shape: Sequence[int], transform: Transform, hidden: Sequence[int] = (32, 32, 32), start: Tensor | None = None
+        self,
+        in_shape: Sequence[int],
+        transform: Transform,
+        hidden: Sequence[int] = (32, 32, 32),
+        start: Tensor | None = None,
     ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         width = math.prod(in_shape)
@@ -76,7 +87,8 @@ class JoinedLocalisation(nn.Module):
     """Localisation networks of parallel transformers, each with its own weights.
 
     Args:
-        networks: each from ``(B, C, H, W)`` to the ``(B, n_params)`` of its transformer; together ``(B, n n_params)``.
+        networks: from ``(B, C, H, W)`` to ``(B, n_params)``, one for each of n transformers. Their
+            outputs are joined to ``(B, n * n_params)``.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
@@ -90,7 +102,8 @@ class JoinedLocalisation(nn.Module):
 class ConvLocalisation(nn.Sequential):
     """Convolutional localisation network of ST-CNN (A.4).
 
-    Average pooling by 2, convolution 5x5, max pooling by 2, convolution 5x5, one fully connected layer, regression.
+    Average pooling by 2, convolution 5x5, max pooling by 2, convolution 5x5, one fully connected
+    layer, regression.
 
     Args:
         in_shape: ``(C, H, W)`` of the feature map, at least 28 x 28.
@@ -99,14 +112,22 @@ class ConvLocalisation(nn.Sequential):
         start: as for :class:`Regression`.
 
     Raises:
-        ValueError: the feature map is too small for these layers.
+        ValueError: the feature map is too small.
     """
 
-    def __init__(self, in_shape: Sequence[int], transform: Transform, channels: int = 20, start: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        transform: Transform,
+        channels: int = 20,
+        start: Tensor | None = None,
+    ) -> None:
         in_channels, *size = in_shape
         out = [(n // 2 - 4) // 2 - 4 for n in size]
         if min(out) < 1:
-            raise ValueError(f"ConvLocalisation needs a feature map of at least 28 x 28, got {tuple(size)}")
+            raise ValueError(
+                f"ConvLocalisation needs a feature map of at least 28 x 28, got {tuple(size)}",
+            )
         super().__init__(
             nn.AvgPool2d(2),
             nn.Conv2d(in_channels, channels, 5),
@@ -123,4 +144,4 @@ class ConvLocalisation(nn.Sequential):
 
 def localisation_networks(network: nn.Module) -> list[nn.Module]:
     """Return the localisation networks of all spatial transformers in ``network``."""
-    return [module.localisation for module in network.modules() if isinstance(module, SpatialTransformer)]
+    return [transformer.localisation for transformer in find_transformers(network)]

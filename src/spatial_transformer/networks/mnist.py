@@ -1,8 +1,8 @@
-"""The eight networks of Table 1: FCN, CNN, and each behind a spatial transformer (section 4.1, appendix A.4).
+"""The MNIST networks of Table 1 and appendix A.1: FCN and CNN, with or without transformers.
 
-All networks of an experiment have about the same number of parameters, 400k, the localisation network counted. The paper's
-widths and its budget disagree (64 filters give 209k parameters at 28 px), so the width is solved from the budget
-unless it is given.
+The paper gives all networks of an experiment about the same number of parameters, 400k, with the
+localisation network. Its widths and this budget disagree: 64 filters give 209k parameters at 28 px.
+So the width is solved from the budget unless it is given.
 """
 
 from __future__ import annotations
@@ -14,32 +14,90 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..transformer import SpatialTransformer, Transform
-from .convolution import OneChannelConv2d
-from .localisation import ConvLocalisation, FcLocalisation
+from .localisation import MAX_TRANSFORMERS, ConvLocalisation, FcLocalisation, JoinedLocalisation
+from .one_channel_conv import OneChannelConv2d
 
-BUDGET = 400_000
-"""Parameters of every network of Table 1, about."""
-DIGIT = 28
+PARAM_BUDGET = 400_000
+"""Parameters of every network, about."""
+DIGIT_SIZE = 28
 """Height and width of an undistorted digit in pixels."""
 
 
 class MnistNetwork(nn.Module):
-    """A classifier, with or without a spatial transformer on its input.
+    """An FCN or a CNN, with or without parallel spatial transformers on its input (A.4).
 
-    Attributes
+    Args:
+        arch: "fcn" or "cnn". It also selects the localisation network.
+        size: height and width of the image in pixels. A transformer's output has the same size.
+        transform: the family of transformations. None builds the classifier alone.
+        transformers: number of parallel transformers, each with its own localisation network. All
+            of them read all channels. None is one transformer whose localisation network is not
+            in a :class:`.localisation.JoinedLocalisation`.
+        in_channels: channels of the image.
+        classes: number of classes.
+        width: units of both hidden layers of an FCN, filters of both convolutions of a CNN. None
+            solves it from :data:`PARAM_BUDGET`.
+        pool: average pooling before the classifier. None is 2 for images larger than a digit (RTS
+            and TC) and 1 for others. The paper mentions pooling only after transformers.
+        dropout: dropout probability before all layers but the first. The paper's is 0.
+
+    Attributes:
         transformer: the :class:`SpatialTransformer`, or None.
-        pool: average pooling before the classifier.
-        classifier: from the (transformed) image to the logits.
+        pool: the pooling.
+        classifier: from the transformed and pooled image to the logits.
+
+    Raises:
+        ValueError: an argument is out of range, the image is too small, or no width fits.
     """
 
-    def __init__(self, classifier: nn.Module, transformer: SpatialTransformer | None = None, pool: int = 1) -> None:
+    def __init__(
+        self,
+        arch: str,
+        size: int,
+        transform: Transform | None = None,
+        transformers: int | None = None,
+        in_channels: int = 1,
+        classes: int = 10,
+        width: int | None = None,
+        pool: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.pool = pool
-        self.classifier = classifier
+        if arch not in ("fcn", "cnn"):
+            raise ValueError(f"arch must be 'fcn' or 'cnn', got {arch!r}.")
+        self.pool = (2 if size > DIGIT_SIZE else 1) if pool is None else pool
+        if not 1 <= self.pool <= size:
+            raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}.")
+        self.transformer = None
+        if transform is not None:
+            shape = (in_channels, size, size)
+            self.transformer = _build_transformer(arch, shape, transform, transformers)
+            in_channels *= self.transformer.parallel
+
+        def build_classifier(width: int) -> nn.Module:
+            build = fcn_classifier if arch == "fcn" else cnn_classifier
+            return build(size // self.pool, width, dropout, classes, in_channels)
+
+        if width is None:
+            # A thousandth over the budget counts as on it.
+            budget = PARAM_BUDGET * 1001 // 1000 - _count_parameters(self)
+            width = largest_width(build_classifier, budget)
+            if width == 0:
+                raise ValueError(f"No width fits {PARAM_BUDGET:,} parameters. Set a width.")
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}.")
+        self.classifier = build_classifier(width)
 
     def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W)`` images in [0, 1] -> ``(B, classes)`` logits; of what is read at ``theta`` where it is given."""
+        """Classify images.
+
+        Args:
+            x: ``(B, C, H, W)`` images in [0, 1].
+            theta: ``(B, n * n_params)`` to warp by, instead of that of the localisation network.
+
+        Returns:
+            ``(B, classes)`` logits.
+        """
         if self.transformer is not None:
             x = self.transformer(x, theta=theta)
         if self.pool > 1:
@@ -47,192 +105,85 @@ class MnistNetwork(nn.Module):
         return self.classifier(x)
 
 
-def fcn(
-    size: int,
-    width: int | None = None,
-    pool: int | None = None,
-    dropout: float = 0.0,
-    classes: int = 10,
-    budget: int = BUDGET,
-) -> MnistNetwork:
-    """FCN: two fully connected layers and the classifier.
-
-    Args:
-        size: height and width of the image in pixels.
-        width: units of both hidden layers; None solves it from the budget.
-        pool: average pooling of the image; None is by 2 where the canvas is larger than a digit (RTS and TC), else none.
-            The paper speaks of it behind the transformers only (docs/distorted-mnist.md).
-        dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
-        classes: number of classes.
-        budget: number of parameters that the solved width may have.
-    """
-    return _of_image(fcn_layers, size, width, pooling(pool, size), dropout, classes, budget)
-
-
-def cnn(
-    size: int,
-    width: int | None = None,
-    pool: int = 1,
-    dropout: float = 0.0,
-    classes: int = 10,
-    budget: int = BUDGET,
-) -> MnistNetwork:
-    """CNN: convolution 9x9, max pooling, convolution 7x7, max pooling, classifier.
-
-    Args:
-        size: height and width of the image in pixels, 21 at least once pooled.
-        width: filters of both convolutions; None solves it from the budget.
-        pool: average pooling of the image; none unless told, unlike FCN's (docs/distorted-mnist.md).
-        dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
-        classes: number of classes.
-        budget: number of parameters that the solved width may have.
-    """
-    return _of_image(cnn_layers, size, width, pooling(pool, size), dropout, classes, budget)
-
-
-def st_fcn(
-    size: int,
+def _build_transformer(
+    arch: str,
+    shape: tuple[int, int, int],
     transform: Transform,
-    width: int | None = None,
-    pool: int | None = None,
-    dropout: float = 0.0,
-    classes: int = 10,
-    budget: int = BUDGET,
-) -> MnistNetwork:
-    """ST-FCN: a spatial transformer on the input, with a fully connected localisation network, then FCN.
-
-    Args:
-        size: height and width of the image in pixels; the transformer's output has the same.
-        transform: the family of transformations.
-        width: units of both hidden layers of the FCN; None solves it from the budget.
-        pool: average pooling after the transformer; None is the paper's, by 2 where the canvas is larger than a
-            digit (RTS and TC), else none.
-        dropout: share of the inputs of the layers behind the first that training drops; the paper's is 0.
-        classes: number of classes.
-        budget: number of parameters that the solved width may have.
-    """
-    return _behind_transformer(FcLocalisation, fcn_layers, size, transform, width, pool, dropout, classes, budget)
+    transformers: int | None,
+) -> SpatialTransformer:
+    kind = FcLocalisation if arch == "fcn" else ConvLocalisation
+    if transformers is None:
+        return SpatialTransformer(kind(shape, transform), transform, shape[1:])
+    if not 1 <= transformers <= MAX_TRANSFORMERS:
+        raise ValueError(f"transformers must be from 1 to {MAX_TRANSFORMERS}, got {transformers}.")
+    localisation = JoinedLocalisation(kind(shape, transform) for _ in range(transformers))
+    return SpatialTransformer(localisation, transform, shape[1:], parallel=transformers)
 
 
-def st_cnn(
+def fcn_classifier(
     size: int,
-    transform: Transform,
-    width: int | None = None,
-    pool: int | None = None,
-    dropout: float = 0.0,
-    classes: int = 10,
-    budget: int = BUDGET,
-) -> MnistNetwork:
-    """ST-CNN: a spatial transformer on the input, with a convolutional localisation network, then CNN.
-
-    Args: as for :func:`st_fcn`; ``width`` is the number of filters of both convolutions of the CNN.
-    """
-    return _behind_transformer(ConvLocalisation, cnn_layers, size, transform, width, pool, dropout, classes, budget)
-
-
-def _of_image(
-    layers: Callable[[int, int, float, int], nn.Module],
-    size: int,
-    width: int | None,
-    pool: int,
+    width: int,
     dropout: float,
     classes: int,
-    budget: int,
-) -> MnistNetwork:
-    return at_width(width, budget, lambda width: MnistNetwork(layers(size // pool, width, dropout, classes), pool=pool))
-
-
-def _behind_transformer(
-    localisation: Callable[[tuple[int, int, int], Transform], nn.Module],
-    layers: Callable[[int, int, float, int], nn.Module],
-    size: int,
-    transform: Transform,
-    width: int | None,
-    pool: int | None,
-    dropout: float,
-    classes: int,
-    budget: int,
-) -> MnistNetwork:
-    pool = pooling(pool, size)
-
-    def build(width: int) -> MnistNetwork:
-        transformer = SpatialTransformer(localisation((1, size, size), transform), transform, (size, size))
-        return MnistNetwork(layers(size // pool, width, dropout, classes), transformer, pool)
-
-    return at_width(width, budget, build)
-
-
-def pooling(pool: int | None, size: int) -> int:
-    """The pooling of an image of ``size`` pixels; None is by 2 where it is larger than a digit, else none.
-
-    Raises:
-        ValueError: it is larger than the image.
-    """
-    if pool is None:
-        pool = 2 if size > DIGIT else 1
-    if not 1 <= pool <= size:
-        raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}")
-    return pool
-
-
-def fcn_layers(size: int, units: int, dropout: float, classes: int, channels: int = 1) -> nn.Sequential:
-    """The classifier of FCN, for images of ``channels`` and ``size`` pixels."""
+    in_channels: int = 1,
+) -> nn.Sequential:
+    """Build the FCN: two fully connected layers of ``width`` units, and the logits."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(channels * size * size, units),
+        nn.Linear(in_channels * size * size, width),
         nn.ReLU(),
         nn.Dropout(dropout),
-        nn.Linear(units, units),
+        nn.Linear(width, width),
         nn.ReLU(),
         nn.Dropout(dropout),
-        nn.Linear(units, classes),
+        nn.Linear(width, classes),
     )
 
 
-def cnn_layers(size: int, filters: int, dropout: float, classes: int, channels: int = 1) -> nn.Sequential:
-    """The classifier of CNN, likewise.
+def cnn_classifier(
+    size: int,
+    width: int,
+    dropout: float,
+    classes: int,
+    in_channels: int = 1,
+) -> nn.Sequential:
+    """Build the CNN: 9x9 and 7x7 convolutions of ``width`` filters, and the logits.
+
+    Max pooling by 2 follows each convolution.
 
     Raises:
-        ValueError: images below 21 x 21 px.
+        ValueError: the image is smaller than 21 x 21 pixels.
     """
-    # Pooling rounds up where rounding down would drop a column of the first map, or all of the second: RTS behind a
-    # transformer, pooled to 21 px, leaves maps of 13 and 1.
+    # Pooling rounds up where rounding down would drop a column of the first map, or all of the
+    # second: RTS after a transformer, pooled to 21 px, leaves maps of 13 and 1.
     first = size - 8
     second = (first + 1) // 2 - 6
-    out = max(second // 2, 1)
     if second < 1:
-        raise ValueError(f"the CNN of A.4 (convolutions 9x9 and 7x7) needs images of at least 21 x 21 px, got {size}")
+        raise ValueError(f"The CNN needs images of at least 21 x 21 pixels, got {size}.")
     return nn.Sequential(
-        OneChannelConv2d(filters, 9) if channels == 1 else nn.Conv2d(channels, filters, 9),
+        OneChannelConv2d(width, 9) if in_channels == 1 else nn.Conv2d(in_channels, width, 9),
         nn.ReLU(),
         nn.MaxPool2d(2, ceil_mode=first % 2 == 1),
-        nn.Conv2d(filters, filters, 7),
+        nn.Conv2d(width, width, 7),
         nn.ReLU(),
         nn.MaxPool2d(2, ceil_mode=second == 1),
         nn.Flatten(),
         nn.Dropout(dropout),
-        nn.Linear(filters * out * out, classes),
+        nn.Linear(width * max(second // 2, 1) ** 2, classes),
     )
 
 
-def at_width(width: int | None, budget: int, build: Callable[[int], MnistNetwork]) -> MnistNetwork:
-    """Builds at ``width``, or at the largest width that the budget allows; a thousandth over it counts as on it."""
-    if width is None:
-        budget = budget * 1001 // 1000
-        with torch.device("meta"):
-            if _parameters(build(1)) > budget:
-                raise ValueError(f"no width fits a budget of {budget:,} parameters: width 1 has {_parameters(build(1)):,}")
-            low, high = 1, 2
-            while _parameters(build(high)) <= budget:
-                low, high = high, 2 * high
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if _parameters(build(middle)) <= budget else (low, middle)
-            width = low
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
-    return build(width)
+def largest_width(build: Callable[[int], nn.Module], budget: int) -> int:
+    """Return the largest width of a network with at most ``budget`` parameters, or 0."""
+    with torch.device("meta"):
+        width, step = 0, 1
+        while _count_parameters(build(width + step)) <= budget:
+            width, step = width + step, 2 * step
+        while step := step // 2:
+            if _count_parameters(build(width + step)) <= budget:
+                width += step
+    return width
 
 
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

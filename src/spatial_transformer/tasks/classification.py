@@ -1,4 +1,4 @@
-"""Classification: what is trained and how it is scored."""
+"""Classification: loss, metrics and optimizer."""
 
 from __future__ import annotations
 
@@ -15,35 +15,42 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from ..data.batched import in_order
-from ..data.keyed import sample_keys, uniform
-from ..errors import UsageError
+from ..data.base import in_order
 from ..networks.localisation import localisation_networks
+from ..transformer import find_transformers
+from ..utils.errors import UsageError
+from ..utils.random import normal, sample_keys
 
 
 class Classification(pl.LightningModule):
-    """Trains a classifier end to end by cross-entropy and scores it by its error.
+    """Train a classifier end to end by cross-entropy, and measure its error.
 
-    A task with other labels overrides what says how they are scored and read: ``error_names``, :meth:`losses`, :meth:`errors`,
-    :meth:`predictions` and :meth:`confidences`.
+    A task with other labels overrides ``error_names``, :meth:`per_sample_loss`,
+    :meth:`per_sample_errors`, :meth:`predictions` and :meth:`confidences`.
 
     Args:
         network: from images to ``(B, classes)`` logits.
-        optimizer: makes the optimiser from parameter groups.
-        scheduler: makes a schedule, stepped after every batch, from the optimiser; None keeps the rates.
-        localisation_lr_factor: learning rate of all localisation networks, as a multiple of the others'.
-        label_smoothing: share of each training label that is spread evenly over all classes, from 0 up to 1 (ours).
-        theta_noise: standard deviation of normal noise on theta in training, in theta's units, for most of which 1 is half the
-            image's side (ours). A transformer undoes how its images are distorted, and with it what a classifier gains by
-            seeing each digit in ever new ways; a window that is a little off each time gives that back. For a network with
-            one ``transformer``, that takes ``theta``; others have no noise.
+        optimizer: makes the optimizer from parameter groups.
+        scheduler: makes a scheduler, stepped after every batch, from the optimizer. None keeps the
+            learning rates.
+        localisation_lr_factor: learning rate of all localisation networks, as a multiple of that
+            of the other parameters.
+        label_smoothing: as for :func:`torch.nn.functional.cross_entropy`, in training only (ours).
+        theta_noise: standard deviation of Gaussian noise on theta in training (ours), in units of
+            theta: mostly 1 is half the side of the image. A transformer undoes the distortion of
+            its images, and with it what a classifier gains from seeing each digit in ever new
+            ways. The noise gives that back. A network without a transformer trains without it.
 
-    Logged
-        ``train/loss`` (of smoothed labels), ``train/error`` (both of single batches), ``val/loss``, ``val/error``,
-        ``test/loss``, ``test/error``; errors in percent.
+    Logged:
+        ``train/loss`` (with label smoothing), ``train/error`` (both of single batches),
+        ``val/loss``, ``val/error``, ``test/loss``, ``test/error``. Errors are in percent.
 
-    Attributes
-        misclassified: after a test, the indices of the test samples that count as errors, in ascending order.
+    Attributes:
+        misclassified: after a test, the indices of the misclassified test samples in ascending
+            order.
+
+    Raises:
+        UsageError: a setting is out of range, or the network cannot be warped at a noisy theta.
     """
 
     error_names: tuple[str, ...] = ("error",)
@@ -60,19 +67,28 @@ class Classification(pl.LightningModule):
         super().__init__()
         if not 0 <= localisation_lr_factor < math.inf:
             raise UsageError(
-                f"recipe.localisation_lr_factor={localisation_lr_factor} is no factor. Way out: 1 for the same rate."
+                f"recipe.localisation_lr_factor must be at least 0, got {localisation_lr_factor}.",
             )
         if not 0 <= label_smoothing < 1:
-            raise UsageError(f"recipe.label_smoothing={label_smoothing} is not a share. Way out: 0 for none, up to 0.5, say.")
+            raise UsageError(f"recipe.label_smoothing must be in [0, 1), got {label_smoothing}.")
         if not 0 <= theta_noise < math.inf:
-            raise UsageError(f"recipe.theta_noise={theta_noise} is not a deviation. Way out: 0 for none, 0.05, say.")
+            raise UsageError(f"recipe.theta_noise must be at least 0, got {theta_noise}.")
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.localisation_lr_factor = localisation_lr_factor
         self.label_smoothing = label_smoothing
-        self.theta_noise = theta_noise
-        scores = MetricCollection({name: MeanMetric() for name in ("loss", *self.error_names)}, compute_groups=False)
+        self.theta_noise = theta_noise if find_transformers(network) else 0.0
+        if self.theta_noise and not _takes_theta(network):
+            raise UsageError(
+                f"recipe.theta_noise needs a network with one `transformer` and "
+                f"forward(images, theta), "
+                f"got {type(network).__name__}. Set recipe.theta_noise=0."
+            )
+        scores = MetricCollection(
+            {name: MeanMetric() for name in ("loss", *self.error_names)},
+            compute_groups=False,
+        )
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
         self.misclassified: list[int] = []
@@ -81,75 +97,82 @@ class Classification(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each sample, ``(B,)``."""
+    def per_sample_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each sample, ``(B,)``."""
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
 
     @property
     def smoothing(self) -> float:
-        """The label smoothing of now: only training has any."""
+        """The label smoothing of the current mode: 0 outside of training."""
         return self.label_smoothing if self.training else 0.0
 
-    def errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """For each of ``error_names``, 100 where a sample is wrong and 0 where it is right: float ``(B,)``."""
+    def per_sample_errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return ``(B,)`` for each of ``error_names``: 100 if a sample is wrong and 0 if right."""
         return {"error": 100.0 * (logits.argmax(dim=1) != labels)}
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """The predicted labels, of the labels' shape."""
+        """Return the predicted labels, in the shape of the labels."""
         return logits.argmax(dim=-1)
 
     def confidences(self, logits: Tensor) -> Tensor:
-        """The probability of each prediction, ``(B,)``."""
+        """Return the probability of each prediction, ``(B,)``."""
         return logits.float().softmax(dim=-1).amax(dim=-1)
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # What dropout draws depends on the step and the device alone, so a resumed run draws what an undisturbed one does.
+        # Dropout depends on the step and the device alone, so that a resumed run repeats it.
         self._batch = (self._seed, self.global_step, batch_idx)
-        seed = hash((*self._batch, self.global_rank))
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slow: it records a traceback
+        seed = mix_integers(*self._batch, self.global_rank)
+        torch.default_generator.manual_seed(
+            seed,
+        )  # torch.manual_seed is slow: it records a traceback
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def draws(self, samples: int, n: int) -> Tensor:
-        """Uniform numbers in (0, 1) for this device's samples of the training batch, the same on however many devices it is.
+    def training_sample_keys(self, samples: int) -> Tensor:
+        """Return the keys of random numbers of this device's samples of the training batch.
+
+        A sample has the same key on any number of devices, and in a resumed run.
 
         Args:
-            samples: how many there are here.
-            n: numbers to a sample.
+            samples: number of samples on this device.
 
         Returns:
-            ``(samples, n)``.
+            ``(samples,)``, for :mod:`..utils.random`.
         """
         trainer: Any = self.trainer
         place = self.global_rank + trainer.world_size * torch.arange(samples, device=self.device)
-        return uniform(sample_keys(hash(self._batch), 0, place), n)
+        return sample_keys(mix_integers(*self._batch), 0, place)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        logits, loss = self.logits_and_loss(images, labels)
-        if self.is_logging_step:  # scoring every batch would slow small networks down
-            together: dict[str, Any] = {"batch_size": len(images), "sync_dist": True}
-            self.log("train/loss", loss.detach(), prog_bar=True, **together)
-            errors = self.errors(logits.detach(), labels)
-            self.log_dict({f"train/{name}": values.mean() for name, values in errors.items()}, **together)
+        logits, loss = self.compute_loss(images, labels)
+        if self.should_log:  # scoring every batch would slow small networks down
+            options: dict[str, Any] = {"batch_size": len(images), "sync_dist": True}
+            self.log("train/loss", loss.detach(), prog_bar=True, **options)
+            errors = self.per_sample_errors(logits.detach(), labels)
+            self.log_dict(
+                {f"train/{name}": values.mean() for name, values in errors.items()},
+                **options,
+            )
         return loss
 
-    def logits_and_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network gives for a training batch, and the loss whose gradient trains it."""
-        transformer = getattr(self.network, "transformer", None)
-        if self.theta_noise and transformer is not None and "theta" in inspect.signature(self.network.forward).parameters:
-            theta = transformer.localisation(images)
-            logits = self.network(images, theta + self.theta_noise * torch.randn_like(theta))
-        else:
-            logits = self.network(images)
-        return logits, self.losses(logits, labels).mean()
+    def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of a training batch, and the loss whose gradient trains the network."""
+        logits = self._noisy_logits(images) if self.theta_noise else self.network(images)
+        return logits, self.per_sample_loss(logits, labels).mean()
+
+    def _noisy_logits(self, images: Tensor) -> Tensor:
+        transformer: Any = self.network.transformer
+        theta = transformer.localisation(images)
+        noise = normal(self.training_sample_keys(len(theta)), theta.shape[1])
+        return self.network(images, theta + self.theta_noise * noise)
 
     @property
-    def is_logging_step(self) -> bool:
-        """Whether the loggers take figures of the step that is under way."""
+    def should_log(self) -> bool:
+        """Whether the loggers record metrics of the current step."""
         trainer: Any = self.trainer
         return (self.global_step + 1) % trainer.log_every_n_steps == 0
 
@@ -158,7 +181,7 @@ class Classification(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         logits = self._evaluate(batch, self.test_scores)
-        self._is_wrong.append(self.errors(logits, batch[1])["error"] > 0)
+        self._is_wrong.append(self.per_sample_errors(logits, batch[1])["error"] > 0)
         return logits
 
     def on_validation_epoch_end(self) -> None:
@@ -172,11 +195,13 @@ class Classification(pl.LightningModule):
         self._log_scores(self.test_scores)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:
-        """Scores a batch; returns its logits, for callbacks."""
+        """Score a batch, and return its logits for callbacks."""
         images, labels = batch
         logits = self.network(images)
-        for name, values in (self.errors(logits, labels) | {"loss": self.losses(logits, labels)}).items():
-            scores[name].update(values)
+        values = self.per_sample_errors(logits, labels)
+        values["loss"] = self.per_sample_loss(logits, labels)
+        for name, value in values.items():
+            scores[name].update(value)
         return logits
 
     def _log_scores(self, scores: MetricCollection) -> None:
@@ -190,15 +215,45 @@ class Classification(pl.LightningModule):
             group["lr"] *= group["lr_factor"]
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
+        }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The named groups of the optimiser: "network", and "localisation" with its own rate where there is a transformer."""
-        localisation = {id(p): p for net in localisation_networks(self.network) for p in net.parameters()}
+        """Return the parameter groups "network" and, if there is a transformer, "localisation"."""
+        networks = localisation_networks(self.network)
+        localisation = {id(p): p for network in networks for p in network.parameters()}
         rest = [p for p in self.network.parameters() if id(p) not in localisation]
         groups: list[dict[str, Any]] = [{"name": "network", "params": rest, "lr_factor": 1.0}]
         if localisation:
             groups.append(
-                {"name": "localisation", "params": list(localisation.values()), "lr_factor": self.localisation_lr_factor}
+                {
+                    "name": "localisation",
+                    "params": list(localisation.values()),
+                    "lr_factor": self.localisation_lr_factor,
+                }
             )
         return groups
+
+
+def mix_integers(*values: int) -> int:
+    """Return a seed in [-2^63, 2^63) that depends on all bits of some integers.
+
+    It is the variant of xxHash64 by which CPython hashes a tuple of integers below 2^61 - 1, so
+    that runs of earlier versions can be repeated.
+    """
+    mask = 2**64 - 1
+    seed = 0x27D4EB2F165667C5
+    for value in values:
+        seed = (seed + value * 0xC2B2AE3D27D4EB4F) & mask
+        seed = (seed << 31 | seed >> 33) & mask
+        seed = seed * 0x9E3779B185EBCA87 & mask
+    seed = (seed + (len(values) ^ 0x27D4EB2F165667C5 ^ 3527539)) & mask
+    return seed - 2**64 if seed >> 63 else seed
+
+
+def _takes_theta(network: nn.Module) -> bool:
+    """Whether a network has one transformer and can be told where it reads."""
+    is_only = find_transformers(network) == [getattr(network, "transformer", None)]
+    return is_only and "theta" in inspect.signature(network.forward).parameters

@@ -1,4 +1,4 @@
-"""Reading numbers of several digits: what is trained and how it is scored (section 4.2 of the paper)."""
+"""Reading of numbers with several digits (section 4.2 of the paper)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from torch import Tensor
 from .classification import Classification
 
 NO_DIGIT = 10
-"""The class of a position behind the last digit."""
+"""Class of the positions after the last digit."""
 
 
 class NumberReading(Classification):
-    """Trains a reader of numbers by the sum of its positions' cross-entropies.
+    """Train a network that reads numbers by the sum of the cross-entropies of all positions.
 
-    The network gives ``(B, positions, 11)`` logits; labels are ``(B, positions)``, digits from the left, then NO_DIGIT.
+    The network returns ``(B, positions, 11)`` logits. Labels are ``(B, positions)``: digits from
+    the left, then NO_DIGIT.
 
-    Logged
-        As for :class:`Classification`. ``error`` is that of whole numbers, the paper's: all digits and the length count.
-        ``digit_error`` is the share of a number's digits that are wrong, ``length_error`` that of numbers of a wrong length.
+    Logged:
+        As for :class:`Classification`. ``error`` is the sequence error of the paper: a number is
+        wrong if a digit or the length is wrong. ``digit_error`` is the fraction of wrong digits in
+        a number. ``length_error`` is the fraction of numbers of a wrong length.
     """
 
     error_names = ("error", "digit_error", "length_error")
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.mT, labels, reduction="none", label_smoothing=self.smoothing).sum(dim=1)
+    def per_sample_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits.mT,
+            labels,
+            reduction="none",
+            label_smoothing=self.smoothing,
+        ).sum(dim=1)
 
-    def errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def per_sample_errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         read = self.predictions(logits)
         wrong = read != labels
         is_digit = labels != NO_DIGIT
@@ -42,5 +49,5 @@ class NumberReading(Classification):
 
 
 def _lengths(numbers: Tensor) -> Tensor:
-    """Digits before the first position without one: ``(B, positions)`` -> ``(B,)``."""
+    """Count the digits before the first position without one: ``(B, positions)`` to ``(B,)``."""
     return (numbers != NO_DIGIT).int().cumprod(dim=1).sum(dim=1)

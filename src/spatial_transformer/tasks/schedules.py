@@ -1,11 +1,11 @@
-"""Learning rate schedules that PyTorch does not have as we need them."""
+"""Learning rate schedules whose shape does not depend on the length of training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 
 def one_cycle(
@@ -15,47 +15,46 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> OneCycleLR:
-    """torch's one-cycle schedule, peaking at the rate that each parameter group has.
+    """Build torch's one-cycle schedule, with the learning rate of each parameter group as its peak.
 
     Args:
-        optimizer: its groups' rates are the peaks.
+        optimizer: the learning rates of its groups are the peaks.
         total_steps: length of the cycle.
-        pct_start: share of the steps in which the rate rises.
-        div_factor: the peak over the first rate.
-        final_div_factor: the first rate over the last.
+        pct_start: fraction of the steps in which the learning rate rises.
+        div_factor: ratio of the peak to the first learning rate.
+        final_div_factor: ratio of the first learning rate to the last.
 
     Raises:
-        ValueError: a share outside 0 to 1.
+        ValueError: ``pct_start`` is outside of [0, 1].
     """
     if round(pct_start * total_steps, 9) == 1:
         pct_start /= 2  # torch divides by zero where the rise takes exactly one step
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(
-        optimizer, peaks, total_steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor
+        optimizer,
+        peaks,
+        total_steps,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
     )
 
 
-def falling_steps(optimizer: Optimizer, total_steps: int, parts: int = 3, factor: float = 0.1) -> StepLR:
-    """The rate times ``factor`` after each of ``parts`` equal parts of the training.
-
-    As the paper's, every 50k of 150k steps, for any length.
-
-    Args:
-        optimizer: its groups' rates are those of the first part.
-        total_steps: length of the training.
-        parts: number of parts.
-        factor: of the rate from part to part.
-    """
-    return StepLR(optimizer, step_size=-(-total_steps // parts), gamma=factor)
-
-
-def falling_at(optimizer: Optimizer, total_steps: int, shares: Sequence[float], factor: float = 0.1) -> MultiStepLR:
-    """The rate times ``factor`` at each of ``shares`` of the training, for any length.
+def multi_step_decay(
+    optimizer: Optimizer,
+    total_steps: int,
+    milestones: Sequence[int],
+    reference_steps: int,
+    gamma: float = 0.1,
+) -> MultiStepLR:
+    """Build torch's multi-step schedule with milestones that scale with the length of training.
 
     Args:
-        optimizer: its groups' rates are those of the first part.
-        total_steps: length of the training.
-        shares: where in it the rate falls, each between 0 and 1.
-        factor: of the rate at each.
+        optimizer: the learning rates of its groups are those before the first milestone.
+        total_steps: length of training.
+        milestones: steps of a training of ``reference_steps`` at which the learning rate falls.
+        reference_steps: the length of training that ``milestones`` refers to.
+        gamma: factor of the learning rate at each milestone.
     """
-    return MultiStepLR(optimizer, [round(share * total_steps) for share in shares], gamma=factor)
+    scaled = [round(milestone * total_steps / reference_steps) for milestone in milestones]
+    return MultiStepLR(optimizer, scaled, gamma)

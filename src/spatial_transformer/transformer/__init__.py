@@ -1,5 +1,7 @@
 """Section 3 of the paper in plain PyTorch. You can copy this directory and use it alone."""
 
+from .recorder import ThetaRecorder as ThetaRecorder
+from .recorder import find_transformers as find_transformers
 from .sampler import sample as sample
 from .spatial_transformer import SpatialTransformer as SpatialTransformer
 from .transforms import Affine as Affine

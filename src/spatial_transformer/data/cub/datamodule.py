@@ -1,0 +1,288 @@
+"""CUB-200-2011, the birds (section 4.3 of the paper), as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...utils.errors import UsageError
+from ...utils.random import sample_keys, uniform
+from ..base import BatchedData, View, check_fits
+from ..io.workers import check_workers
+from . import files
+from .files import Birds
+from .images import LONGEST, Images, open_images, resize
+
+MEAN_COLOUR = (0.485, 0.456, 0.406)
+"""ImageNet's, in [0, 1]: the colour of a crop outside of the image."""
+_VALIDATION_SEED = 0x56414C
+
+
+class CubData(BatchedData):
+    """Birds of 200 species, or of some of them, in crops of images that are resized once.
+
+    The longest side of an image is resized to 256 pixels, or 512 for crops of 448 (A.6). A training
+    image is a crop at a random position, mirrored or not. Validation and test images are the crop
+    at the centre. Nine of ten resized images are narrower than the crop in one direction. There the
+    image lies within the crop, at a random position for training and else at the centre, and the
+    rest has ImageNet's mean colour (ours; the paper does not say).
+
+    The validation set is a tenth of the training images of each species, at least one. It is the
+    same whatever the settings (ours; the paper does not say).
+
+    Args:
+        root: directory that contains ``images.txt``. None downloads to ``data/CUB_200_2011`` on
+            first use.
+        species: which ones, by number (1 to 200) or name: "1-50", "1,4,7-9", "Laysan_Albatross,5",
+            [1, 2]. None is all.
+        size: height and width of the crops in pixels, 224 or 448.
+        cache: directory for the resized images. None is ``cache`` in the root, or
+            ``~/.cache/spatial_transformer`` if the root is not writable.
+        batch_size: global batch size, over all devices.
+        eval_batch_size: batch size of validation and test.
+        augment: training images are crops at random positions, mirrored or not. False takes the
+            crop at the centre.
+        seed: seed of order and augmentation.
+        workers: processes that resize the images. None is one per core, at most 16.
+
+    Attributes
+        input_size: height and width of the network's input in pixels.
+        classes: number of classes. Labels are in the order of the species' official numbers.
+        names: the species of each label, read from the text files on first use.
+
+    Raises:
+        UsageError: a setting is out of range.
+    """
+
+    no_pictures = ""
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        species: str | int | Sequence[str | int] | None = None,
+        size: int = 224,
+        cache: str | Path | None = None,
+        batch_size: int = 256,
+        eval_batch_size: int = 100,
+        augment: bool = True,
+        seed: int = 1,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if size not in LONGEST:
+            sizes = " or ".join(map(str, LONGEST))
+            raise UsageError(f"data.size must be {sizes} pixels, got {size}.")
+        check_workers(workers)
+        self.species = files.parse_species(species)
+        self.classes = len(self.species)
+        self.input_size = size
+        self.root, self.cache, self.workers = root, cache, workers
+        self.augment = augment
+        self._images: Images | None = None
+        self._positions: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def birds(self) -> Birds:
+        """The images of the species, read from the text files on first use."""
+        return files.read_birds(files.prepare(self.root), self.species)
+
+    @property
+    def images(self) -> Images:
+        """The resized images, after :meth:`prepare_data`."""
+        assert self._images is not None
+        return self._images
+
+    def prepare_data(self) -> None:
+        if self._images is None:  # Lightning may ask several times
+            self._images = open_images(self.birds, self.input_size, self.cache, self.workers)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._positions:
+            return
+        self.prepare_data()
+        held_out = validates(self.birds)
+        train = np.flatnonzero(self.birds.training & ~held_out)
+        check_fits(self.batch_size, len(train))
+        self._positions = {
+            "train": train,
+            "val": np.flatnonzero(held_out),
+            "test": np.flatnonzero(~self.birds.training),
+        }
+
+    def digest(self) -> str:
+        self.prepare_data()
+        return self.images.digest[:16]
+
+    def size(self, split: str) -> int:
+        return len(self._positions[split])
+
+    def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images ``(B, 3, size, size)`` float32 in [0, 1], and labels ``(B,)`` int64."""
+        device, index = index.device, index.cpu()
+        positions = self._positions[split][index.numpy()]
+        sizes = self.images.sizes[positions]
+        if split == "train" and self.augment:
+            draws = uniform(sample_keys(self.seed, epoch, index), 3).double().numpy()
+            corners = _random_corners(draws[:, :2], sizes, self.input_size)
+            mirrored = draws[:, 2] < 0.5
+        else:
+            corners = _centre_corners(sizes, self.input_size)
+            mirrored = np.zeros(len(positions), dtype=bool)
+        images = cut(self.images, positions, corners, mirrored, self.input_size, device)
+        return images, torch.from_numpy(self.birds.labels[positions]).to(device)
+
+    # What people see
+
+    @cached_property
+    def names(self) -> list[str]:
+        return self.birds.names
+
+    def texts(self, labels: Tensor) -> list[str]:
+        return [name.replace("_", " ") for name in super().texts(labels)]
+
+    def view(self, picture: Image.Image) -> View:
+        """Return the crop of a picture as of a test image."""
+        pixels = resize(picture, LONGEST[self.input_size])
+        sizes = np.array([pixels.shape[:0:-1]])
+        originals = np.array([picture.size])
+        corner = _centre_corners(sizes, self.input_size)
+        one, not_mirrored = np.zeros(1, np.int64), np.zeros(1, bool)
+        images = Images(pixels.reshape(-1), sizes, originals, one)
+        image = cut(images, one, corner, not_mirrored, self.input_size, torch.device("cpu"))[0]
+        box = np.concatenate([corner, corner + self.input_size]) * (originals / sizes)
+        left, top, right, bottom = box.flatten().tolist()
+        return View(image, (left, top, right, bottom))
+
+    # Measures of validation and test images, never for training
+
+    @property
+    def part_names(self) -> list[str]:
+        """Names of the parts in the order of :meth:`parts`."""
+        return files.part_names(self.birds.root)
+
+    def parts(self, split: str) -> Tensor:
+        """Return the birds' parts: ``(N, 15, 3)`` float32, x, y and whether it is visible.
+
+        *Convention*: x and y are in [-1, 1] of the crop, from the left (upper) edge of its first
+        pixel to the right (lower) edge of its last. CUB's coordinate c is taken as the centre of
+        pixel c, which is c + 0.5 pixels from the image's edge.
+
+        The third value is 1 for a part that is visible in the crop, else 0. A part that is not
+        visible in the image has x and y 0. One outside of the crop keeps its own, beyond ±1.
+
+        Args:
+            split: "val" or "test".
+
+        Raises:
+            UsageError: another split, or the text files are damaged.
+        """
+        positions = self._fixed_positions(split)
+        parts = files.read_parts(self.birds)[positions]
+        visible = parts[:, :, 2] > 0
+        places = np.where(visible[:, :, None], self._in_crop(parts[:, :, :2], positions), 0)
+        inside = visible & (abs(places) <= 1).all(2)
+        return torch.from_numpy(np.concatenate([places, inside[:, :, None]], 2)).float()
+
+    def boxes(self, split: str) -> Tensor:
+        """Return the boxes around the birds: ``(N, 4)`` float32, left, top, right and bottom.
+
+        They are clamped to the crop.
+
+        *Convention*: that of :meth:`parts`.
+
+        Args:
+            split: "val" or "test".
+
+        Raises:
+            UsageError: another split, or the text files are damaged.
+        """
+        positions = self._fixed_positions(split)
+        boxes = files.read_boxes(self.birds)[positions].reshape(-1, 2, 2)
+        corners = self._in_crop(boxes.cumsum(1), positions)
+        return torch.from_numpy(corners.reshape(-1, 4)).float().clamp_(-1, 1)
+
+    def _fixed_positions(self, split: str) -> np.ndarray:
+        if split not in ("val", "test"):
+            raise UsageError(f"Only the crops of val and test are fixed, got split {split!r}.")
+        return self._positions[split]
+
+    def _in_crop(self, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Convert ``(N, P, 2)`` x and y from CUB's pixels to [-1, 1] of the crops at the centre."""
+        sizes = self.images.sizes[positions]
+        scale = (sizes / self.images.originals[positions])[:, None]
+        corners = _centre_corners(sizes, self.input_size)[:, None]
+        return ((places + 0.5) * scale - corners) / self.input_size * 2 - 1
+
+
+def validates(birds: Birds) -> np.ndarray:
+    """Return which images are for validation, ``(N,)`` bool.
+
+    For each species they are the same for every run, seed, size and choice of species.
+    """
+    order = sample_keys(_VALIDATION_SEED, 0, torch.from_numpy(birds.ids)).argsort().numpy()
+    held_out = np.zeros(len(order), dtype=bool)
+    for label in range(len(birds.numbers)):
+        of_species = order[birds.training[order] & (birds.labels[order] == label)]
+        held_out[of_species[: max(1, len(of_species) // 10)]] = True
+    return held_out
+
+
+# Crops
+#
+# A corner is the place of a crop's first pixel in the image, (x, y) in pixels. It is negative where
+# the crop is larger than the image.
+
+
+def _random_corners(draws: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
+    """Return corners ``(B, 2)`` of crops anywhere in images, or of images anywhere in crops.
+
+    Args:
+        draws: ``(B, 2)`` in [0, 1).
+        sizes: ``(B, 2)``, widths and heights of the images.
+        size: of the crops.
+    """
+    slack = sizes - size
+    return np.sign(slack) * (draws * (abs(slack) + 1)).astype(np.int64)
+
+
+def _centre_corners(sizes: np.ndarray, size: int) -> np.ndarray:
+    """Return corners ``(B, 2)`` of crops at the centre, or half a pixel before it."""
+    slack = sizes - size
+    return np.sign(slack) * (abs(slack) // 2)
+
+
+def cut(
+    images: Images,
+    positions: np.ndarray,
+    corners: np.ndarray,
+    mirrored: np.ndarray,
+    size: int,
+    device: torch.device,
+) -> Tensor:
+    """Cut crops ``(B, 3, size, size)`` float32 in [0, 1], with the mean colour around images."""
+    pixels = np.zeros((len(positions), 3, size, size), np.uint8)
+    # Where an image begins and ends in its crop, (B, 2) of x and y.
+    first = np.maximum(-corners, 0)
+    last = np.minimum(images.sizes[positions] - corners, size)
+    for i, ((x0, y0), (x1, y1), (x, y)) in enumerate(zip(first.tolist(), last.tolist(), corners.tolist())):
+        piece = images.image(positions[i])[:, y0 + y : y1 + y, x0 + x : x1 + x]
+        if mirrored[i]:
+            pixels[i, :, y0:y1, size - x1 : size - x0] = piece[:, :, ::-1]
+        else:
+            pixels[i, :, y0:y1, x0:x1] = piece
+    first[mirrored, 0], last[mirrored, 0] = size - last[mirrored, 0], size - first[mirrored, 0]
+
+    crops = torch.from_numpy(pixels).to(device).float().div_(255)
+    axis = torch.arange(size, device=device)
+    low, high = (torch.from_numpy(ends).to(device).unsqueeze(2) for ends in (first, last))
+    columns, rows = ((axis < low) | (axis >= high)).unbind(1)
+    outside = columns[:, None, :] | rows[:, :, None]
+    for channel, mean in zip(crops.unbind(1), MEAN_COLOUR):  # in place, to save memory
+        channel.masked_fill_(outside, mean)
+    return crops

@@ -1,0 +1,1 @@
+"""Image files, worker processes, and caches of prepared images."""

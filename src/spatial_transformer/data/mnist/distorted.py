@@ -1,0 +1,166 @@
+"""Distorted MNIST (section 4.1 of the paper) as a LightningDataModule."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...utils.errors import UsageError
+from ...utils.random import sample_keys
+from ..base import BatchedData, View, check_fits
+from . import files
+from .distortions import DISTORTIONS, project
+from .photos import digit_view
+
+VALIDATION_SIZE = 5_000
+LARGEST = 1_024
+"""Largest canvas in pixels: the weights of the networks grow with its square."""
+_FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
+"""Seeds of the fixed sets: the same for every network, seed and run."""
+
+
+class MnistData(BatchedData):
+    """MNIST digits, distorted in batches on the device of the model.
+
+    All images lie on the device. Training samples are distorted differently in each epoch. The
+    distortions of the validation set (the last 5,000 training digits) and of the test set are
+    fixed.
+
+    Args:
+        distortion: r, rts, p, e, t or tc, as in section 4.1.
+        canvas: height and width of the distorted image in pixels. None is the paper's.
+        root: directory that contains ``MNIST/raw``. None downloads to ``data/`` on first use.
+        batch_size: global batch size, over all devices.
+        eval_batch_size: batch size of validation and test.
+        fresh: draw new training distortions each epoch. False keeps those of the first.
+        seed: seed of training distortions and order.
+        corner_std: for distortion p, the standard deviation of each coordinate of a corner's
+            displacement in pixels. None is 5 / sqrt(2), see
+            :data:`~spatial_transformer.data.mnist.distortions.CORNER_STD`.
+
+    Attributes
+        input_size: height and width of the network's input in pixels.
+        classes: number of classes.
+
+    Raises:
+        UsageError: a setting is out of range.
+    """
+
+    classes = 10
+    no_pictures = ""
+
+    def __init__(
+        self,
+        distortion: str = "rts",
+        canvas: int | None = None,
+        root: str | Path | None = None,
+        batch_size: int = 256,
+        eval_batch_size: int = 1000,
+        fresh: bool = True,
+        seed: int = 1,
+        corner_std: float | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if distortion not in DISTORTIONS:
+            known = ", ".join(DISTORTIONS)
+            raise UsageError(f"data.distortion must be one of {known}, got {distortion}.")
+        self.distortion = DISTORTIONS[distortion]
+        if corner_std is not None:
+            if distortion != "p" or corner_std < 0:
+                raise UsageError(
+                    f"data.corner_std must be null, or at least 0 with data.distortion=p, got {corner_std} with {distortion}."
+                )
+            apply = partial(project, corner_std=corner_std)
+            self.distortion = replace(self.distortion, apply=apply)
+        self.input_size = self.distortion.canvas if canvas is None else canvas
+        if not self.distortion.smallest <= self.input_size <= LARGEST:
+            raise UsageError(
+                f"data.canvas must be from {self.distortion.smallest} to {LARGEST} pixels for "
+                f"{distortion}, got {canvas}. The paper has {self.distortion.canvas}."
+            )
+        check_fits(batch_size, 60_000 - VALIDATION_SIZE)
+        self.root = root
+        self.fresh = fresh
+        self._verified_root: Path | None = None
+        self._images: dict[str, Tensor] = {}
+        self._labels: dict[str, Tensor] = {}
+
+    def prepare_data(self) -> None:
+        if self._verified_root is None:  # Lightning may ask several times
+            self._verified_root = files.prepare(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._images:
+            return
+        self.prepare_data()
+        assert self._verified_root is not None
+        known, test = (files.read(self._verified_root, train) for train in (True, False))
+        for tensors, training, testing in zip((self._images, self._labels), known, test):
+            tensors["train"] = training[:-VALIDATION_SIZE]
+            tensors["val"] = training[-VALIDATION_SIZE:]
+            tensors["test"] = testing
+
+    def digest(self) -> str:
+        return hashlib.sha256(" ".join(files.FILES.values()).encode()).hexdigest()[:16]
+
+    def size(self, split: str) -> int:
+        return len(self._labels[split])
+
+    def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return distorted images ``(B, 1, canvas, canvas)`` float32 in [0, 1] and labels ``(B,)``.
+
+        Args:
+            split: "train", "val" or "test".
+            index: ``(B,)`` positions in the split, on the device of the result.
+            epoch: of training. Validation and test samples do not depend on it.
+        """
+        self._move_to(index.device)
+        images = self._distort(split, index, self._keys(split, index, epoch))
+        return images, self._labels[split][index]
+
+    def redrawn(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        """Return validation or test samples with other distortions, by ``draw``, 1 or more."""
+        self._move_to(index.device)
+        images = self._distort(split, index, sample_keys(_FIXED_SEEDS[split], draw, index))
+        return images, self._labels[split][index]
+
+    def view(self, picture: Image.Image) -> View:
+        """Return the digit of a drawing or a photograph, see :func:`.photos.digit_view`."""
+        return digit_view(picture, self.input_size)
+
+    def poses(self, split: str, index: Tensor) -> Tensor:
+        """Return where the digits are: ``(B, 1, 2, 3)``, see :func:`.distortions.rts_pose`.
+
+        Raises:
+            ValueError: the distortion is not described by such a matrix.
+        """
+        if self.distortion.pose is None:
+            raise ValueError("only R and RTS rotate digits by a known angle")
+        return self.distortion.pose(self._keys(split, index), self.input_size)[:, None]
+
+    def _keys(self, split: str, index: Tensor, epoch: int = 0, stream: int = 0) -> Tensor:
+        """Return the keys of the samples' random numbers. Each ``stream`` has others."""
+        if split == "train":
+            return sample_keys(self.seed ^ stream, epoch if self.fresh else 0, index)
+        return sample_keys(_FIXED_SEEDS[split] ^ stream, 0, index)
+
+    def _distort(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
+        """Distort the digits at ``index`` to ``(B, 1, canvas, canvas)``."""
+        digits, pool = self._digits(split, index), self._images["train"]
+        return self.distortion.apply(digits, keys, self.input_size, pool)
+
+    def _digits(self, split: str, index: Tensor) -> Tensor:
+        """Return the digits at ``index`` without distortion: ``(B, 1, 28, 28)`` in [0, 1]."""
+        return self._images[split][index].unsqueeze(1).float() / 255
+
+    def _move_to(self, device: torch.device) -> None:
+        """Move the whole data set to a device, where it stays."""
+        for tensors in (self._images, self._labels):
+            for split, tensor in tensors.items():
+                tensors[split] = tensor.to(device)

@@ -1,0 +1,243 @@
+"""SVHN's full house numbers (section 4.2 of the paper) as a LightningDataModule."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ...utils.errors import UsageError
+from ...utils.random import sample_keys, uniform
+from ..base import BatchedData, View, check_fits
+from ..io.workers import check_workers
+from .crops import ENLARGEMENT, NO_DIGIT, Crops, crop, open_crops
+from .files import prepare
+
+VALIDATION_SIZE = 5_000
+_FEW = 50_000  # with fewer training images, a tenth of them is for validation
+_VALIDATION_SEED = 0x56414C
+_SHIFT, _SCALE, _ROTATION, _SHEAR, _CONTRAST = 0.1, 1.25, 10, 0.2, 1.5
+
+
+class SvhnData(BatchedData):
+    """Whole house numbers of up to five digits, cropped once and kept in a cache.
+
+    The validation set is drawn from the training images (``train`` and ``extra`` together) by a
+    permutation that no setting changes: 5,000 of them, or a tenth if there are fewer than 50,000
+    (ours; the paper does not say).
+
+    The mean over all pixels and channels is subtracted from each image. So 0, which a transformer
+    reads outside of the image, is the image's mean.
+
+    Args:
+        size: height and width of the crops in pixels, 64 or 128.
+        root: directory that contains ``train``, ``test`` and optionally ``extra``, each with its
+            images and ``digitStruct.mat``. None downloads to ``data/SVHN`` on first use.
+        cache: directory for the crops. None is ``cache`` in the root, or
+            ``~/.cache/spatial_transformer`` if the root is not writable.
+        extra: train on the extra images too. None: if they exist, and for a download.
+        batch_size: global batch size, over all devices.
+        eval_batch_size: batch size of validation and test.
+        augment: training images vary in position, shape and colour, see :func:`augmented` (ours;
+            not in the paper).
+        seed: seed of order and augmentation.
+        workers: processes that make the crops. None is one per core, at most 16.
+        resident: GB (10⁹ bytes) up to which a split's images stay on the GPU. Larger splits are
+            copied batch by batch.
+
+    Attributes
+        input_size: height and width of the network's input in pixels.
+        classes: number of classes of a position: ten digits and "no digit", which is the last.
+
+    Raises:
+        UsageError: a setting is out of range.
+    """
+
+    classes = NO_DIGIT + 1
+    no_pictures = ""
+
+    def __init__(
+        self,
+        size: int = 64,
+        root: str | Path | None = None,
+        cache: str | Path | None = None,
+        extra: bool | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        augment: bool = False,
+        seed: int = 1,
+        workers: int | None = None,
+        resident: float = 4.0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed)
+        if size not in ENLARGEMENT:
+            sizes = " or ".join(map(str, ENLARGEMENT))
+            raise UsageError(f"data.size must be {sizes} pixels, got {size}.")
+        check_workers(workers)
+        self.input_size = size
+        self.root, self.cache, self.extra, self.workers = root, cache, extra, workers
+        self.augment = augment
+        self.resident = resident
+        self._parts: list[Crops] = []
+        self._splits: dict[str, _Split] = {}
+        self._copies: dict[tuple[str, torch.device], tuple[Tensor | None, Tensor]] = {}
+
+    def prepare_data(self) -> None:
+        if not self._parts:  # Lightning may ask several times
+            self._parts = [
+                open_crops(part, self.input_size, self.cache, self.workers) for part in prepare(self.root, self.extra)
+            ]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._splits:
+            return
+        self.prepare_data()
+        train, test, *extra = self._parts
+        n = len(train.labels) + sum(len(part.labels) for part in extra)
+        held_out = validation_positions(n)
+        rest = np.setdiff1d(np.arange(n), held_out)
+        check_fits(self.batch_size, len(rest))
+        self._splits = {
+            "train": _Split([train, *extra], rest),
+            "val": _Split([train, *extra], held_out),
+            "test": _Split([test], np.arange(len(test.labels))),
+        }
+
+    def digest(self) -> str:
+        self.prepare_data()
+        parts = " ".join(part.digest for part in self._parts)  # the order tells train from test
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def size(self, split: str) -> int:
+        return len(self._splits[split].positions)
+
+    def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images ``(B, 3, size, size)`` float32 of mean 0, and labels ``(B, 5)`` int64.
+
+        Without the mean, the values of an image are in [0, 1]. Labels are the digits from left to
+        right, then 10 for "no digit".
+        """
+        pixels, labels = self._on_device(split, index.device)
+        if pixels is None:
+            chosen = torch.from_numpy(self._splits[split].images(index.cpu().numpy()))
+            images = chosen.to(index.device).float().div_(255)
+        else:
+            images = pixels[index].float().div_(255)
+        if split == "train" and self.augment:
+            images = augmented(images, sample_keys(self.seed, epoch, index))
+        return images.sub_(images.mean((1, 2, 3), keepdim=True)), labels[index]
+
+    def _on_device(self, split: str, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        """Return a split's labels on a device, and its pixels if they stay there."""
+        if (split, device) not in self._copies:
+            source = self._splits[split]
+            is_resident = device.type != "cpu" and source.n_bytes() <= self.resident * 1e9
+            labels = torch.from_numpy(source.labels()).long().to(device)
+            self._copies[split, device] = source.copy_to(device) if is_resident else None, labels
+        return self._copies[split, device]
+
+    # What people see
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [*map(str, range(NO_DIGIT)), ""]
+
+    def texts(self, labels: Tensor) -> list[str]:
+        return ["".join(self.names[label] for label in number) for number in labels.tolist()]
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1] around grey: the mean that was subtracted is not known."""
+        return (images + 0.5).clamp(0, 1)
+
+    def view(self, picture: Image.Image) -> View:
+        """Return the whole picture, resized as the crops are.
+
+        It should show a number, with some wall on each side.
+        """
+        box = (0.0, 0.0, float(picture.width), float(picture.height))
+        pixels = crop(picture, np.array(box), 1, self.input_size)
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(255)
+        return View(image - image.mean(), box)
+
+
+class _Split:
+    """Some images of one or several parts.
+
+    Args:
+        parts: their images are numbered through, one part after the other.
+        positions: ``(N,)``, numbers of the images.
+    """
+
+    def __init__(self, parts: list[Crops], positions: np.ndarray) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0] + [len(part.labels) for part in parts])
+        self.positions = positions
+
+    def labels(self) -> np.ndarray:
+        return np.concatenate([part.labels for part in self.parts])[self.positions]
+
+    def n_bytes(self) -> int:
+        return len(self.positions) * self.parts[0].images[0].nbytes
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        """Return pixels ``(B, 3, size, size)`` uint8."""
+        positions = self.positions[index]
+        pixels = np.empty((len(positions), *self.parts[0].images.shape[1:]), np.uint8)
+        for part, start, end in zip(self.parts, self.starts, self.starts[1:]):
+            inside = (positions >= start) & (positions < end)
+            pixels[inside] = part.images[positions[inside] - start]
+        return pixels
+
+    def copy_to(self, device: torch.device) -> Tensor:
+        """Return all pixels on a device, copied in pieces that do not fill the host's memory."""
+        shape = len(self.positions), *self.parts[0].images.shape[1:]
+        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(pixels), 4096):
+            index = np.arange(start, min(start + 4096, len(pixels)))
+            pixels[start : start + 4096] = torch.from_numpy(self.images(index)).to(device)
+        return pixels
+
+
+def validation_positions(n: int) -> np.ndarray:
+    """Return which of ``n`` training images are for validation, ``(V,)`` in ascending order.
+
+    They are the same for every run, seed and size.
+    """
+    order = sample_keys(_VALIDATION_SEED, 0, torch.arange(n)).argsort()
+    return order[: VALIDATION_SIZE if n >= _FEW else max(1, n // 10)].sort().values.numpy()
+
+
+def augmented(images: Tensor, keys: Tensor) -> Tensor:
+    """Change images ``(B, 3, H, W)`` in [0, 1] at random, so that a number stays readable.
+
+    Position: shifted by up to 10 % of the sides, each side scaled by 1/1.25 to 1.25, rotated by up
+    to 10 degrees, sheared by up to 0.2. Outside of the image, the pixels at its edge are repeated.
+    Colour: contrast scaled by 1/1.5 to 1.5, colours scaled by -1 to 1 about grey, and every second
+    image inverted. Digits of any colour occur on any other.
+
+    Args:
+        images: the images.
+        keys: ``(B,)``, see :func:`~spatial_transformer.utils.random.sample_keys`.
+    """
+    draws = uniform(keys, 9) * 2 - 1
+    angle, shear = math.radians(_ROTATION) * draws[:, 0], _SHEAR * draws[:, 1]
+    across, along = torch.exp(math.log(_SCALE) * draws[:, 2:4]).unbind(1)
+    x, y = (2 * _SHIFT * draws[:, 4:6]).unbind(1)  # the sides are 2 long
+    cos, sin = angle.cos(), angle.sin()
+    rows = [across * cos, along * (shear * cos - sin), x]
+    rows += [across * sin, along * (shear * sin + cos), y]
+    theta = torch.stack(rows, dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    contrast, colour, negative = (column.view(-1, 1, 1, 1) for column in draws[:, 6:].unbind(1))
+    grey = moved.mean(1, keepdim=True)
+    mean = grey.mean((2, 3), keepdim=True)
+    moved = (grey - mean + (moved - grey) * colour) * torch.exp(math.log(_CONTRAST) * contrast)
+    return (mean + moved * negative.sign()).clamp_(0, 1)

@@ -1,0 +1,122 @@
+"""SVHN's full numbers (format 1): a given directory or the official download, and their boxes.
+
+A part ("train", "test", "extra") is a directory of images, which ``digitStruct.mat`` lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from h5py import h5d, h5r, h5s, h5t
+
+from ...utils.directories import check_files
+from ...utils.download import download_archive
+from ...utils.errors import UsageError
+
+DEFAULT_ROOT = Path("data") / "SVHN"
+URL = "http://ufldl.stanford.edu/housenumbers"
+SHA256 = {
+    "train": "4b17bb33b6cd8f963493168f80143da956f28ec406cc12f8e5745a9f91a51898",
+    "test": "57ac9ceb530e4aa85b55d991be8fc49c695b3d71c6f6a88afea86549efde7fb5",
+}
+"""Of the archives, as in docTR. The authors publish none; that of "extra" is not known."""
+STRUCT = "digitStruct.mat"
+_FIELDS = (b"left", b"top", b"width", b"height", b"label")
+
+
+class Annotation(NamedTuple):
+    """One image in ``digitStruct.mat``."""
+
+    name: str  # file name of the image
+    boxes: np.ndarray  # (n, 4) float64: left, top, width and height of each digit in pixels
+    labels: tuple[int, ...]  # the digits, 0 to 9, in the order of the boxes
+
+
+def prepare(root: str | Path | None, extra: bool | None) -> list[Path]:
+    """Check that train, test and, if wanted, extra exist in the root, and return their directories.
+
+    No root is ``data/SVHN``, where missing parts are downloaded. ``extra=None`` wants the extra
+    images if they exist, and for a download.
+    """
+    directory = Path(DEFAULT_ROOT if root is None else root).expanduser()
+    if extra is None:
+        extra = root is None or (directory / "extra").is_dir()
+    parts = ["train", "test", "extra"] if extra else ["train", "test"]
+    for part in parts if root is None else ():
+        download(part, directory)
+    check_files("SVHN", directory, [f"{part}/{STRUCT}" for part in parts])
+    return [directory / part for part in parts]
+
+
+def download(part: str, root: Path, url: str = URL) -> None:
+    """Download an official archive, without encryption, to ``root/part`` unless it exists."""
+    if not (root / part / STRUCT).is_file():
+        known_hash = f"sha256:{SHA256[part]}" if part in SHA256 else None
+        download_archive(f"{url}/{part}.tar.gz", root / part, STRUCT, known_hash)
+
+
+def count_annotations(part: Path) -> int:
+    """Return the number of images in a part's ``digitStruct.mat``."""
+    try:
+        with _open(part) as file:
+            return len(file["digitStruct"]["name"])
+    except Exception as error:  # HDF5 raises any of h5py's errors
+        raise _damaged(part, error) from error
+
+
+def read_annotations(part: Path, entries: Sequence[int] | None = None) -> list[Annotation]:
+    """Read a part's ``digitStruct.mat``, or some entries of it, counted from 0."""
+    place = ""
+    try:
+        with _open(part) as file:
+            names, boxes = (file["digitStruct"][column][()].ravel() for column in ("name", "bbox"))
+            annotations = []
+            for i in range(len(names)) if entries is None else entries:
+                place = f" entry {i}:"
+                annotations.append(_read_entry(file.id, names[i], boxes[i]))
+            return annotations
+    except Exception as error:
+        raise _damaged(part, error, place) from error
+
+
+def _open(part: Path) -> h5py.File:
+    return h5py.File(part / STRUCT, "r", locking="best-effort")  # network file systems may not lock
+
+
+def _damaged(part: Path, error: Exception, place: str = "") -> UsageError:
+    return UsageError(
+        f"SVHN is damaged: {(part / STRUCT).absolute()}:{place} {error}.\n"
+        "Unpack the archive of the full numbers (format 1) again."
+    )
+
+
+def _read_entry(file: h5py.h5f.FileID, name: h5py.Reference, boxes: h5py.Reference) -> Annotation:
+    # h5py's low-level interface is several times faster, and there are 200,000 extra images.
+    file_name = "".join(map(chr, _read_array(h5r.dereference(name, file), np.uint16)))
+    if not file_name or Path(file_name).name != file_name:
+        raise ValueError(f"{file_name!r} is not a file name")
+    group = h5r.dereference(boxes, file)
+    columns = [_read_numbers(file, h5d.open(group, field)) for field in _FIELDS]
+    values = np.array(columns).T  # (n, 5); of unequal columns an error or an object array
+    labels = values[:, 4].tolist()
+    if any(label not in range(1, 11) for label in labels):
+        raise ValueError(f"labels must be integers from 1 to 10, got {labels}")
+    return Annotation(file_name, values[:, :4], tuple(int(label) % 10 for label in labels))
+
+
+def _read_numbers(file: h5py.h5f.FileID, dataset: h5d.DatasetID) -> list[float]:
+    """Read one value per digit: a plain number in an image of one digit, else references."""
+    if dataset.get_type().get_class() != h5t.REFERENCE:
+        return _read_array(dataset, np.float64).tolist()
+    references = _read_array(dataset, h5py.ref_dtype)
+    return [_read_array(h5r.dereference(one, file), np.float64).item() for one in references]
+
+
+def _read_array(dataset: h5d.DatasetID, dtype: np.dtype | type) -> np.ndarray:
+    values = np.empty(dataset.shape, dtype)
+    dataset.read(h5s.ALL, h5s.ALL, values)
+    return values.ravel()

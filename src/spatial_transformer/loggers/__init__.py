@@ -1,0 +1,1 @@
+"""Loggers, named after what they write to."""

@@ -1,0 +1,129 @@
+"""The metrics of a run as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from ..utils.errors import UsageError
+from ..utils.files import atomic_write
+
+
+class MetricsCSV(Logger):
+    """Append to ``metrics.csv``: a row for each logged dict, a column for each metric, and ``step``.
+
+    A resumed run cuts the file to the rows that its checkpoint knows, so that none is there twice.
+    (Lightning's ``CSVLogger`` deletes the file.) A new metric rewrites it with one more column.
+
+    Args:
+        path: the file.
+        flush_every: rows between two writes; every checkpoint writes them, too.
+    """
+
+    def __init__(self, path: str | Path, flush_every: int = 10) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.flush_every = flush_every
+        self._columns: list[str] = []
+        self._written = 0
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: the run directory has ``config.yaml``."""
+
+    @rank_zero_only
+    def resume(self, rows: int) -> None:
+        """Cut the file to its first rows.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            kept = self.read()[:rows]
+            if len(kept) < rows:
+                raise ValueError(f"it has {len(kept):,} of {rows:,} rows")
+        except (OSError, ValueError, csv.Error) as error:
+            raise UsageError(f"{self.path} is damaged: {error}.\nRestore it, or use ckpt_path=null to start over.") from error
+        self._rows, self._written, self._columns = kept, 0, []
+        self._add_columns()
+        self._rewrite(durable=True)
+
+    def read(self) -> list[dict[str, str]]:
+        """Return the complete rows of the file, without empty cells.
+
+        Raises:
+            OSError, ValueError, csv.Error: the file cannot be read, or is not such a table.
+        """
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]  # a killed process may leave a part of a row
+        rows = []
+        for n, row in enumerate(csv.DictReader(complete.splitlines(), restkey="", restval=None), 1):
+            if "" in row or None in row.values() or not (row.get("step") or "").isdigit():
+                raise ValueError(f"row {n:,} is incomplete")
+            for value in row.values():
+                float(value or 0)
+            rows.append({name: value for name, value in row.items() if value != ""})
+        return rows
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        self._rows.append(row)
+        if len(self._rows) >= self.flush_every:
+            self.flush()
+
+    def save(self) -> None:
+        self.flush()
+
+    @rank_zero_only
+    def flush(self, durable: bool = False) -> int:
+        """Write the rows so far and return their number.
+
+        Args:
+            durable: wait until they are on the disk.
+        """
+        if self._add_columns():
+            self._rows = [*(self.read() if self._written else []), *self._rows]
+            self._rewrite(durable)
+        elif self._rows:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerows(self._rows)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._written += len(self._rows)
+            self._rows = []
+        return self._written
+
+    def finalize(self, status: str) -> None:
+        self.flush()
+
+    def _add_columns(self) -> bool:
+        """Add the columns of the rows to come, in a fixed order; return whether there are new ones."""
+        columns = {name for row in self._rows for name in row} | set(self._columns)
+        before, self._columns = self._columns, sorted(columns, key=lambda name: (name != "step", name))
+        return self._columns != before
+
+    def _rewrite(self, durable: bool) -> None:
+        if not self._rows:
+            return
+        with atomic_write(self.path, durable) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        self._written, self._rows = len(self._rows), []

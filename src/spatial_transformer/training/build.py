@@ -1,0 +1,102 @@
+"""The data and the task of a run, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.optim import SparseAdam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ..data.base import BatchedData
+from ..tasks.classification import Classification
+from ..utils.errors import UsageError
+from .validation import accepted_names
+
+
+def build(config: DictConfig) -> tuple[BatchedData, Classification]:
+    """Build the data and the task with its network.
+
+    Raises:
+        UsageError: a component refuses its settings, or they cannot be trained with.
+    """
+    recipe = config.recipe
+    optimizer = component(recipe.optimizer, "recipe.optimizer", _partial_=True)
+    scheduler = recipe.scheduler
+    if scheduler is not None:
+        scheduler = component(scheduler, "recipe.scheduler", _partial_=True)
+    data, task = build_data_and_task(config, optimizer, scheduler)
+    if isinstance(task, Classification):
+        _check_optimizer(config, task)
+    return data, task
+
+
+def build_data_and_task(config: Any, optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
+    """Build the data and the task with given factories of the optimizer and the scheduler.
+
+    The network gets ``size`` and ``classes`` of the data if it has arguments of these names. The
+    task gets each setting of the recipe that it has an argument for.
+    """
+
+    def accepted(part: str, values: dict[str, Any]) -> dict[str, Any]:
+        names = accepted_names(config[part]["_target_"]) - config[part].keys()
+        return {name: value for name, value in values.items() if name in names}
+
+    data = component(config["data"], "data")
+    shape = accepted("model", {"size": data.input_size, "classes": data.classes})
+    network = component(config["model"], "model", **shape)
+    recipe = {**config["recipe"], "optimizer": optimizer, "scheduler": scheduler}
+    return data, component(config["task"], "task", network=network, **accepted("task", recipe))
+
+
+def component(node: Any, path: str, **more: Any) -> Any:
+    """Build what the part of the configuration at a dotted path names.
+
+    Raises:
+        UsageError: a component of this package, Lightning or PyTorch refuses a value. Other errors
+            keep their type and their traceback.
+    """
+    with _short_refusals(path, node["_target_"]):
+        return instantiate(node, _convert_="all", **more)
+
+
+@contextmanager
+def _short_refusals(path: str, target: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        is_hydra = isinstance(error, InstantiationException) and error.__cause__ is not None
+        cause: Any = error.__cause__ if is_hydra else error
+        is_library = target.startswith(("spatial_transformer.", "pytorch_lightning.", "torch."))
+        if is_library and isinstance(cause, MisconfigurationException | ValueError):
+            raise UsageError(f"{path} ({target}): {cause}") from cause
+        raise cause from cause.__cause__ or cause.__context__
+
+
+def _check_optimizer(config: DictConfig, task: Classification) -> None:
+    """Make the optimizer and the scheduler once: training would refuse them too late."""
+    recipe, trainer = config.recipe, config.trainer
+    with _short_refusals("recipe.optimizer", recipe.optimizer["_target_"]):
+        optimizer = task.optimizer(task.parameter_groups())
+    if isinstance(optimizer, SparseAdam):
+        raise UsageError("recipe.optimizer must take dense gradients, got SparseAdam.")
+    is_mixed = str(trainer.get("precision")) not in ("None", "32", "32-true")
+    if is_mixed and trainer.get("gradient_clip_val") and optimizer.defaults.get("fused"):
+        raise UsageError(
+            f"trainer.gradient_clip_val cannot be combined with a fused optimizer and precision "
+            f"{trainer.precision}. Set recipe.optimizer.fused=false."
+        )
+    if task.scheduler is None:
+        return
+    with _short_refusals("recipe.scheduler", recipe.scheduler["_target_"]):
+        scheduler = task.scheduler(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise UsageError("recipe.scheduler must depend on the step alone, got ReduceLROnPlateau.")
+    total, steps = getattr(scheduler, "total_steps", None), trainer.max_steps
+    if total is not None and total < steps:
+        raise UsageError(f"recipe.scheduler.total_steps must be at least {steps}, got {total}.")

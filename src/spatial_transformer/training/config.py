@@ -1,0 +1,118 @@
+"""The typed configuration of the programs, and how it is composed without a command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, open_dict
+
+
+@dataclass
+class Choices:
+    """The chosen option of each group that names a run."""
+
+    experiment: str = MISSING
+    model: str = MISSING
+    transform: str = MISSING
+    recipe: str = MISSING
+
+
+@dataclass
+class Recipe:
+    """How a network is trained, and for how long.
+
+    The task gets each field that its constructor has a parameter for.
+    """
+
+    max_steps: int = MISSING
+    batch_size: int = MISSING
+    validate_every: int = MISSING
+    localisation_lr_factor: float = 1.0
+    dropout: float = 0.0
+    spsa_delta: float | None = None
+    label_smoothing: float = 0.0
+    theta_noise: float = 0.0
+    optimizer: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] | None = None
+
+
+NOT_FOR_TASKS = {"max_steps", "batch_size", "validate_every", "dropout", "optimizer", "scheduler"}
+"""The fields of :class:`Recipe` that other components get."""
+
+
+@dataclass
+class Config:
+    """The root of the configuration of ``train.py``."""
+
+    seed: int = MISSING
+    ckpt_path: str | None = "auto"
+    checkpoint_minutes: float = 5
+    run_dir: str = MISSING
+    label: str = MISSING
+    choices: Choices = field(default_factory=Choices)
+    task: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    transform: Any = None
+    model: dict[str, Any] = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    trainer: dict[str, Any] = MISSING
+    logger: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = MISSING
+
+
+@dataclass
+class DataLocation:
+    """Where the data of a finished run is now, if it has moved."""
+
+    root: str | None = None
+
+
+@dataclass
+class EvaluationConfig:
+    """The root of the configuration of ``evaluate.py``."""
+
+    run: str = MISSING
+    checkpoint: str = "best"
+    trust: list[str] = field(default_factory=list)
+    data: DataLocation = field(default_factory=DataLocation)
+    trainer: dict[str, Any] = MISSING
+
+
+@dataclass
+class PredictionConfig:
+    """The root of the configuration of ``predict.py``."""
+
+    run: str = MISSING
+    images: str = MISSING
+    out: str = MISSING
+    checkpoint: str = "best"
+    trust: list[str] = field(default_factory=list)
+    data: DataLocation = field(default_factory=DataLocation)
+
+
+_STORE = ConfigStore.instance()  # every Hydra program of the process shares it
+_STORE.store("spatial_transformer_train", Config)
+_STORE.store("spatial_transformer_evaluate", EvaluationConfig)
+_STORE.store("spatial_transformer_predict", PredictionConfig)
+
+
+def compose_config(conf_dir: Path, *overrides: str) -> DictConfig:
+    """Compose the configuration of a training run, as ``train.py`` does for a command line.
+
+    Args:
+        conf_dir: directory of the YAML files.
+        overrides: settings, each ``name=value``. A run needs ``run_dir=DIRECTORY`` among them,
+            which Hydra chooses on a command line.
+    """
+    with initialize_config_dir(str(conf_dir.absolute()), version_base="1.3"):
+        config = compose("train", list(overrides), return_hydra_config=True)
+    chosen = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+    # Their interpolations need a running Hydra program.
+    config.choices.update({name: chosen[name] for name in config.choices})
+    return config

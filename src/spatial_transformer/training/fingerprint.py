@@ -1,0 +1,96 @@
+"""What makes two runs the same: a fingerprint of everything that changes the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+IGNORED = {
+    "": ("ckpt_path", "checkpoint_minutes", "run_dir", "label", "choices", "logger", "fingerprint"),
+    "data": ("root", "cache", "workers", "resident", "eval_batch_size"),
+    "task": ("root", "cache"),
+    "trainer": (
+        "accelerator",
+        "default_root_dir",
+        "devices",
+        "enable_progress_bar",
+        "limit_test_batches",  # the test is repeated without training again
+        "log_every_n_steps",
+        "num_nodes",
+        "profiler",
+        "strategy",
+    ),
+}
+"""Settings that do not change what is trained: places, devices, and what is shown."""
+
+OBSERVERS = (
+    "pytorch_lightning.callbacks.LearningRateMonitor",
+    "pytorch_lightning.callbacks.DeviceStatsMonitor",
+)
+
+
+def is_observer(target: str) -> bool:
+    """Whether the callback ``target`` only shows a run. Every callback of a user counts as acting."""
+    package, _, module = target.rpartition(".")[0].rpartition(".")
+    return target in OBSERVERS or (package == "spatial_transformer.callbacks" and module != "checkpointing")
+
+
+def acting_callbacks(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the callbacks that change the result, without the directory that they write to."""
+    found = {}
+    for name, node in config["callbacks"].items():
+        if node is None or not is_observer(node["_target_"]):
+            found[name] = node and {key: value for key, value in node.items() if key != "dirpath"}
+    return found
+
+
+def training_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that change what is trained, by their dotted names."""
+    return dict(_flatten({**config, "callbacks": acting_callbacks(config)}, ""))
+
+
+def fingerprint(config: dict[str, Any], data: str) -> dict[str, str]:
+    """Return the fingerprint of a run.
+
+    Args:
+        config: the resolved configuration.
+        data: digest of the data's content, whatever directory it is in.
+
+    Raises:
+        OSError: ``ckpt_path`` names a checkpoint that cannot be read.
+    """
+    start = config["ckpt_path"] if config["ckpt_path"] not in (None, "auto") else ""
+    return {
+        "settings": settings_digest(config),
+        "data": data,
+        "start": hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16] if start else "",
+    }
+
+
+def settings_digest(config: dict[str, Any]) -> str:
+    """Return a digest of :func:`training_settings`."""
+    text = json.dumps(training_settings(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def first_difference(saved: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return the first setting in which two configurations differ, with both values."""
+    there, here = training_settings(saved), training_settings(config)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name)} there and {here.get(name)} here"
+    return "the initial checkpoint or the data differ"
+
+
+def _flatten(node: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if key in IGNORED.get(path, ()):
+            continue
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _flatten(value, name)
+        else:
+            yield name, value

@@ -1,0 +1,153 @@
+"""The result of a finished run, ``metrics.json``: made, checked and read here alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ..utils.errors import UsageError
+from .fingerprint import IGNORED, acting_callbacks
+from .upgrade import upgrade_settings
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
+_FIELDS: dict[str, Any] = {
+    "label": str,
+    "experiment": str,
+    "model": str,
+    "transform": str,
+    "recipe": str,
+    "seed": int,
+    "steps": int,
+    "seconds": (int, float),
+    "device": str,
+    "metrics": dict,
+    "config": dict,
+}
+
+
+def make_result(
+    config: dict[str, Any],
+    fingerprint: dict[str, str],
+    metrics: dict[str, float],
+    trainer: pl.Trainer,
+    task: pl.LightningModule,
+    data: Any,
+    **progress: Any,
+) -> dict[str, Any]:
+    """Return what is kept of a finished run: small, plain, and enough to run it again.
+
+    Args:
+        config: the resolved configuration.
+        fingerprint: of the run.
+        metrics: name -> value.
+        trainer, task, data: those of the run, after its test.
+        progress: ``steps``, ``seconds`` and ``curve``.
+    """
+    commit, dirty = _git()
+    device = trainer.strategy.root_device
+    return {
+        "label": config["label"],
+        **config["choices"],
+        "seed": config["seed"],
+        "samples": {split: data.size(split) for split in ("train", "val", "test")},
+        "metrics": dict(sorted(metrics.items())),
+        "misclassified": getattr(task, "misclassified", None),
+        **progress,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "devices": trainer.world_size,
+        "precision": trainer.precision,
+        "parameters": sum(p.numel() for p in task.parameters()),
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "fingerprint": fingerprint,
+        "config": result_settings(config),
+    }
+
+
+def result_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that change the result, but for those with a field of their own."""
+
+    def without(group: str, *names: str) -> dict[str, Any]:
+        return {key: value for key, value in (config[group] or {}).items() if key not in names}
+
+    shown = [name for name in IGNORED["trainer"] if name != "limit_test_batches"]
+    trainer = without("trainer", *shown, "max_steps", "precision", "val_check_interval")
+    return {
+        "data": without("data", "root", "cache"),
+        "transform": without("transform"),
+        "model": without("model"),
+        "recipe": without("recipe"),
+        "task": without("task", "root", "cache"),
+        "trainer": trainer,
+        "start": {"ckpt_path": None if config["ckpt_path"] == "auto" else config["ckpt_path"]},
+        "callbacks": acting_callbacks(config),
+    }
+
+
+def check_result(result: Any) -> None:
+    """Raise a ValueError unless ``result`` is that of a finished run."""
+    if not isinstance(result, dict):
+        raise ValueError("it is not a mapping")
+    for name, kind in _FIELDS.items():
+        if not isinstance(result.get(name), kind):
+            raise ValueError(f"{name} is missing or of the wrong type")
+    if not is_file_name(result["label"]):
+        raise ValueError("label must be printable and without slashes")
+    for name in ("experiment", "model", "transform", "recipe"):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", result[name]):  # it becomes an override of Hydra
+            raise ValueError(f"{name} must be letters, digits and underscores")
+    for name in ("data", "model", "recipe", "task"):
+        if not isinstance(result["config"].get(name), dict):
+            raise ValueError(f"config.{name} is missing")
+    for name, value in result["metrics"].items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is not a number")
+    if not math.isfinite(result["metrics"].get("test/error", math.nan)):
+        raise ValueError("test/error is missing")
+
+
+def is_file_name(label: Any) -> bool:
+    """Whether a label can become the name of a file and be printed."""
+    return isinstance(label, str) and bool(re.fullmatch(r"[^\W.][^/\\]{0,199}", label)) and label.isprintable()
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return the result of a finished run.
+
+    Raises:
+        UsageError: the file cannot be read, or is not a result.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        check_result(result)
+        return {**result, "config": upgrade_settings(result["config"])}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is not the result of a run: {error}. "
+            "In a run directory, remove it and rerun the same command to repeat the test."
+        ) from error
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Return the commit of the code and whether it has changed since; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None

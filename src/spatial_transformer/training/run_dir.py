@@ -1,0 +1,260 @@
+"""The directory of a run: whose it is, how far the run is, and what it resumes from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import yaml
+
+from ..utils.errors import RunInProgressError, UsageError
+from ..utils.files import atomic_write, free_path, remove_temporary_files
+from .fingerprint import first_difference, settings_digest, training_settings
+from .result import read_result
+
+log = logging.getLogger(__name__)
+
+
+class State(NamedTuple):
+    """How far a run is: "finished", "failed", "stopped" or "not started", with a few words on it."""
+
+    name: str
+    detail: str
+
+
+class RunDir:
+    """The files of one run.
+
+    A directory belongs to a run of ours if its ``config.yaml`` has a fingerprint. Nothing in any
+    other directory is ever removed.
+
+    Args:
+        path: the directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.result = self.path / "metrics.json"
+        self.error = self.path / "error.txt"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / "previous.ckpt"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from working in the directory, where its file system has locks.
+
+        Raises:
+            RunInProgressError: another process works there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise RunInProgressError(
+                f"Another run is working in {self.path}.\n"
+                "Wait until it has ended, or choose another directory with hydra.run.dir=DIRECTORY."
+            ) from None
+        except NotImplementedError:
+            log.warning("%s has no file locks: do not start a second run in it.", self.path)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def state(self) -> State:
+        """Return how far the run is, judged by its files alone."""
+        result, error = self.result, self.error
+        if error.is_file() and not (result.is_file() and error.stat().st_mtime < result.stat().st_mtime):
+            lines = error.read_text(errors="replace").strip().splitlines() or ["unknown reason"]
+            return State("failed", lines[-1 if lines[0].startswith("Traceback") else 0])
+        if result.is_file():
+            try:
+                test_error = read_result(result)["metrics"]["test/error"]
+                return State("finished", f"test error {test_error:.2f} %")
+            except UsageError as damaged:
+                return State("failed", str(damaged).partition("\n")[0])
+        if self.has_checkpoint:
+            return State("stopped", "has a checkpoint to resume from")
+        return State("not started", "")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.last.is_file() or self.previous.is_file()
+
+    def finished(self, config: dict[str, Any], data: str | None = None) -> dict[str, Any] | None:
+        """Return the result if this very run is finished, and None otherwise.
+
+        Args:
+            config: the resolved configuration.
+            data: digest of the data; None, where it is not known yet, takes the same ``data.root``
+                for the same data.
+
+        Raises:
+            UsageError: the directory holds a run with other settings, or the result is damaged.
+        """
+        if config["ckpt_path"] is None or not self.config.is_file():
+            return None
+        saved = self.read_config()
+        self._check_settings(saved, config)
+        if not self.result.is_file():
+            return None
+        result = read_result(self.result)
+        limits = [of["trainer"].get("limit_test_batches") for of in (saved, config)]
+        starts = [of["ckpt_path"] or "auto" for of in (saved, config)]
+        roots = [of["data"].get("root") for of in (saved, config)]
+        same_data = roots[0] == roots[1] if data is None else data == saved["fingerprint"]["data"]
+        if not same_data or limits[0] != limits[1] or starts[0] != starts[1]:
+            return None
+        self.error.unlink(missing_ok=True)  # of an attempt to start over
+        return result
+
+    def prepare(self, config: dict[str, Any], fingerprint: dict[str, str]) -> tuple[Path, dict[str, Any]] | None:
+        """Write ``config.yaml`` and return the checkpoint to resume from, with its contents.
+
+        None means a new run, for which the directory is cleared of an earlier run of ours.
+
+        Raises:
+            UsageError: the directory is not that of a run of ours, holds another run, or none of
+                its checkpoints can be read.
+        """
+        checkpoint = None
+        if not self.config.is_file():
+            if foreign := [path.name for path in self._outputs() if path.exists()]:
+                raise UsageError(
+                    f"{self.path} has no config.yaml but {', '.join(foreign)}, which a run would "
+                    "overwrite.\nChoose another directory with hydra.run.dir=DIRECTORY."
+                )
+        else:
+            saved = self.read_config()
+            if config["ckpt_path"] is not None:
+                self._check_settings(saved, config)
+                for name, text in (("data", "other data"), ("start", "another checkpoint")):
+                    if saved["fingerprint"].get(name) != fingerprint[name]:
+                        raise self._another_run(f"it was trained from {text}")
+                checkpoint = self.newest_checkpoint(fingerprint)
+        if checkpoint is None:
+            self._clear()
+        self.set_result_aside()
+        remove_temporary_files(self.path)
+        self.error.unlink(missing_ok=True)
+        with atomic_write(self.config) as path:
+            text = yaml.safe_dump({**config, "fingerprint": fingerprint}, sort_keys=False)
+            path.write_text(text)
+        return checkpoint
+
+    def check_same_optimizer(self, config: dict[str, Any], checkpoint: Path) -> None:
+        """Refuse to continue a checkpoint of this run with another optimizer or schedule.
+
+        Raises:
+            UsageError: a setting of theirs differs, or the directory is not that of a run.
+        """
+        if not self.config.is_file():
+            raise UsageError(
+                f"{checkpoint} must be in checkpoints/ of a run directory, whose config.yaml tells how it was trained."
+            )
+        here, there = training_settings(config), training_settings(self.read_config())
+        for name in sorted(here.keys() | there.keys()):
+            is_theirs = name.startswith(("recipe.optimizer", "recipe.scheduler", "recipe.local"))
+            if is_theirs and here.get(name) != there.get(name):
+                raise UsageError(
+                    f"A checkpoint keeps its optimizer and schedule: {name} is {there.get(name)} in "
+                    f"{self.config} and {here.get(name)} here."
+                )
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration of the run, which nobody has checked, as plain values.
+
+        Raises:
+            UsageError: the file is damaged, or was not written by a run of ours.
+        """
+        try:
+            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            if not isinstance(config, dict) or not isinstance(config.get("fingerprint"), dict):
+                raise ValueError("it has no fingerprint")
+            settings_digest(config)
+            return config
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+            reason = e
+        except yaml.YAMLError as e:
+            reason = e
+        raise UsageError(
+            f"{self.config} is not the configuration of a run: {' '.join(str(reason).split())}.\n"
+            "Choose another directory with hydra.run.dir=DIRECTORY."
+        ) from reason
+
+    def check_present(self) -> None:
+        """Raise a UsageError if the directory was moved or removed while the run worked in it."""
+        if not self.config.is_file():
+            raise UsageError(
+                f"{self.path} was moved or removed during the run.\n"
+                "Rerun with hydra.run.dir=DIRECTORY, where it is now, to resume."
+            )
+
+    def set_result_aside(self) -> None:
+        """Rename an earlier result to ``metrics.1.json``, ...: no result is overwritten."""
+        if self.result.is_file():
+            os.replace(self.result, free_path(self.result))
+
+    def write_error(self, text: str) -> None:
+        """Write why the run failed, for the table of a sweep."""
+        with atomic_write(self.error) as path:
+            path.write_text(text.strip() + "\n")
+
+    def _check_settings(self, saved: dict[str, Any], config: dict[str, Any]) -> None:
+        if settings_digest(saved) != settings_digest(config):
+            raise self._another_run(first_difference(saved, config))
+
+    def _another_run(self, difference: str) -> UsageError:
+        return UsageError(
+            f"{self.path} holds another run: {difference}.\n"
+            "Choose another directory with hydra.run.dir=DIRECTORY, or overwrite it with "
+            "ckpt_path=null."
+        )
+
+    def newest_checkpoint(self, fingerprint: dict[str, str]) -> tuple[Path, dict[str, Any]] | None:
+        """Return the last checkpoint of this run that is intact, with its contents; None if there is none.
+
+        Raises:
+            UsageError: there are checkpoints, and none of them can be read.
+        """
+        from ..utils.serialization import load_tensors  # torch, which a finished sweep can spare
+
+        broken = ""
+        for path in (self.last, self.previous):
+            if not path.is_file():
+                continue
+            try:
+                content = load_tensors(path)
+                if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
+                    raise ValueError("it is not a checkpoint of this run")
+                return path, content
+            except ValueError as error:
+                broken = f"{path} cannot be read as a checkpoint: {error}."
+                log.warning(broken)
+                os.replace(path, path.with_suffix(".broken"))  # or it would replace previous.ckpt
+        if broken:
+            raise UsageError(f"{broken}\nUse ckpt_path=null to train again from the start.")
+        return None
+
+    def _outputs(self) -> list[Path]:
+        """Return what a run leaves behind and another run must not find."""
+        files = [self.result, self.path / "metrics.csv", *self.checkpoints.glob("*.ckpt")]
+        return [*files, self.path / "crops", self.path / "wandb", self.path / "wandb_id"]
+
+    def _clear(self) -> None:
+        self.set_result_aside()
+        for path in self._outputs():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,237 @@
+"""One run: lock, finished?, build, prepare, fit, test, write the result."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from ..callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, ResumeCheckpoint
+from ..data.base import check_shares
+from ..inference.load import check_fit, read_weights
+from ..loggers.csv import MetricsCSV
+from ..loggers.wandb import WandbRun
+from ..utils.errors import UsageError
+from ..utils.files import write_json
+from ..utils.process import keep_freed_memory
+from .build import build, component
+from .distributed import DistributedContext, slurm_plugins
+from .fingerprint import fingerprint
+from .result import make_result
+from .run_dir import RunDir
+from .signals import StopSignals
+from .validation import validate
+
+log = logging.getLogger(__name__)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Train and test a run, or resume it where it was stopped.
+
+    Args:
+        config: the composed configuration.
+
+    Returns:
+        The result, as ``metrics.json`` has it; that of a finished run at once.
+
+    Raises:
+        UsageError: something that the user can correct, before training where possible.
+        Stopped: a signal asked the run to stop.
+    """
+    validate(config)
+    with unchanged_process(), StopSignals("Rerun the same command to resume.") as signals:
+        processes = DistributedContext(build_trainer(config))
+        check_shares(config.data.batch_size, processes.world_size)
+        if not processes.must_launch:
+            return _train(config, processes, signals)
+        for part in build(config):  # once, not in each process
+            part.prepare_data()
+        plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        return processes.launch(_train_in_process, plain, _hint(config.run_dir))
+
+
+def _train_in_process(config: DictConfig) -> dict[str, Any]:
+    with unchanged_process(), StopSignals(_hint(config.run_dir)) as signals:
+        return _train(config, DistributedContext(build_trainer(config)), signals)
+
+
+def _train(config: DictConfig, processes: DistributedContext, signals: StopSignals) -> dict[str, Any]:
+    processes.init_process_group()
+    # Hydra gives each process a time stamp of its own: all take the run directory of rank zero.
+    config = processes.on_rank_zero(lambda: config)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    run_dir = RunDir(config.run_dir)
+    with ExitStack() as stack:
+        processes.on_rank_zero(lambda: stack.enter_context(run_dir.lock()) and None)
+        result = processes.on_rank_zero(lambda: run_dir.finished(plain))
+        if result is not None:
+            log.info("%s is already finished. Use ckpt_path=null to start it over.", run_dir.path)
+        else:
+            try:
+                result = _fit_and_test(config, plain, run_dir, processes, signals)
+            except Exception as error:
+                is_ours = isinstance(error, UsageError)
+                if processes.is_rank_zero and run_dir.config.is_file():
+                    with suppress(OSError):
+                        run_dir.write_error(str(error) if is_ours else traceback.format_exc())
+                if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+                    raise UsageError(
+                        f"{run_dir.path} cannot be written to: {error}.\nThe last checkpoint is kept. {_hint(run_dir.path)}"
+                    ) from error
+                raise
+    return result
+
+
+def _fit_and_test(
+    config: DictConfig,
+    plain: dict[str, Any],
+    run_dir: RunDir,
+    processes: DistributedContext,
+    signals: StopSignals,
+) -> dict[str, Any]:
+    keep_freed_memory()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data, task = build(config)
+    task.network = processes.convert_sync_batchnorm(task.network)
+
+    def prepare():
+        data.prepare_data()
+        task.prepare_data()
+        start = None if plain["ckpt_path"] in (None, "auto") else Path(plain["ckpt_path"])
+        if start is not None:
+            check_fit(read_weights(start), task, start)
+            RunDir(start.parent.parent).check_same_optimizer(plain, start)
+        mark = fingerprint(plain, data.digest())
+        if (result := run_dir.finished(plain, mark["data"])) is not None:
+            return mark, result, None
+        return mark, None, run_dir.prepare(plain, mark)
+
+    mark, result, resumed = processes.on_rank_zero(prepare)
+    if result is not None:
+        return result
+    signals.hint = _hint(run_dir.path)
+    with _loggers(config) as loggers:
+        callbacks = _callbacks(config, has_loggers=bool(loggers))
+        resume = ResumeCheckpoint(run_dir, mark, config.checkpoint_minutes, signals)
+        trainer = build_trainer(config, logger=loggers or False, callbacks=[*callbacks, resume])
+        best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
+        for logger in loggers:
+            logger.log_hyperparams(plain)
+        checkpoint = resumed[0] if resumed else Path(config.ckpt_path) if mark["start"] else None
+        if resumed is not None:
+            log.info("Resuming from %s", checkpoint)
+            resume.restore(resumed[1], loggers)
+        try:
+            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            signals.stop()
+        metrics = resume.metrics | {k: float(v) for k, v in trainer.callback_metrics.items()}
+        weights = run_dir.last if best is None else best.require()
+        task.load_state_dict(read_weights(weights))
+        metrics |= trainer.test(task, data, verbose=False)[0]
+        if best is not None and best.best_model_score is not None and best.monitor == "val/error":
+            metrics["val/best_error"] = float(best.best_model_score)
+        progress = {"steps": resume.steps, "curve": resume.curve, "seconds": resume.seconds}
+        result = make_result(plain, mark, metrics, trainer, task, data, **progress)
+        if processes.is_rank_zero:
+            run_dir.check_present()
+            write_json(result, run_dir.result, durable=True)
+            for logger in loggers:
+                if isinstance(logger, WandbRun):
+                    logger.log_result(result, str(weights) if best else "")
+            _print_summary(result, run_dir.path)
+    return result
+
+
+def build_trainer(config: DictConfig, **parts: Any) -> pl.Trainer:
+    """Return the trainer as configured; without loggers and callbacks, a silent one."""
+    parts = parts or {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    steps = config.trainer.get("val_check_interval")
+    if isinstance(steps, int):
+        # Validations are spread evenly, so that the last one sees the final weights. Lightning
+        # counts batches, of which a step takes several.
+        max_steps = config.trainer.max_steps
+        batches = config.trainer.get("accumulate_grad_batches") or 1
+        parts["val_check_interval"] = max_steps // -(-max_steps // steps) * batches
+    plugins = [AtomicCheckpointIO(), *slurm_plugins()]
+    return component(config.trainer, "trainer", plugins=plugins, **parts)
+
+
+def _callbacks(config: DictConfig, has_loggers: bool) -> list[pl.Callback]:
+    nodes = {name: node for name, node in config.callbacks.items() if node is not None}
+    found = [component(node, f"callbacks.{name}") for name, node in nodes.items()]
+    monitor = pl.callbacks.LearningRateMonitor  # which refuses to work without a logger
+    return found if has_loggers else [c for c in found if not isinstance(c, monitor)]
+
+
+@contextmanager
+def _loggers(config: DictConfig) -> Iterator[list[Any]]:
+    """Build the loggers; the W&B run is closed in any case."""
+    code = 1
+    try:
+        nodes = {name: node for name, node in config.logger.items() if node is not None}
+        loggers = [component(node, f"logger.{name}") for name, node in nodes.items()]
+        yield sorted(loggers, key=lambda logger: not isinstance(logger, MetricsCSV))
+        code = 0
+    finally:
+        if "wandb" in config.logger:
+            import wandb
+
+            wandb.finish(exit_code=code)
+
+
+@contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Leave environment, warning filters and log levels as they were."""
+    environment = dict(os.environ)
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",  # batches are made on the device
+                ".*exists and is not empty.*",  # the run directory also holds metrics.csv
+                ".*callbacks used to create the checkpoint.*",  # a test needs none of them
+                ".*your dataloader is not resumable.*",  # it reads its position off the step
+                ".*is smaller than the logging interval.*",
+                ".*LeafSpec.*deprecated.*",
+                ".*srun.*command is available.*",
+                ".*use `self.log.*sync_dist=True.*",  # metrics of a set are equal in all processes
+            ):
+                warnings.filterwarnings("ignore", message)
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _hint(run_dir: str | Path) -> str:
+    return f"Rerun with hydra.run.dir={run_dir} to resume."
+
+
+def _print_summary(result: dict[str, Any], path: Path) -> None:
+    path = Path(os.path.relpath(path))
+    minutes, seconds = divmod(round(result["seconds"]), 60)
+    error, steps = result["metrics"]["test/error"], result["steps"]
+    log.info(
+        "%s: test error %.2f %% after %s steps in %d min %d s\n"
+        "  crops       %s\n  result      %s\n  test again  python evaluate.py run=%s",
+        result["label"], error, f"{steps:,}", minutes, seconds,
+        path / "crops", path / "metrics.json", path,
+    )  # fmt: skip

@@ -1,0 +1,189 @@
+"""The checks of a configuration before anything is built.
+
+A component is what a ``_target_`` names: any importable class or function of the right kind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from typing import Any, get_args
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import StochasticWeightAveraging
+from torch.optim import Optimizer
+
+from ..data.base import BatchedData
+from ..transformer import Transform
+from ..utils.errors import UsageError, did_you_mean
+from .config import NOT_FOR_TASKS, Config, Recipe
+
+KINDS: dict[str, type] = {
+    "data": BatchedData,
+    "model.transform": Transform,
+    "task": pl.LightningModule,
+    "recipe.optimizer": Optimizer,
+    "trainer": pl.Trainer,
+    "logger.*": pl.loggers.Logger,
+    "callbacks.*": pl.Callback,
+}
+"""The class that a component derives from, by its place. Elsewhere any callable will do."""
+
+_PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed", "None")
+_STEPS = (lambda v: type(v) is int and v > 0, "a positive integer")
+_RULES = {
+    "seed": (lambda v: 0 <= v < 2**32, f"from 0 to {2**32 - 1:,}"),
+    "checkpoint_minutes": (lambda v: v >= 0, "0 or more"),
+    "run_dir": (lambda v: v.strip(), "a directory (set hydra.run.dir)"),
+    "recipe.max_steps": _STEPS,
+    "recipe.validate_every": _STEPS,
+    "trainer.max_steps": _STEPS,
+    "trainer.log_every_n_steps": _STEPS,
+    "trainer.val_check_interval": _STEPS,
+    "trainer.max_epochs": (lambda v: v != 0, "positive or null"),
+    "trainer.precision": (lambda v: str(v) in _PRECISIONS, "32-true, 16-mixed or bf16-mixed"),
+    "trainer.limit_train_batches": (lambda v: v != 0, "positive: a run trains"),
+    "trainer.limit_test_batches": (lambda v: v != 0, "positive: a run ends with a test"),
+    "trainer.check_val_every_n_epoch": (lambda v: v is None, "null (set recipe.validate_every)"),
+    "trainer.overfit_batches": (lambda v: not v, "0 (set trainer.limit_train_batches)"),
+    "trainer.fast_dev_run": (lambda v: not v, "false (use debug=short)"),
+    "trainer.enable_checkpointing": (lambda v: v is not False, "true: runs are resumable"),
+}
+"""For single settings, the rule and what it expects."""
+
+
+def validate(config: DictConfig) -> None:
+    """Check a composed configuration.
+
+    Raises:
+        UsageError: a setting is unknown, or has a wrong type or value.
+        OmegaConfBaseException: a setting is missing, or refers to one that does not exist.
+    """
+    check_names(config, Config)
+    check_names(config.recipe, Recipe, "recipe.")
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    recipe, choices, task = settings["recipe"], settings["choices"], settings["task"]
+    limit = settings["trainer"].get("limit_train_batches") or 1.0
+    batches = settings["trainer"].get("accumulate_grad_batches") or 1
+    if batches > 1 and limit != 1.0 and (isinstance(limit, float) or limit % batches):
+        raise UsageError(
+            f"trainer.limit_train_batches must be a multiple of trainer.accumulate_grad_batches, got {limit} and {batches}."
+        )
+    model, transform = choices["model"], choices["transform"]
+    has_transform = settings["model"].get("transform") is not None
+    if has_transform == (transform == "none") or has_transform != ("transform" in settings["model"]):
+        hint = "Set transform=none" if "transform" not in settings["model"] else "Choose transform=affine, say"
+        raise UsageError(f"model={model} cannot have transform={transform}. {hint}.")
+    components = {name: settings[name] for name in ("data", "model", "task", "trainer")}
+    components |= {f"recipe.{name}": recipe[name] for name in ("optimizer", "scheduler")}
+    for group in ("logger", "callbacks"):
+        components |= {f"{group}.{name}": node for name, node in (settings[group] or {}).items()}
+    for path, node in components.items():
+        if node is not None and check_component(path, node) is StochasticWeightAveraging:
+            raise UsageError(f"{path} counts epochs, and runs count steps. Use EMAWeightAveraging.")
+    for path, (is_right, expected) in _RULES.items():
+        value = OmegaConf.select(config, path)
+        if not is_right(value):
+            raise UsageError(f"{path} must be {expected}, got {value!r}.")
+    unused = recipe.keys() - NOT_FOR_TASKS - task.keys() - accepted_names(task["_target_"])
+    for name in sorted(unused):
+        default = Recipe.__dataclass_fields__[name].default
+        if recipe[name] != default:
+            raise UsageError(
+                f"recipe.{name}={recipe[name]} has no effect: {task['_target_']} does not take "
+                f"it. Set recipe.{name}={'null' if default is None else default}."
+            )
+
+
+def check_names(node: DictConfig, schema: Any, prefix: str = "") -> None:
+    """Raise a UsageError for a setting that is not a field of a schema."""
+    fields = schema.__dataclass_fields__
+    for name in map(str, node):
+        if name not in fields:
+            raise UsageError(f"Unknown setting {prefix}{name}.{did_you_mean(name, fields)}")
+
+
+def find_target(target: str) -> Any:
+    """Import what a dotted path names. Errors inside of its module keep their traceback.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    parts = str(target).split(".")
+    for n in range(len(parts) if all(map(str.isidentifier, parts)) else 0, 0, -1):
+        module = ".".join(parts[:n])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module exists, and imports another that does not
+            continue
+        for part in parts[n:]:
+            if not hasattr(found, part):
+                raise UsageError(f"{target} does not exist.{did_you_mean(part, dir(found))}")
+            found = getattr(found, part)
+        return found
+    raise UsageError(f"{target} does not exist: there is no module {parts[0]!r}.")
+
+
+def accepted_names(target: str) -> set[str]:
+    """Return the names of a component's arguments, and of those that it passes to its bases."""
+    found = find_target(target)
+    names: set[str] = set()
+    for owner in inspect.getmro(found) if inspect.isclass(found) else [found]:
+        parameters = inspect.signature(owner).parameters.values()
+        names |= {p.name for p in parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def check_component(path: str, node: Any) -> Any:
+    """Check what a ``_target_`` names, and the names and types of its settings; return the first.
+
+    Raises:
+        UsageError: one of them is wrong.
+    """
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UsageError(f"{path} must be a component with a _target_, got {node!r}.")
+    name = f"{path}._target_={node['_target_']}"
+    target = find_target(node["_target_"])
+    group, _, key = path.partition(".")
+    base = KINDS.get(path) or (KINDS.get(f"{group}.*", object) if "." not in key else object)
+    is_right = issubclass(target, base) if inspect.isclass(target) else base in (object, Optimizer)
+    if not callable(target) or not is_right:
+        kind = "callable" if base is object else f"a {base.__module__}.{base.__qualname__}"
+        raise UsageError(f"{name} is not {kind}.")
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except Exception:  # whatever an annotation raises that only a type checker can evaluate
+        parameters = inspect.signature(target).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            check_component(f"{path}.{key}", value)
+        elif key in parameters:
+            _check_type(f"{path}.{key}", value, parameters[key].annotation)
+        if key not in parameters and not takes_any and not key.startswith("_"):
+            hint = did_you_mean(key, parameters) or f" Remove it with ~{path}.{key}."
+            raise UsageError(f"Unknown setting {path}.{key} of {node['_target_']}.{hint}")
+    return target
+
+
+def _check_type(path: str, value: Any, annotation: Any) -> None:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return
+    options = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
+    try:
+        # As JSON, whose lists may be tuples and whose strings paths.
+        TypeAdapter(annotation, config=options).validate_json(json.dumps(value))
+    except ValidationError:
+        expected = inspect.formatannotation(annotation)
+        hint = did_you_mean(value, get_args(annotation)) if "Literal" in expected else ""
+        raise UsageError(f"{path} must be {expected}, got {value!r}.{hint}") from None
+    except Exception:  # an annotation that pydantic cannot check
+        return

@@ -1,0 +1,58 @@
+"""Directories that appear as a whole or not at all, and checks of those that a user names."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..utils.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def create_directory(target: Path, is_complete: Callable[[Path], bool] = Path.exists) -> Iterator[Path | None]:
+    """Yield a temporary directory that becomes ``target`` when the block ends without an error.
+
+    Processes that create the same directory wait for each other. Those that find it complete get
+    None. An incomplete one is replaced. The next process removes what a killed one left.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"incomplete-{target.name}")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.warning("Waiting for another process that creates %s", target)
+        lock.acquire()
+    try:
+        if is_complete(target):
+            yield None
+            return
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+
+
+def check_files(dataset: str, root: Path, files: Sequence[str]) -> None:
+    """Raise UsageError if a data set's files, by their paths in ``root``, are missing."""
+    missing = [file for file in files if not (root / file).is_file()]
+    near = [*sorted(root.glob("*/")), *root.absolute().parents[:2]]
+    roots = [path for path in near if missing and (path / missing[0]).is_file()]
+    hint = "Set data.root to the directory that contains them, or leave it out to download them."
+    if missing:
+        raise UsageError(
+            f"{dataset} is incomplete: {root.absolute()} does not contain {', '.join(missing)}.\n"
+            + (f"Did you mean data.root={roots[0]}?" if roots else hint)
+        )

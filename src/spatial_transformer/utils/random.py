@@ -1,0 +1,43 @@
+"""Random numbers from keys: those of a sample depend on (seed, epoch, index) and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK_32 = 0xFFFFFFFF
+
+
+def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """Return a key for each sample from (seed, epoch, index): int64, shape of ``index``."""
+    key = torch.full_like(index, seed & _MASK_32, dtype=torch.int64)
+    for part in (torch.full_like(key, epoch), index.to(torch.int64)):
+        key = _mix(key * 0x632BE5AB + part + 1)
+    return key
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Scramble int64 bijectively, as splitmix64: each bit of the result depends on all bits."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor  # the mask: a logical shift
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def uniform(keys: Tensor, n: int, stream: int = 0) -> Tensor:
+    """Return uniform numbers in (0, 1), ``(B, n)`` float32, from ``(B,)`` keys.
+
+    Different streams are independent.
+    """
+    counter = torch.arange(1, n + 1, device=keys.device) + (stream << 32)
+    bits = _mix(keys[:, None] + counter * -0x61C8864680B583EB)
+    return (((bits >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
+
+
+def normal(keys: Tensor, n: int, stream: int = 0) -> Tensor:
+    """Return standard normal numbers, ``(B, n)`` float32, from ``(B,)`` keys."""
+    return torch.special.ndtri(uniform(keys, n, stream).double()).float()
+
+
+def integers(keys: Tensor, n: int, below: int, stream: int = 0) -> Tensor:
+    """Return uniform integers in [0, below), ``(B, n)`` int64, from ``(B,)`` keys."""
+    return (uniform(keys, n, stream).double() * below).long().clamp_(max=below - 1)

@@ -1,0 +1,23 @@
+"""Text from files of other people: what is safe on a terminal and in a spreadsheet."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Escape characters that a terminal would act on, and bytes that are no text.
+
+    Different texts stay different: a backslash is escaped, too.
+
+    >>> print(printable("a\x1b[31mb\n"))
+    a\x1b[31mb\n
+    """
+    return "".join(c if c.isprintable() and c != "\\" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def csv_cell(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula: one that begins like it gets a quote."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,0 +1,1 @@
+"""Drawing: crops, grids and charts, used by callbacks, prediction and the report."""

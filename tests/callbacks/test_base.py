@@ -1,0 +1,64 @@
+"""Callbacks that only draw can never stop a run."""
+
+import logging
+
+import pytest
+from conftest import SHORT
+
+from spatial_transformer.callbacks.base import DrawingCallback
+from spatial_transformer.training.runner import train
+from spatial_transformer.utils.failures import warn_on_failure
+
+
+class Broken(DrawingCallback):
+    """Raises in each hook that Lightning calls with the trainer and the module."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_start(self, trainer, pl_module):
+        """Draw."""
+        raise self.error
+
+
+class MoreBroken(Broken):
+    def on_test_end(self, trainer, pl_module):
+        raise self.error
+
+
+def test_a_failure_in_a_hook_is_a_warning(caplog):
+    Broken(OSError(28, "No space left on device")).on_train_start(None, None)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "Broken.on_train_start failed, and the run continues: OSError: [Errno 28] No space left on device"
+    )
+    assert Broken.on_train_start.__doc__ == "Draw."
+
+
+def test_a_subclass_is_guarded_as_well(caplog):
+    callback = MoreBroken(ValueError("first line\nsecond line"))
+    callback.on_train_start(None, None)
+    callback.on_test_end(None, None)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["first line"] * 2
+
+
+@pytest.mark.parametrize("request_to_stop", [KeyboardInterrupt, SystemExit])
+def test_a_request_to_stop_is_not_a_failure(request_to_stop):
+    with pytest.raises(request_to_stop):
+        Broken(request_to_stop()).on_train_start(None, None)
+    with pytest.raises(request_to_stop), warn_on_failure("A picture"):
+        raise request_to_stop
+
+
+def test_a_run_whose_pictures_cannot_be_written_ends_with_the_same_metrics(composed, mnist_root, tmp_path, caplog):
+    short = [*SHORT, f"data.root={mnist_root}", "logger=csv", "recipe.validate_every=1"]
+    expected = train(composed(*short))["metrics"]
+    (tmp_path / "file").touch()
+    unwritable = [f"callbacks.{name}.folder={tmp_path}/file/crops" for name in ("crops", "mistakes")]
+    found = train(composed(*short, f"run_dir={tmp_path}/other", *unwritable))["metrics"]
+    assert found == expected
+    assert (tmp_path / "other" / "metrics.json").is_file()
+    warnings = "\n".join(record.getMessage() for record in caplog.records)
+    for lost in ("crops_0000000.png", "crops_0000002.png", "mean_images_0000002.png", "misclassified", "confusion"):
+        assert lost in warnings

@@ -1,0 +1,88 @@
+"""What crops hold, against cases computed by hand and a slow count."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spatial_transformer import Affine, Attention
+from spatial_transformer.callbacks.part_coverage import (
+    PartCoverage,
+    affine_matrices,
+    contains,
+    crop_box_overlap,
+    part_table,
+)
+
+
+def windows(*rows):
+    """Crops of one sample, (half side, x, y) each: (1, K, 2, 3)."""
+    return torch.tensor([[[[s, 0, x], [0, s, y]] for s, x, y in rows]], dtype=torch.float32)
+
+
+def test_matrices_are_those_of_the_transform():
+    theta = torch.tensor([[0.3, 0.1, -0.2, 0.4, 0.8, 0.5]])
+    assert torch.allclose(affine_matrices(Affine(), theta), theta.view(1, 2, 3))
+    assert torch.allclose(affine_matrices(Attention(0.5), torch.tensor([[0.2, -0.1]])), windows((0.5, 0.2, -0.1))[0])
+
+
+def test_a_turned_crop_holds_what_lies_in_it():
+    angle = math.pi / 4
+    turned = 0.5 * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    crop = torch.cat([turned, torch.zeros(2, 1)], dim=1)[None, None]
+    points = torch.tensor([[[0.69, 0.0], [0.72, 0.0], [0.45, 0.45], [0.0, -0.69]]])
+    assert contains(crop, points).tolist() == [[[True, False, False, True]]]
+
+
+def test_parts_are_counted_among_the_samples_in_which_they_are_to_be_seen():
+    crops = windows((0.5, -0.5, 0.0), (0.5, 0.5, 0.0)).expand(4, -1, -1, -1)
+    part = [[-0.4, 0.1, 1], [0.4, 0.1, 1], [-0.4, 0.9, 1], [-0.4, 0.1, 0]]
+    table = part_table(crops, torch.tensor(part)[:, None])
+    assert table["1"].item() == pytest.approx(100 / 3)
+    assert table["2"].item() == pytest.approx(100 / 3)
+    assert table["centre"].item() == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("half", [0.25, 0.5, 0.9])
+def test_the_chance_of_a_random_crop_is_what_many_draws_give(half):
+    torch.manual_seed(0)
+    places = (torch.rand(200_000, 2) * 2 - 1) * (1 - half)
+    for x, y in ((0.0, 0.0), (0.6, -0.2), (-0.95, 0.95)):
+        chance = part_table(windows((half, 0, 0)), torch.tensor([[[x, y, 1.0]]]))["random"].item()
+        drawn = ((places - torch.tensor([x, y])).abs() <= half).all(1).float().mean().item()
+        assert chance == pytest.approx(100 * drawn, abs=0.5)
+
+
+def test_a_crop_of_the_whole_image_holds_everything():
+    table = part_table(windows((1.0, 0, 0)), torch.tensor([[[0.99, -0.99, 1.0]]]))
+    assert [values.item() for values in table.values()] == [100, 100, 100]
+
+
+def test_overlaps_of_squares():
+    crops = windows((0.5, -0.5, -0.5), (0.5, 0.0, -0.5))
+    shares = crop_box_overlap(crops, torch.tensor([[-1.0, -1.0, 0.0, 1.0]]))
+    assert shares["box_1"] == pytest.approx(50)
+    assert shares["on_box_1"] == pytest.approx(100)
+    assert shares["box_2"] == pytest.approx(25)
+    assert shares["on_box_2"] == pytest.approx(50)
+    assert shares["overlap"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_metrics_are_logged_also_if_the_table_cannot_be_written(tmp_path, caplog, is_writable):
+    folder = tmp_path / "crops"
+    if not is_writable:
+        folder.touch()
+    parts, boxes = torch.tensor([[[0.0, 0.0, 1.0]]]), torch.tensor([[-0.5, -0.5, 0.5, 0.5]])
+    data = SimpleNamespace(parts=lambda split: parts, boxes=lambda split: boxes, part_names=["beak"])
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[])
+    logged = {}
+    transformer = SimpleNamespace(transform=Attention(0.5))
+    theta = torch.zeros(1, 2, 2)
+    PartCoverage(folder).measure(trainer, SimpleNamespace(log_dict=logged.update), transformer, theta)
+    assert logged["test/parts_1/beak"] == logged["test/box_2"] == 100
+    assert ("parts.csv" in caplog.text) is not is_writable
+    if is_writable:
+        table = (folder / "parts.csv").read_text().splitlines()
+        assert table == ["part,transformer 1,transformer 2,random,centre", "beak,100.0,100.0,100.0,100.0"]

@@ -1,0 +1,77 @@
+"""Logits, thetas and crops from one forward pass."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from spatial_transformer import Affine, Attention, FcLocalisation, SpatialTransformer
+from spatial_transformer.inference import infer
+from spatial_transformer.networks.mnist import MnistNetwork
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def make_transformer(size, transform=None, output_size=None, seed=0):
+    """Return a transformer whose theta depends on its input."""
+    torch.manual_seed(seed)
+    transform = transform or Affine()
+    localisation = FcLocalisation((1, *size), transform, hidden=(8,))
+    nn.init.normal_(localisation[-1].weight, std=0.3)
+    return SpatialTransformer(localisation, transform, output_size)
+
+
+def test_transformers_in_a_row_are_recorded_in_order(images):
+    first = make_transformer((12, 12), output_size=(8, 9))
+    second = make_transformer((8, 9), Attention(), output_size=(5, 5))
+    logits, thetas, crops = infer(nn.Sequential(first, nn.ReLU(), second, nn.Flatten()), images)
+    crop, theta = first(images, return_theta=True)
+    inner_crop, inner_theta = second(crop.relu(), return_theta=True)
+    expected = [inner_crop.flatten(1), theta, inner_theta, crop, inner_crop]
+    for output, reference in zip([logits, *thetas, *crops], expected, strict=True):
+        assert torch.equal(output, reference)
+    assert theta.std(dim=0).min() > 0
+
+
+def test_parallel_transformers_have_one_theta_and_one_crop():
+    network = MnistNetwork("fcn", 28, Affine(), transformers=3, in_channels=2, classes=19, width=8)
+    logits, thetas, crops = infer(network, torch.rand(2, 2, 28, 28))
+    assert logits.shape == (2, 19)
+    assert [tuple(theta.shape) for theta in thetas] == [(2, 3, 6)]
+    assert [tuple(crop.shape) for crop in crops] == [(2, 6, 28, 28)]
+
+
+def test_a_network_without_a_transformer_has_logits_alone():
+    images = torch.rand(2, 1, 28, 28)
+    network = MnistNetwork("fcn", 28, width=8)
+    logits, thetas, crops = infer(network, images)
+    assert torch.equal(logits, network(images))
+    assert thetas == crops == ()
+
+
+def test_other_hooks_see_the_output_alone_and_no_hook_remains(images):
+    transformer = make_transformer((12, 12))
+    seen = []
+    hook = transformer.register_forward_hook(lambda module, args, output: seen.append(output))
+    _, _, (crop,) = infer(transformer, images)
+    assert torch.equal(seen[0], crop)
+    hook.remove()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        infer(transformer, images[..., 1:])
+    assert not transformer._forward_hooks
+    assert not transformer._forward_pre_hooks
+    assert torch.equal(transformer(images), crop)
+
+
+def test_threads_do_not_record_each_other(images):
+    network = make_transformer((12, 12))
+    expected = [network(images[n : n + 1], return_theta=True) for n in range(3)]
+    with ThreadPoolExecutor(max_workers=3) as threads:
+        found = list(threads.map(lambda n: infer(network, images[n % 3 : n % 3 + 1]), range(60)))
+    for n, outputs in enumerate(found):
+        assert len(outputs.thetas) == len(outputs.crops) == 1
+        torch.testing.assert_close((outputs.crops[0], outputs.thetas[0]), expected[n % 3])

@@ -1,0 +1,209 @@
+"""The programs report a configuration error in one message, and nothing else in less than all."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from conftest import REPOSITORY
+from hydra.core.global_hydra import GlobalHydra
+
+import evaluate
+import predict
+import train
+from spatial_transformer.training.cli import entry_point
+from spatial_transformer.utils.errors import Stopped, UsageError
+
+PROGRAMS = {"train": train, "evaluate": evaluate, "predict": predict}
+
+
+@pytest.fixture
+def start(monkeypatch, capsys, tmp_path):
+    """Run a program in this process; return its exit code and what it prints."""
+
+    def start_(program, *words):
+        main = PROGRAMS[program].main if isinstance(program, str) else program
+        name = f"{program}.py" if isinstance(program, str) else "train.py"
+        GlobalHydra.instance().clear()
+        first = [f"hydra.run.dir={tmp_path}/run"] if name == "train.py" else []
+        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / name), *first, *words])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, capsys.readouterr().err
+
+    yield start_
+    GlobalHydra.instance().clear()
+
+
+WRONG = {
+    "experiment=mnst": "experiment=mnst does not exist. Did you mean 'mnist' or 'mnist_3d'?",
+    "model=st_cn": "model=st_cn does not exist. Did you mean 'st_fcn' or 'st_cnn'",
+    "modle=cnn": "There is no setting or group modle. Did you mean 'model'",
+    "data.batch_sise=3": "no setting or group data.batch_sise. Did you mean 'data.batch_size'",
+    "recipe.lr=0.1": "no setting or group recipe.lr. Did you mean 'recipe.optimizer.lr'?",
+    "trainer.max_step=10": "Did you mean 'trainer.max_steps'",
+    "seed=one": "seed=one: Value 'one' of type 'str' could not be converted to Integer.",
+    "recipe.optimizer=sgd": "recipe.optimizer=sgd: Cannot assign str",
+    "data.root={": "cannot be parsed. Quote the value: 'data.root=\"{\"'.",
+    "data.root=~/data": "Quote the value: 'data.root=\"~/data\"'.",
+    "recipe.dropout=${nothing}": "Interpolation key 'nothing' not found",
+    "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
+    "logger=nine": "logger=nine does not exist. Did you mean 'none'?",
+    "logger=null": "logger=null does not exist. Choose one of csv, none, wandb.",
+    "callbacks=null": "callbacks=null does not exist. Choose one of default.",
+    "model=true": "model=true does not exist.",
+    "recipe=1.5": "recipe=1.5 does not exist.",
+    "mnist": "mnist is not a setting. Did you mean data=mnist or experiment=mnist?",
+    "--experiment=mnist": "Settings have no dashes: experiment=mnist.",
+    "--seed=3": "Settings have no dashes: seed=3.",
+    "seed=-1": "seed must be from 0",
+    "hydra.sweep.dir=x +modle=3": "Unknown setting modle.",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_ends_in_one_short_message(start, words):
+    code, errors = start("train", *words.split())
+    assert code == 1
+    head, _, message = errors.partition("Error: ")
+    assert not head.strip()
+    assert WRONG[words] in message
+    assert message.splitlines()[1:] == ["(HYDRA_FULL_ERROR=1 shows the traceback)"]
+    assert "HYDRA_FULL_ERROR" not in os.environ or not os.environ["HYDRA_FULL_ERROR"]
+
+
+def test_settings_with_dashes_and_their_value_apart_are_understood(start):
+    code, errors = start("train", "--experiment", "mnist")
+    assert code == 1
+    assert "Settings have no dashes: experiment=mnist." in errors
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(start):
+    code, errors = start("train", "hydra.run.dir=/dev/null/run")
+    assert code == 1
+    assert "'/dev/null/run'. Choose another hydra.run.dir." in errors
+
+
+def test_all_settings_that_are_missing_are_named(start):
+    assert "Error: images, run must be set: images=VALUE run=VALUE." in start("predict")[1]
+    assert "Error: run must be set: run=VALUE." in start("evaluate")[1]
+    assert "RUN is not a setting. Did you mean run=RUN?" in start("evaluate", "RUN")[1]
+
+
+def make(error):
+    def main(config):
+        raise error
+
+    main.__module__ = train.__name__
+    main.__code__ = main.__code__.replace(co_filename=str(REPOSITORY / "train.py"))
+    return entry_point("train")(main)
+
+
+@pytest.mark.parametrize("kind", [OSError, ConnectionResetError, ValueError, MemoryError])
+def test_an_error_that_is_not_of_the_configuration_keeps_its_traceback(start, kind):
+    with pytest.raises(kind, match="of the user"):
+        start(make(kind("an error of the user's code")))
+
+
+def test_the_full_traceback_can_be_shown(start, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UsageError):
+        start(make(UsageError("wrong")))
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_an_interrupted_run_reports_where_and_its_exit_code(start):
+    code, errors = start(make(Stopped("Interrupted at step 3.", 143)))
+    assert (code, errors.strip()) == (143, "Interrupted at step 3.")
+    assert start(make(KeyboardInterrupt()))[0] == 130
+
+
+def test_an_interruption_passes_between_processes():
+    stop = pickle.loads(pickle.dumps(Stopped("Interrupted at step 3.", 143)))
+    assert (str(stop), stop.code) == ("Interrupted at step 3.", 143)
+
+
+@pytest.mark.parametrize(("local", "reports"), [("0", True), ("1", False)])
+def test_the_first_process_of_each_machine_reports_errors(start, monkeypatch, local, reports):
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", local)
+    code, errors = start(make(UsageError("the data is missing here")))
+    assert code == 1
+    assert ("the data is missing here" in errors) == reports
+
+
+SLURM = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),  # Lightning does not support it
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_NTASKS_PER_NODE": "4"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}, False),
+        ({"SLURM_NTASKS": "4", "TORCHELASTIC_RUN_ID": "x"}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+    ],
+)
+def test_several_tasks_of_slurm_without_srun_are_refused(start, monkeypatch, variables, refused):
+    for name, value in {**SLURM, **variables}.items():
+        monkeypatch.setenv(name, value)
+    _, errors = start(make(UsageError("the run has begun")))
+    assert ("SLURM has reserved 4 tasks for one process" in errors) == refused
+    assert ("the run has begun" in errors) != refused
+
+
+def test_a_module_in_the_working_directory_can_be_named(start, tmp_path, monkeypatch):
+    (tmp_path / "module_beside.py").write_text("def net(size, wrong: int): ...\n")
+    monkeypatch.chdir(tmp_path)
+    model = ["model=custom", "model._target_=module_beside.net", "+model.wrong=yes"]
+    code, errors = start("train", "data.root=.", *model)
+    assert code == 1
+    assert "model.wrong must be int, got 'yes'" in errors or "got True" in errors
+
+
+def test_help_lists_examples_experiments_and_groups():
+    command = [sys.executable, "train.py", "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0
+    for part in ("experiment=quickstart", "colocalisation, mnist, mnist_3d", "data.root"):
+        assert part in done.stdout
+    assert "spatial_transformer_" not in done.stdout
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+    code += "try: runpy.run_path('train.py', run_name='__main__')\n"
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
+    assert done.returncode == 0
+
+
+def test_a_run_that_is_interrupted_reports_how_to_resume(mnist_root, tmp_path):
+    command = [sys.executable, "train.py", f"data.root={mnist_root}", "logger=none"]
+    command += ["model.width=8", "recipe.validate_every=1", "++trainer.limit_val_batches=1"]
+    command += [f"hydra.run.dir={tmp_path}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell lets what it starts in the background ignore interrupts, and these tests with it.
+    reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=REPOSITORY, preexec_fn=reset, **pipes)
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step 2 of"))
+    for _ in range(4):  # Python can lose an interrupt that arrives within a callback of C code
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=30)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    assert process.returncode == 130
+    assert f"hydra.run.dir={tmp_path}" in errors
+    assert "Traceback" not in errors

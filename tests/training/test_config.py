@@ -1,0 +1,100 @@
+"""Composition: every option composes, and other Hydra programs are left alone."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from spatial_transformer.paper import NETWORKS
+from spatial_transformer.training.config import compose_config
+from spatial_transformer.training.validation import validate
+
+CONF = REPOSITORY / "conf"
+OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
+
+WITH_EXPERIMENT = {
+    "mnist_addition": "mnist_addition",
+    "colocalisation": "colocalisation",
+    "mnist_3d": "mnist_3d",
+    "volume_st_fcn": "mnist_3d",
+    "svhn": "svhn_cnn",
+    "svhn_part": "svhn_cnn",
+    "cub": "birds_cnn",
+    "birds_fast": "birds_cnn",
+    "birds_differences": "birds_2st",
+}
+"""Options that do not go with the default experiment, and one with which they do."""
+MORE = {"none": ["model=fcn"], "custom": ["model._target_=torchvision.models.resnet18"]}
+
+FOREIGN = """
+from dataclasses import dataclass
+import hydra, sys
+from hydra.core.config_store import ConfigStore
+
+@dataclass
+class Mine:
+    lr: float = 0.1
+
+names = ("schema", "evaluation", "prediction", "config", "train", "evaluate", "predict")
+ConfigStore.instance().store("schema", Mine)
+
+@hydra.main(version_base="1.3", config_path=None, config_name="schema")
+def main(config):
+    assert config == {"lr": 0.1}, config
+    stored = set(ConfigStore.instance().repo) - {"schema.yaml", "hydra", "_dummy_empty_config_.yaml"}
+    assert not stored, stored
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    assert not loaded & {"torch", "spatial_transformer", "submitit", "joblib", "pydantic", "rich"}
+    print("unchanged")
+
+main()
+"""
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(composed, group, option):
+    experiment = WITH_EXPERIMENT.get(option)
+    chosen = [f"experiment={experiment}"] if experiment else []
+    more = MORE.get(option, []) if group in ("transform", "model") else []
+    validate(composed(f"{group}={option}", *chosen, *more))
+
+
+@pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
+@pytest.mark.parametrize("recipe", ["paper", "fast", "long"])
+def test_every_row_of_table_1_composes(composed, model, transform, recipe):
+    chosen = [] if transform == "none" else [f"transform={transform}"]
+    config = composed("experiment=mnist", f"model={model}", f"recipe={recipe}", *chosen)
+    validate(config)
+    assert set(config.choices.values()) >= {model, transform, recipe}
+
+
+@pytest.mark.parametrize("experiment", ["mnist_addition", "mnist_3d"])
+def test_a_recipe_goes_with_each_experiment_whose_task_takes_it(composed, experiment):
+    from spatial_transformer.training.build import build
+
+    config = composed(f"experiment={experiment}", "recipe=long")
+    validate(config)
+    _, task = build(config)
+    assert task.theta_noise == 0.03
+
+
+def test_the_length_of_a_run_sets_its_schedule(composed):
+    config = composed("trainer.max_steps=123")
+    assert config.recipe.scheduler.total_steps == 123
+
+
+def test_a_configuration_is_composed_without_a_command_line():
+    config = compose_config(CONF, "model=cnn", "run_dir=x")
+    assert (config.choices.model, config.choices.transform) == ("cnn", "none")
+    assert "hydra" not in config
+
+
+def test_another_hydra_program_is_left_as_it_is(tmp_path):
+    """Hydra imports the plugin of this package in every program on the machine."""
+    (tmp_path / "program.py").write_text(FOREIGN)
+    command = [sys.executable, "program.py", "hydra.run.dir=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "unchanged"
+    assert not done.stderr

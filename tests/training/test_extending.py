@@ -1,0 +1,185 @@
+"""Components of users' own modules and of other packages; docs/extending.md as it stands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from spatial_transformer import SpatialTransformer
+from spatial_transformer.training.runner import train
+from spatial_transformer.utils.errors import UsageError
+
+PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
+MODULE = """
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+
+class MyNet(nn.Module):
+    def __init__(self, size: int, hidden: "Unknown | list[int]", classes: int = 10):
+        super().__init__()
+        assert type(hidden) is list
+        sizes = [size * size, *hidden, classes]
+        layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])]
+        self.layers = nn.Sequential(nn.Flatten(), *layers)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+class MyCallback(pl.Callback):
+    steps = 0
+
+    def on_train_batch_end(self, *arguments):
+        MyCallback.steps += 1
+
+
+class MySGD(torch.optim.SGD):
+    pass
+
+
+def my_optimizer(groups, lr: float):
+    return torch.optim.SGD(groups, lr=lr)
+
+
+class Broken(nn.Module):
+    def __init__(self, size: int, classes: int):
+        super().__init__()
+        self.layer = nn.Linear(size, classes, bais=True)
+"""
+TINY = [
+    "logger=csv",
+    "trainer.max_steps=5",
+    "data.batch_size=16",
+    "data.eval_batch_size=20",
+    "recipe.validate_every=2",
+    "++trainer.limit_val_batches=1",
+    "++trainer.limit_test_batches=1",
+    "data.distortion=r",
+    "data.root=.",
+    "callbacks.progress=null",
+]
+FCN = ["model=fcn", "model.width=4"]
+CALLBACK = "pytorch_lightning.callbacks."
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    import my_module
+
+    return my_module
+
+
+def optimizer(target, *settings):
+    """Choose an optimizer without the settings of the default one."""
+    names = ["~recipe.optimizer.fused", "~recipe.optimizer.weight_decay"]
+    return [*names, f"recipe.optimizer._target_={target}", "recipe.optimizer.lr=0.01", *settings]
+
+
+@pytest.mark.parametrize("factory", ["my_module.MySGD", "my_module.my_optimizer"])
+def test_a_network_a_callback_and_an_optimizer_of_a_user_train(composed, drawn_mnist, module, factory):
+    own = ["model=custom", "model._target_=my_module.MyNet", "+model.hidden=[8, 8]"]
+    own += ["+callbacks.mine={_target_: my_module.MyCallback}"]
+    record = train(composed(*TINY, *own, *optimizer(factory)))
+    assert record["steps"] == module.MyCallback.steps == 5
+    assert record["metrics"]["test/error"] >= 0
+
+
+@pytest.mark.parametrize("name", ["Lion", "AdamP"])
+def test_an_optimizer_of_another_package_trains(composed, drawn_mnist, name):
+    assert train(composed(*TINY, *FCN, *optimizer(f"timm.optim.{name}")))["steps"] == 5
+
+
+def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):
+    added = [
+        f"+callbacks.stop={{_target_: {CALLBACK}EarlyStopping, monitor: val/error, patience: 9}}",
+        f"+callbacks.copies={{_target_: {CALLBACK}ModelCheckpoint, dirpath: {tmp_path}/copies}}",
+        f"+callbacks.rate={{_target_: {CALLBACK}LearningRateMonitor}}",
+    ]
+    assert train(composed(*TINY, *FCN, *added))["steps"] == 5
+    assert list((tmp_path / "copies").glob("*.ckpt"))
+
+
+def test_weights_are_averaged_by_steps_not_by_epochs(composed, drawn_mnist):
+    swa = f"+callbacks.swa={{_target_: {CALLBACK}StochasticWeightAveraging, swa_lrs: 0.01}}"
+    with pytest.raises(UsageError, match=r"callbacks\.swa counts epochs.*EMAWeightAveraging"):
+        train(composed(*TINY, *FCN, swa))
+    ema = f"+callbacks.ema={{_target_: {CALLBACK}EMAWeightAveraging}}"
+    assert train(composed(*TINY, *FCN, ema))["steps"] == 5
+
+
+def test_a_mistake_in_the_code_of_a_user_keeps_its_traceback(composed, module):
+    from spatial_transformer.training.build import build
+
+    config = composed(*TINY, "model=custom", "model._target_=my_module.Broken")
+    with pytest.raises(TypeError, match="bais") as caught:
+        build(config)
+    assert any("my_module.py" in str(frame.path) for frame in caught.traceback)
+    assert caught.value.__cause__ is None
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The files of the page, in a directory of their own."""
+    (tmp_path / "mine.py").write_text("\n\n".join(blocks("python")))
+    files = dict(re.findall(r"`(conf/\S+?\.yaml)`:\n\n```yaml\n(.*?)```", PAGE, re.S))
+    assert len(files) == len(blocks("yaml")) == 4
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def start(program, *arguments, cwd: Path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    command = [sys.executable, str(REPOSITORY / program), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_the_page_makes_an_experiment(project):
+    settings = ["trainer.max_steps=60", "recipe.optimizer.lr=0.003", "logger=csv"]
+    words = re.search(r"python ../train.py (.*)", PAGE)[1].split()
+    done = start("train.py", *words, *settings, "hydra.run.dir=run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((project / "run" / "metrics.json").read_text())["metrics"]["test/error"] < 5
+    assert (project / "run" / "crops" / "confusion.png").is_file()
+    refused = start("evaluate.py", "run=run", cwd=project)
+    assert refused.returncode == 1
+    assert "set trust=[mine]" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    done = start("evaluate.py", "run=run", "trust=[mine]", cwd=project)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_data_and_the_transform_of_the_page_are_right(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    import mine
+
+    similarity, data = mine.Similarity(), mine.Bars()
+    images, labels = data.samples("val", torch.arange(50))
+    upright = images.sum(dim=(1, 3))[labels == 1]
+    assert torch.equal(upright, torch.ones(25, 28)), "an upright bar has a pixel in each row"
+    network = mine.small_cnn(data.input_size, similarity, classes=data.classes)
+    (transformer,) = (m for m in network.modules() if isinstance(m, SpatialTransformer))
+    torch.testing.assert_close(transformer(images), images, atol=2e-6, rtol=0)
+    theta = torch.tensor([[0.8, 0.3, 0.1, -0.2]])
+    composed = similarity.compose(theta, similarity.inverse(theta))
+    torch.testing.assert_close(composed, similarity.identity()[None])
+    grid = similarity.grid(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), (28, 28))
+    turned = torch.nn.functional.grid_sample(images[:1], grid, align_corners=False)
+    torch.testing.assert_close(turned, images[:1].rot90(1, (2, 3)), atol=1e-5, rtol=0)

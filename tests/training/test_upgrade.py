@@ -1,0 +1,83 @@
+"""Result files of earlier versions count as runs of today's networks."""
+
+import copy
+from collections import Counter
+
+import pytest
+from conftest import REPOSITORY
+
+from spatial_transformer.reporting.records import changed_settings, read_records
+from spatial_transformer.training.upgrade import upgrade_settings
+
+CONF = REPOSITORY / "conf"
+SCHEDULES = "spatial_transformer.tasks.schedules"
+
+
+def old_config(model, recipe=None, task=None):
+    return {
+        "model": {"_target_": f"spatial_transformer.networks.{model.pop('_target_')}", **model},
+        "recipe": recipe or {},
+        "task": {"_target_": "spatial_transformer.tasks.classification.Classification", **(task or {})},
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"_target_": "mnist.fcn", "width": 8}, {"arch": "fcn", "width": 8}),
+        ({"_target_": "mnist.cnn"}, {"arch": "cnn", "pool": 1}),
+        ({"_target_": "mnist.st_cnn", "pool": None}, {"arch": "cnn", "pool": None}),
+        ({"_target_": "addition.fcn", "pool": None}, {"arch": "fcn", "in_channels": 2, "pool": 1}),
+        ({"_target_": "addition.fcn", "pool": 2}, {"arch": "fcn", "in_channels": 2, "pool": 2}),
+        ({"_target_": "addition.cnn"}, {"arch": "cnn", "in_channels": 2, "pool": 1}),
+        (
+            {"_target_": "addition.st_fcn", "transformers": 2, "pool": 2},
+            {"arch": "fcn", "in_channels": 2, "transformers": 2, "pool": 2},
+        ),
+    ],
+)
+def test_networks_become_settings_of_one_class(old, new):
+    upgraded = upgrade_settings(old_config(old))
+    assert upgraded["model"] == {"_target_": "spatial_transformer.networks.mnist.MnistNetwork", **new}
+    assert upgrade_settings(upgraded) == upgraded
+
+
+def test_networks_of_users_stay_as_they_are():
+    config = old_config({"_target_": "mnist.small_cnn", "width": 8})
+    assert upgrade_settings(config) == config
+
+
+def test_recipe_and_task_have_the_names_of_today_and_the_old_ones_are_kept():
+    recipe = {
+        "frozen_steps": 0,
+        "theta_step": 0.15,
+        "theta_noise": 0.03,
+        "scheduler": {"_target_": f"{SCHEDULES}.falling_steps", "_partial_": True, "total_steps": 9, "parts": 3, "factor": 0.1},
+    }
+    config = old_config({"_target_": "svhn.cnn"}, recipe, {"theta_noise": 0.03, "frozen_steps": 0, "margin": 1.0})
+    before = copy.deepcopy(config)
+    upgraded = upgrade_settings(config)
+    assert config == before
+    assert upgraded["recipe"]["scheduler"] == {
+        "_target_": f"{SCHEDULES}.multi_step_decay",
+        "_partial_": True,
+        "total_steps": 9,
+        "milestones": [50_000, 100_000],
+        "reference_steps": 150_000,
+        "gamma": 0.1,
+    }
+    assert {name: upgraded["recipe"][name] for name in ("spsa_delta", "theta_noise")} == {
+        "spsa_delta": 0.15,
+        "theta_noise": 0.03,
+    }
+    assert upgraded["recipe"].keys() == {"spsa_delta", "theta_noise", "scheduler"}
+    assert upgraded["task"].keys() == {"_target_", "margin"}
+
+
+@pytest.mark.parametrize("experiment", ["mnist_addition", "birds_2st", "colocalisation"])
+def test_recorded_runs_differ_from_the_configuration_of_today_as_they_did(experiment):
+    """Old runs, that had other defaults, are the only ones that differ."""
+    records = read_records(REPOSITORY / "results" / experiment)
+    differ = Counter(setting.partition("=")[0] for record in records for setting in changed_settings(record, CONF))
+    assert not {name for name in differ if name.startswith(("model.", "task."))}, differ
+    assert sum(not changed_settings(record, CONF) for record in records) > len(records) / 2

@@ -1,0 +1,167 @@
+"""Wrong settings are refused before anything is built, each in one message."""
+
+import sys
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spatial_transformer.training.build import build
+from spatial_transformer.training.validation import accepted_names, find_target, validate
+from spatial_transformer.utils.errors import UsageError
+
+EARLY = "_target_: pytorch_lightning.callbacks.EarlyStopping"
+REFUSED = {
+    "+data.batchsize=3": r"Unknown setting data\.batchsize of .*MnistData\. Did you mean 'batch_s",
+    "+model.widht=3": r"Unknown setting model\.widht.*'width'",
+    "+recipe.stepz=3": r"Unknown setting recipe\.stepz",
+    "+modle=3": r"Unknown setting modle\. Did you mean 'model'",
+    "+transform.points=3": r"Unknown setting model\.transform\.points .*Affine",
+    "data._target_=os.system": r"data\._target_=os.system is not a .*\.BatchedData",
+    "data._target_=no.module": r"no\.module does not exist: there is no module 'no'",
+    "task._target_=torch.nn.Linear": r"is not a .*LightningModule",
+    "model._target_=spatial_transformer.paper": r"model\._target_=.* is not callable",
+    "recipe.optimizer._target_=torch.optim.Adamm": r"Adamm does not exist.*'Adam'",
+    "recipe.optimizer._target_=torch.nn.Linear": r"is not a .*\.Optimizer",
+    "+trainer.max_step=1": r"Unknown setting trainer\.max_step .* Did you mean 'max_steps'",
+    "trainer.max_steps=0": r"trainer\.max_steps must be a positive integer, got 0",
+    "trainer.max_steps=-1": r"trainer\.max_steps must be a positive integer, got -1",
+    "recipe.validate_every=0": r"recipe\.validate_every must be a positive integer",
+    "trainer.val_check_interval=00:00:05:00": r"val_check_interval must be a positive integer",
+    "trainer.max_steps=ten": r"trainer\.max_steps must be int, got 'ten'",
+    "data.batch_size='64'": r"data\.batch_size must be int, got '64'",
+    f"+callbacks.x={{{EARLY}, monitor: [1]}}": r"callbacks\.x\.monitor must be str, got \[1\]",
+    "+callbacks.x={_target_: os.getcwd}": r"callbacks\.x\._target_=os\.getcwd is not a .*Callback",
+    "+callbacks.x=3": r"callbacks\.x must be a component with a _target_, got 3",
+    "recipe.spsa_delta=0.1": r"recipe\.spsa_delta=0\.1 has no effect.*spsa_delta=null",
+    "trainer.precision=bf16-true": r"trainer\.precision must be .*, got 'bf16-true'",
+    "trainer.check_val_every_n_epoch=1": r"check_val_every_n_epoch must be null .*validate_every",
+    "++trainer.limit_test_batches=0": r"limit_test_batches must be positive",
+    "++trainer.limit_train_batches=0": r"limit_train_batches must be positive",
+    "++trainer.max_epochs=0": r"max_epochs must be positive or null, got 0",
+    "++trainer.overfit_batches=2": r"overfit_batches must be 0",
+    "++trainer.fast_dev_run=true": r"fast_dev_run must be false .*debug=short",
+    "++trainer.enable_checkpointing=false": r"enable_checkpointing must be true",
+    "seed=-1": r"seed must be from 0 to 4,294,967,295, got -1",
+    "checkpoint_minutes=-1": r"checkpoint_minutes must be 0 or more",
+    "run_dir=' '": r"run_dir must be a directory",
+    "transform=none": r"model=st_fcn cannot have transform=none\. Choose",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_setting_is_refused_by_name(composed, override):
+    config = composed(override)
+    with pytest.raises(UsageError, match=REFUSED[override]) as caught:
+        validate(config)
+    assert "_target_'" not in str(caught.value), "suggested"
+
+
+def test_a_transform_for_a_network_without_transformer_is_refused(composed):
+    with pytest.raises(UsageError, match=r"model=fcn cannot have transform=tps\. Set"):
+        validate(composed("model=fcn", "transform=tps"))
+
+
+@pytest.mark.parametrize("value", ["${nothing}", "???"])
+def test_a_missing_value_is_refused_by_name(composed, value):
+    with pytest.raises(OmegaConfBaseException) as caught:
+        validate(composed(f"model.width={value}"))
+    assert caught.value.full_key == "model.width"
+
+
+def test_a_setting_of_the_recipe_that_a_task_does_not_take_is_refused(composed):
+    with pytest.raises(UsageError, match=r"recipe\.label_smoothing=0\.1 has no effect.*=0\.0"):
+        validate(composed("experiment=colocalisation", "recipe.label_smoothing=0.1"))
+
+
+LATE = {
+    "ReduceLROnPlateau": (["patience: 1"], "got ReduceLROnPlateau"),
+    "OneCycleLR": (["max_lr: 0.1", "total_steps: 3"], "must be at least 15000, got 3"),
+    "CosineAnnealingLR": (["T_max: 100"], None),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_schedule_that_cannot_last_is_refused_before_training(composed, name):
+    settings, message = LATE[name]
+    target = f"_target_: torch.optim.lr_scheduler.{name}"
+    config = composed()
+    config.recipe.scheduler = OmegaConf.create("{" + ", ".join([target, *settings]) + "}")
+    validate(config)
+    if message is None:
+        build(config)
+        return
+    with pytest.raises(UsageError, match=message):
+        build(config)
+
+
+def test_an_optimizer_of_sparse_gradients_is_refused(composed):
+    names = ["~recipe.optimizer.fused", "~recipe.optimizer.weight_decay"]
+    with pytest.raises(UsageError, match="got SparseAdam"):
+        build(composed(*names, "recipe.optimizer._target_=torch.optim.SparseAdam"))
+
+
+FUSED = ["AdamW", "Adam", "SGD", "Adagrad"]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_clipping_with_a_fused_optimizer_is_refused_where_lightning_refuses_it(composed, name):
+    """Lightning asks a private attribute of the optimizer."""
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer = getattr(torch.optim, name)(parameters, lr=0.1, fused=True)
+    plugin = pl.plugins.MixedPrecision("bf16-mixed", "cpu")
+    with pytest.raises(RuntimeError, match="fused"):
+        plugin.clip_gradients(optimizer, 1.0)
+    overrides = ["~recipe.optimizer.weight_decay", f"recipe.optimizer._target_=torch.optim.{name}"]
+    overrides += ["+trainer.gradient_clip_val=1.0", "recipe.scheduler=null"]
+    for precision in ("bf16-mixed", "16-mixed"):
+        config = composed(*overrides, f"trainer.precision={precision}")
+        with pytest.raises(UsageError, match=r"Set recipe\.optimizer\.fused=false"):
+            build(config)
+    build(composed(*overrides))
+    build(composed(*overrides, "trainer.precision=bf16-mixed", "recipe.optimizer.fused=false"))
+
+
+def test_a_value_that_a_library_refuses_is_reported_with_its_place(composed):
+    with pytest.raises(UsageError, match=r"recipe\.optimizer \(torch\.optim\.AdamW\): .*rate: -1"):
+        build(composed("recipe.optimizer.lr=-1"))
+
+
+def test_an_annotation_that_cannot_be_evaluated_is_not_checked(composed, tmp_path, monkeypatch):
+    (tmp_path / "odd.py").write_text(
+        "def net(size: 'Nowhere', width: 'Nowhere[3]' = 1, deep: {'not': 'a type'} = 2, classes=10): ..."
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    validate(composed("model=custom", "model._target_=odd.net", "+model.width=3", "+model.deep=4"))
+
+
+def test_an_error_in_a_module_of_the_user_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imports_nothing.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "divides.py").write_text("1 / 0\n")
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        find_target("imports_nothing.Net")
+    with pytest.raises(ZeroDivisionError):
+        find_target("divides.Net")
+    assert find_target("pathlib.Path.cwd")()
+
+
+def test_a_class_takes_what_it_passes_to_its_bases(tmp_path, monkeypatch):
+    (tmp_path / "tasks_of_mine.py").write_text(
+        "from spatial_transformer.tasks.classification import Classification\n"
+        "class Mine(Classification):\n"
+        "    def __init__(self, margin=1.0, **more):\n        super().__init__(**more)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert accepted_names("tasks_of_mine.Mine") >= {"margin", "network", "label_smoothing"}
+    sys.modules.pop("tasks_of_mine")
+
+
+def test_only_fields_of_the_schema_are_settings_of_an_evaluation():
+    from spatial_transformer.training.config import EvaluationConfig
+    from spatial_transformer.training.validation import check_names
+
+    with pytest.raises(UsageError, match=r"Unknown setting runn\. Did you mean 'run'"):
+        check_names(DictConfig({"run": "x", "runn": "y"}), EvaluationConfig)
