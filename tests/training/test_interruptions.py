@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import wandb_file
 from conftest import REPOSITORY
@@ -297,3 +298,12 @@ def test_a_full_disk_ends_the_run_clearly_and_keeps_the_last_good_checkpoint(mni
     assert good & {path.read_bytes() for path in checkpoints.glob("*.ckpt")}
     finish(stopped, mnist_root)
     assert_same(stopped, undisturbed[0])
+
+
+def test_lightning_has_the_private_names_that_checkpoints_use():
+    """There is no public way to end training after the metrics of a step are logged (callbacks/checkpointing.py)."""
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert trainer._signal_connector.received_sigterm is False
+    assert trainer.received_sigterm is False
+    trainer._signal_connector.received_sigterm = True
+    assert trainer.received_sigterm is True
