@@ -278,6 +278,8 @@ def test_a_broken_checkpoint_is_named(short, tmp_path):
         ("data.batch_size=0", "data.batch_size must be a positive integer"),
         ("data.distortion=x", "one of r, rts"),
         ("data.canvas=20", "data.canvas must be"),
+        ("++trainer.limit_test_batches=0.001", "limit_test_batches must leave at least one of 200 batches, got 0.001"),
+        ("++trainer.limit_train_batches=0.0001", "limit_train_batches must leave at least one of"),
         ("model.width=0", "width must be at least 1"),
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor must be at least 0"),
         ("recipe.localisation_lr_factor=nan", "localisation_lr_factor must be"),

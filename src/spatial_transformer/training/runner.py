@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, ResumeCheckpoint
-from ..data.base import check_shares
+from ..data.base import BatchedData, check_shares
 from ..inference.load import check_fit, read_weights
 from ..loggers.csv import MetricsCSV
 from ..loggers.wandb import WandbRun
@@ -108,6 +108,7 @@ def _fit_and_test(
     def prepare():
         data.prepare_data()
         task.prepare_data()
+        _check_limits(config, data)
         start = None if plain["ckpt_path"] in (None, "auto") else Path(plain["ckpt_path"])
         if start is not None:
             check_fit(read_weights(start), task, start)
@@ -166,6 +167,19 @@ def build_trainer(config: DictConfig, **parts: Any) -> pl.Trainer:
         parts["val_check_interval"] = max_steps // -(-max_steps // steps) * batches
     plugins = [AtomicCheckpointIO(), *slurm_plugins()]
     return component(config.trainer, "trainer", plugins=plugins, **parts)
+
+
+def _check_limits(config: DictConfig, data: BatchedData) -> None:
+    """Refuse a share of the batches that leaves none, which Lightning refuses only when it starts."""
+    limits = {split: config.trainer.get(f"limit_{split}_batches") for split in ("train", "val", "test")}
+    if any(isinstance(limit, float) for limit in limits.values()):
+        data.setup()
+    for split, limit in limits.items():
+        if isinstance(limit, float):
+            size = data.size(split)
+            batches = size // data.batch_size if split == "train" else -(-size // data.eval_batch_size)
+            if int(limit * batches) < 1:
+                raise UsageError(f"trainer.limit_{split}_batches must leave at least one of {batches} batches, got {limit}.")
 
 
 def _callbacks(config: DictConfig, has_loggers: bool) -> list[pl.Callback]:
