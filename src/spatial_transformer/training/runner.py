@@ -58,11 +58,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         for part in build(config):  # once, not in each process
             part.prepare_data()
         plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        return processes.launch(_train_in_process, plain, _hint(config.run_dir))
+        return processes.launch(_train_in_process, plain, _hint(config))
 
 
 def _train_in_process(config: DictConfig) -> dict[str, Any]:
-    with unchanged_process(), StopSignals(_hint(config.run_dir)) as signals:
+    with unchanged_process(), StopSignals(_hint(config)) as signals:
         return _train(config, DistributedContext(build_trainer(config)), signals)
 
 
@@ -87,7 +87,7 @@ def _train(config: DictConfig, processes: DistributedContext, signals: StopSigna
                         run_dir.write_error(str(error) if is_ours else traceback.format_exc())
                 if isinstance(error, OSError) and error.errno in _UNWRITABLE:
                     raise UsageError(
-                        f"{run_dir.path} cannot be written to: {error}.\nThe last checkpoint is kept. {_hint(run_dir.path)}"
+                        f"{run_dir.path} cannot be written to: {error}.\nThe last checkpoint is kept. {_hint(config)}"
                     ) from error
                 raise
     return result
@@ -121,7 +121,7 @@ def _fit_and_test(
     mark, result, resumed = processes.on_rank_zero(prepare)
     if result is not None:
         return result
-    signals.hint = _hint(run_dir.path)
+    signals.hint = _hint(config)
     with _loggers(config) as loggers:
         callbacks = _callbacks(config, has_loggers=bool(loggers))
         resume = ResumeCheckpoint(run_dir, mark, config.checkpoint_minutes, signals)
@@ -235,8 +235,9 @@ def unchanged_process() -> Iterator[None]:
         os.environ.update(environment)
 
 
-def _hint(run_dir: str | Path) -> str:
-    return f"Rerun with hydra.run.dir={run_dir} to resume."
+def _hint(config: DictConfig) -> str:
+    restart = " ckpt_path=auto" if config.ckpt_path is None else ""  # null would start it over again
+    return f"Rerun with hydra.run.dir={config.run_dir}{restart} to resume."
 
 
 def _print_summary(result: dict[str, Any], path: Path) -> None:
