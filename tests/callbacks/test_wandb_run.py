@@ -3,6 +3,7 @@
 import pytest
 
 from spatial_transformer.loggers.wandb import STEP, WandbRun
+from spatial_transformer.utils.errors import UsageError
 
 ROWS = [{"step": n, "train/loss": 1 / (n + 1)} for n in range(5)]
 
@@ -62,6 +63,11 @@ def test_pictures_travel_with_the_next_row_of_figures(run):
 def test_a_run_directory_keeps_its_id_wherever_the_files_of_wandb_are(tmp_path):
     ids = [WandbRun(tmp_path / name, tmp_path / "shared", offline=True, project="test").version for name in "aba"]
     assert ids[0] == ids[2] != ids[1]
+
+
+def test_a_name_that_wandb_does_not_take_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"logger\.wandb: Invalid project name"):
+        WandbRun(tmp_path, offline=True, project="team/project").experiment  # noqa: B018
 
 
 def test_a_run_begins_without_warnings(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from ..naming import chosen_data, data_words, network_name
+from ..utils.errors import UsageError
 from ..utils.failures import warn_on_failure
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,13 @@ class WandbRun(WandbLogger):
     def experiment(self) -> Any:
         """The run, begun on first use."""
         from wandb.errors import CommError
+        from wandb.errors import UsageError as WandbUsageError
 
         begins = self._experiment is None
         try:
             run = super().experiment
+        except WandbUsageError as error:  # a name that W&B does not take
+            raise UsageError(f"logger.wandb: {error}.") from error
         except CommError as error:
             _say_offline(error)
             self._offline = True

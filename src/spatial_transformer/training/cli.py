@@ -75,10 +75,10 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of exit
                 try:
                     program()
-                except OSError as error:
+                except (OSError, ValueError) as error:  # of the directory, or of a log file in it
                     if state["started"] or isinstance(error, HydraException):
                         raise
-                    raise UsageError(f"{error}. Choose another hydra.run.dir.") from error
+                    raise UsageError(f"{error.__cause__ or error}. Choose another hydra.run.dir.") from error
                 finally:
                     os.environ["HYDRA_FULL_ERROR"] = full
 
