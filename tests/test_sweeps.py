@@ -241,13 +241,13 @@ def test_a_sweep_on_slurm_survives_requeueing_time_limits_and_cancelling(mnist_r
     assert code == 1
     assert f"already queued as job {number}" in errors
 
-    def goes_on(n):
+    def resumes(n):
         # SLURM itself would let a job that it has queued again wait for two minutes.
         subprocess.run(["scontrol", "update", f"jobid={number}_{n}", "starttime=now"], capture_output=True)
         logs = "".join(log.read_text() for log in tmp_path.glob(f".submitit/{number}_{n}/*_log.out"))
-        return "going on from" in logs and (n == 0 or "Caught signal SIGUSR2" in logs)
+        return "Resuming from" in logs and (n == 0 or "Caught signal SIGUSR2" in logs)
 
-    wait_for(lambda: all([goes_on(0), goes_on(1)]), seconds=300)
+    wait_for(lambda: all([resumes(0), resumes(1)]), seconds=300)
     output, errors = process.communicate(timeout=400)
     assert process.returncode == 1
     assert "4 runs, 0 already finished" in output
