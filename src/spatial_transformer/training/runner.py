@@ -69,8 +69,8 @@ def _train_in_process(config: DictConfig) -> dict[str, Any]:
 def _train(config: DictConfig, processes: DistributedContext, signals: StopSignals) -> dict[str, Any]:
     processes.init_process_group()
     # Hydra gives each process a time stamp of its own: all take the run directory of rank zero.
-    config = processes.on_rank_zero(lambda: config)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain: Any = processes.on_rank_zero(lambda: OmegaConf.to_container(config, resolve=True))
+    config = OmegaConf.create(plain)
     run_dir = RunDir(config.run_dir)
     with ExitStack() as stack:
         processes.on_rank_zero(lambda: stack.enter_context(run_dir.lock()) and None)
