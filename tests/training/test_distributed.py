@@ -244,7 +244,7 @@ def test_two_nodes_train_one_run(mnist_root, tmp_path, start):
 def slurm(task):
     """What SLURM tells a task of a job of two."""
     told = {"JOB_ID": "4711", "NTASKS": 2, "NTASKS_PER_NODE": 2, "NNODES": 1, "NODELIST": "localhost", "JOB_NAME": "train"}
-    told |= {"PROCID": task, "LOCALID": task, "NODEID": 0}
+    told |= {"PROCID": task, "LOCALID": task, "NODEID": 0, "STEP_ID": 0}
     return {f"SLURM_{name}": str(value) for name, value in told.items()}
 
 
