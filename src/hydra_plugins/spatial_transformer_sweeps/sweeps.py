@@ -250,7 +250,7 @@ class Joblib(JoblibLauncher):
 
 
 class SlurmArray(SlurmLauncher):
-    """Hydra's launcher for SLURM, which waits for the whole array whatever happens to single jobs.
+    """Hydra's launcher for SLURM, which waits for the whole array even if single jobs fail.
 
     The state of the runs is read from the queue and their directories: no accounting is needed.
     """

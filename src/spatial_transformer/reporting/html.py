@@ -179,7 +179,7 @@ def _read_runs(folders: Iterable[Path], tables: dict[str, PaperTable], conf: Pat
             try:
                 runs.append(_read_run(path.parent, tables, conf))
             except UsageError as error:
-                reason = " ".join(str(error).partition("Way out")[0].split())
+                reason = " ".join(str(error).split())
                 problems.append(reason if str(path.parent) in reason else f"{path}: {reason}")
             except (KeyError, TypeError, ValueError, AttributeError) as error:  # a field is missing or of another type
                 problems.append(f"{path} is not the result file of a run: {type(error).__name__}: {error}.")

@@ -65,7 +65,7 @@ def read_measurements(path: Path) -> dict[str, Any]:
 
 
 def write_measurements(record: dict[str, Any], folder: Path) -> Path:
-    """Write measurements of a run to the ``folder`` of their kind, beside earlier ones.
+    """Write measurements of a run to the ``folder`` of their kind, next to earlier ones.
 
     Returns:
         The path of the file.

@@ -57,7 +57,7 @@ def fingerprint(config: dict[str, Any], data: str) -> dict[str, str]:
 
     Args:
         config: the resolved configuration.
-        data: digest of the data's content, whatever directory it is in.
+        data: digest of the content of the data, which does not depend on its directory.
 
     Raises:
         OSError: ``ckpt_path`` names a checkpoint that cannot be read.
