@@ -33,7 +33,7 @@ test-all: $(VENV)/dev.done ## also the slow tests
 	$(BIN)/python -m pytest -m "not slurm" $(ARGS)
 
 test-slurm: $(VENV)/dev.done ## the tests that need a SLURM, on one that is set up for them; as root, on Debian
-	scripts/slurm.sh start
+	scripts/dev/slurm.sh start
 	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
 
 lint: $(VENV)/dev.done
@@ -52,7 +52,7 @@ report: $(VENV)/run.done ## one page of results and pictures, report/index.html
 	$(BIN)/python scripts/report.py $(ARGS)
 
 benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
-	$(BIN)/python scripts/benchmark.py $(ARGS)
+	$(BIN)/python scripts/dev/benchmark.py $(ARGS)
 	$(BIN)/python scripts/make_tables.py
 
 notebooks: $(VENV)/dev.done ## the notebooks anew from their scripts

@@ -12,7 +12,9 @@ from spatial_transformer.utils.process import limit_spinning
 @entry_point("train")
 def main(config: DictConfig) -> float:
     limit_spinning()
-    from spatial_transformer.training.runner import train  # only now: --help does not wait for torch
+    from spatial_transformer.training.runner import (
+        train,
+    )  # only now: --help does not wait for torch
 
     metrics = train(config)["metrics"]
     return metrics.get("val/best_error", metrics["test/error"])  # for sweepers that optimize

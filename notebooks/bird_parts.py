@@ -30,10 +30,16 @@ from spatial_transformer.networks.birds import tiles
 from spatial_transformer.reporting.analyses import BOX, ON_BOX, bird_part_coverage, crop_names
 from spatial_transformer.reporting.records import read_records
 
-ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
+ROOT = next(
+    folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file()
+)
 RUN = os.environ.get("RUN")  # a run folder of birds, for its pictures
 plt.rcParams["figure.dpi"] = 90
-records = [record for folder in sorted((ROOT / "results").glob("birds_*")) for record in read_records(folder)]
+records = [
+    record
+    for folder in sorted((ROOT / "results").glob("birds_*"))
+    for record in read_records(folder)
+]
 
 # %% [markdown]
 # ## Where crops start
@@ -74,7 +80,15 @@ def show_parts(experiment):
         axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for p, of_part in enumerate(values):
             for c, value in enumerate(of_part):
-                axes.text(c, p, f"{value:.0f}", ha="center", va="center", fontsize=8, color="black" if value > 60 else "white")
+                axes.text(
+                    c,
+                    p,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="black" if value > 60 else "white",
+                )
         axes.set_xticks(range(len(crops)), [crop.replace(" ", "\n") for crop in crops])
         axes.set_yticks(range(len(parts)), parts)
         axes.set_title(f"{experiment}\n{title}", fontsize=9)
@@ -99,7 +113,9 @@ for title, table in bird_part_coverage(records, ROOT / "conf", "birds_4st").item
     for part, values in table.items():
         if part not in (BOX, ON_BOX):
             best = max(own, key=lambda crop: values[crop])
-            print(f"  {part:11}{best}, {values[best]:3.0f} %  ({values[best] - values['centre crop']:+.0f} against the centre)")
+            print(
+                f"  {part:11}{best}, {values[best]:3.0f} %  ({values[best] - values['centre crop']:+.0f} against the centre)"
+            )
 
 # %% [markdown]
 # ## Pictures
@@ -111,4 +127,6 @@ for title, table in bird_part_coverage(records, ROOT / "conf", "birds_4st").item
 if RUN:
     display(Image(filename=str(Path(RUN) / "crops" / "contact_sheet.jpg")))
 else:
-    print("No run folder is named. `python train.py experiment=birds_4st data.root=FOLDER data.species=1-50` makes one.")
+    print(
+        "No run folder is named. `python train.py experiment=birds_4st data.root=FOLDER data.species=1-50` makes one."
+    )

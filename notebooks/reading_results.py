@@ -27,7 +27,9 @@ from IPython.display import Markdown, display
 from spatial_transformer.reporting.paper_tables import confidence_interval, mnist_table
 from spatial_transformer.reporting.records import read_records
 
-ROOT = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
+ROOT = next(
+    folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file()
+)
 RUN = os.environ.get("RUN")  # a run folder; None takes the newest below runs/
 plt.rcParams["figure.dpi"] = 90
 
@@ -62,11 +64,21 @@ display(Markdown(table.markdown()))
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-ours = [(network, network.rows[-1][1]) for network in table.networks if any(cell.values for cell in network.rows[-1][1])]
+ours = [
+    (network, network.rows[-1][1])
+    for network in table.networks
+    if any(cell.values for cell in network.rows[-1][1])
+]
 for n, (network, cells) in enumerate(ours):
     shift = 0.14 * (n - (len(ours) - 1) / 2)
-    run_here = [(place + shift, confidence_interval(cell.values)) for place, cell in enumerate(cells) if cell.values]
-    of_paper = [(place + shift, cell.paper) for place, cell in enumerate(cells) if cell.paper is not None]
+    run_here = [
+        (place + shift, confidence_interval(cell.values))
+        for place, cell in enumerate(cells)
+        if cell.values
+    ]
+    of_paper = [
+        (place + shift, cell.paper) for place, cell in enumerate(cells) if cell.paper is not None
+    ]
     axes.errorbar(
         [place for place, _ in run_here],
         [mean for _, (mean, _) in run_here],
@@ -76,7 +88,9 @@ for n, (network, cells) in enumerate(ours):
         label=network.name,
     )
     axes.plot(*zip(*of_paper), "x", color=f"C{n}")
-axes.set(yscale="log", yticks=[1, 2, 5, 10, 20], ylabel="test error, %", xticks=range(len(table.columns)))
+axes.set(
+    yscale="log", yticks=[1, 2, 5, 10, 20], ylabel="test error, %", xticks=range(len(table.columns))
+)
 axes.minorticks_off()
 axes.yaxis.set_major_formatter("{x:g}")
 axes.set_xticklabels(table.columns)
@@ -91,7 +105,9 @@ plt.show()
 
 # %%
 tables = (
-    [Path(RUN) / "metrics.csv"] if RUN else sorted((ROOT / "runs").rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+    [Path(RUN) / "metrics.csv"]
+    if RUN
+    else sorted((ROOT / "runs").rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
 )
 if tables:
     with tables[-1].open(newline="") as file:
@@ -104,4 +120,6 @@ if tables:
     axes.legend()
     plt.show()
 else:
-    print("There is no run here yet. `make train` makes one, or the notebook train_in_five_minutes.")
+    print(
+        "There is no run here yet. `make train` makes one, or the notebook train_in_five_minutes."
+    )

@@ -31,7 +31,9 @@ from spatial_transformer.inference.load import load_trained
 from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.runner import train
 
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file()))
+os.chdir(
+    next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
+)
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
@@ -103,7 +105,8 @@ for row, pictures in zip(rows, (images, read)):
         axes.imshow(pictures[labels == digit].mean(0)[0], cmap="gray")
         axes.axis("off")
 figure.suptitle(
-    f"mean test digit of each class: as it comes, and as the transformer gives it after {record['steps']:,} steps", fontsize=9
+    f"mean test digit of each class: as it comes, and as the transformer gives it after {record['steps']:,} steps",
+    fontsize=9,
 )
 plt.show()
 

@@ -46,7 +46,12 @@ picture = picture[None]
 def draw(axes, image, title):
     """Shows (1, C, H, W) in [0, 1], with -1 and 1 at the outer edges as the transformer counts."""
     axes.imshow(
-        image[0].permute(1, 2, 0).clamp(0, 1), cmap="gray", vmin=0, vmax=1, extent=(-1, 1, 1, -1), interpolation="nearest"
+        image[0].permute(1, 2, 0).clamp(0, 1),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        extent=(-1, 1, 1, -1),
+        interpolation="nearest",
     )
     axes.set_title(title, fontsize=9)
     axes.axis("off")
@@ -54,7 +59,9 @@ def draw(axes, image, title):
 
 def look(transform, thetas, size=(64, 64), **how):
     """For each theta: the picture with the lattice that is read (its top edge in red), and below it what the sampler gives."""
-    _, rows = plt.subplots(2, len(thetas), figsize=(2.6 * len(thetas), 5.2), layout="constrained", squeeze=False)
+    _, rows = plt.subplots(
+        2, len(thetas), figsize=(2.6 * len(thetas), 5.2), layout="constrained", squeeze=False
+    )
     line = torch.linspace(-1, 1, 40)
     for (title, theta), above, below in zip(thetas.items(), *rows):
         theta = torch.as_tensor(theta, dtype=torch.float32).view(1, -1)
@@ -63,7 +70,11 @@ def look(transform, thetas, size=(64, 64), **how):
             along = torch.stack([line, torch.full_like(line, level)], dim=1)
             for n, target in enumerate((along.flip(1), along)):
                 source = transform(theta, target)[0]
-                above.plot(*source.T, color="red" if n and level == -1 else "lime", lw=2 if n and level == -1 else 0.7)
+                above.plot(
+                    *source.T,
+                    color="red" if n and level == -1 else "lime",
+                    lw=2 if n and level == -1 else 0.7,
+                )
         above.set(xlim=(-1.6, 1.6), ylim=(1.6, -1.6))
         draw(below, sample(picture, transform.grid(theta, size), **how), "what it gives")
     plt.show()
@@ -98,14 +109,23 @@ look(
 for transform in (Affine(), Attention(), Projective(), ThinPlateSpline()):
     theta = transform.identity()[None]
     error = (sample(picture, transform.grid(theta, (64, 64))) - picture).abs().max()
-    print(f"{type(transform).__name__:16}{transform.n_params:3} numbers   error of the identity: {error:.0e}")
+    print(
+        f"{type(transform).__name__:16}{transform.n_params:3} numbers   error of the identity: {error:.0e}"
+    )
 
 # %% [markdown]
 # **Attention**, three numbers `(s, t_x, t_y)`: an upright square. `Attention(0.5)` has a fixed size and two numbers, as for
 # birds.
 
 # %%
-look(Attention(), {"s = 0.5": [0.5, 0, 0], "towards the sun": [0.4, 0.5, -0.5], "s = 1.4, reads outside": [1.4, 0, 0]})
+look(
+    Attention(),
+    {
+        "s = 0.5": [0.5, 0, 0],
+        "towards the sun": [0.4, 0.5, -0.5],
+        "s = 1.4, reads outside": [1.4, 0, 0],
+    },
+)
 
 # %% [markdown]
 # **Projective**, eight numbers: also foreshortening. The last two are the slope of the plane.
@@ -158,7 +178,9 @@ plt.show()
 mean = picture.mean((0, 2, 3)).tolist()
 figure, row = plt.subplots(1, 3, figsize=(7.8, 2.8), layout="constrained")
 grid = Affine().grid(torch.tensor([[1.1, -0.6, 0, 0.6, 1.1, 0]]), (64, 64))
-for axes, (title, fill) in zip(row, {"fill=0.0": 0.0, "fill=1.0": 1.0, "fill=[mean of each channel]": mean}.items()):
+for axes, (title, fill) in zip(
+    row, {"fill=0.0": 0.0, "fill=1.0": 1.0, "fill=[mean of each channel]": mean}.items()
+):
     draw(axes, sample(picture, grid, fill=fill), title)
 plt.show()
 
@@ -208,10 +230,24 @@ plt.show()
 def by_hand(scale=0.7, degrees=20.0, right=0.1, down=0.0, tilt=0.0):
     """An affine window, tilted."""
     a = torch.deg2rad(torch.tensor(degrees))
-    rows = [scale * a.cos(), -scale * a.sin(), right, scale * a.sin(), scale * a.cos(), down, tilt, 0]
+    rows = [
+        scale * a.cos(),
+        -scale * a.sin(),
+        right,
+        scale * a.sin(),
+        scale * a.cos(),
+        down,
+        tilt,
+        0,
+    ]
     look(Projective(), {"your window": rows})
 
 
 interact(
-    by_hand, scale=(0.1, 2, 0.05), degrees=(-180, 180, 5.0), right=(-1, 1, 0.05), down=(-1, 1, 0.05), tilt=(-0.8, 0.8, 0.05)
+    by_hand,
+    scale=(0.1, 2, 0.05),
+    degrees=(-180, 180, 5.0),
+    right=(-1, 1, 0.05),
+    down=(-1, 1, 0.05),
+    tilt=(-0.8, 0.8, 0.05),
 )

@@ -23,7 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from spatial_transformer import Affine, Attention, SpatialTransformer, sample
-from spatial_transformer.networks.localisation import FcLocalisation, JoinedLocalisation, Regression, localisation_networks
+from spatial_transformer.networks.localisation import (
+    FcLocalisation,
+    JoinedLocalisation,
+    Regression,
+    localisation_networks,
+)
 
 torch.manual_seed(0)
 plt.rcParams["figure.dpi"] = 90
@@ -44,7 +49,12 @@ def shapes(n):
     v = (axis.view(1, 32, 1) - (9 + 14 * torch.rand(n, 1, 1))) / radius
     u, v = torch.broadcast_tensors(u, v)
     square = torch.maximum(u.abs(), v.abs()) < 1
-    drawn = [square, u.hypot(v) < 1, square & (torch.minimum(u.abs(), v.abs()) < 0.35), (u.hypot(v) - 0.75).abs() < 0.25]
+    drawn = [
+        square,
+        u.hypot(v) < 1,
+        square & (torch.minimum(u.abs(), v.abs()) < 0.35),
+        (u.hypot(v) - 0.75).abs() < 0.25,
+    ]
     mask = torch.stack(drawn)[labels, torch.arange(n)][:, None].float()
     colour = 0.4 + 0.6 * torch.rand(n, 3, 1, 1)
     return mask * colour + 0.15 * torch.rand(n, 3, 32, 32), labels
@@ -69,11 +79,19 @@ class Middle(nn.Module):
 
     def __init__(self, classes=4):
         super().__init__()
-        self.below = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))  # (16, 16, 16)
+        self.below = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        )  # (16, 16, 16)
         transform = Affine()
-        self.transformer = SpatialTransformer(FcLocalisation((16, 16, 16), transform, hidden=(32,)), transform)
+        self.transformer = SpatialTransformer(
+            FcLocalisation((16, 16, 16), transform, hidden=(32,)), transform
+        )
         self.above = nn.Sequential(
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 8 * 8, classes)
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 8 * 8, classes),
         )
 
     def forward(self, x):
@@ -109,10 +127,18 @@ class Parallel(nn.Module):
         super().__init__()
         transform = Attention()
         starts = torch.tensor([[0.6, -0.4, 0.0], [0.6, 0.4, 0.0]])  # (s, t_x, t_y) of each
-        each = [FcLocalisation((3, 32, 32), transform, hidden=(32,), start=start) for start in starts]
-        self.transformer = SpatialTransformer(JoinedLocalisation(each), transform, output_size=(20, 20), parallel=2)
+        each = [
+            FcLocalisation((3, 32, 32), transform, hidden=(32,), start=start) for start in starts
+        ]
+        self.transformer = SpatialTransformer(
+            JoinedLocalisation(each), transform, output_size=(20, 20), parallel=2
+        )
         self.above = nn.Sequential(
-            nn.Conv2d(2 * 3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 10 * 10, classes)
+            nn.Conv2d(2 * 3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 10 * 10, classes),
         )
 
     def forward(self, x):
@@ -138,7 +164,10 @@ def train(network, steps=120, factor=0.1):
     known = {id(p) for p in of_theta}
     rest = [p for p in network.parameters() if id(p) not in known]
     optimizer = torch.optim.AdamW(
-        [{"params": rest, "lr": 3e-3}, {"params": of_theta, "lr": factor * 3e-3, "weight_decay": 0.0}]
+        [
+            {"params": rest, "lr": 3e-3},
+            {"params": of_theta, "lr": factor * 3e-3, "weight_decay": 0.0},
+        ]
     )
     losses = []
     for _ in range(steps):
@@ -157,10 +186,13 @@ for name, network in {"in the middle": Middle(), "two in parallel": Parallel()}.
     axes.plot(train(network), label=name)
     with torch.no_grad():
         right = (network(test_images).argmax(1) == test_labels).float().mean()
-        theta = network.transformer(network.below(test_images) if name == "in the middle" else test_images, return_theta=True)[
-            1
-        ]
-    print(f"{name}: {100 * right:.0f} % right; theta varies by {theta.std(0).mean():.3f} from image to image")
+        theta = network.transformer(
+            network.below(test_images) if name == "in the middle" else test_images,
+            return_theta=True,
+        )[1]
+    print(
+        f"{name}: {100 * right:.0f} % right; theta varies by {theta.std(0).mean():.3f} from image to image"
+    )
 axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
 axes.legend()
 plt.show()
@@ -189,7 +221,10 @@ with torch.no_grad():
 
 # %%
 identity = transform.identity()[None]
-grids = {corners: F.affine_grid(identity.view(1, 2, 3), (1, 3, 32, 32), align_corners=corners) for corners in (False, True)}
+grids = {
+    corners: F.affine_grid(identity.view(1, 2, 3), (1, 3, 32, 32), align_corners=corners)
+    for corners in (False, True)
+}
 for corners, grid in grids.items():
     off = (grid - transform.grid(identity, (32, 32))).abs().max() * 32 / 2
     print(f"align_corners={corners}: off by up to {off:.2f} pixels")
@@ -203,7 +238,9 @@ mean, std = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.23, 0.22, 0.23])
 normalised = (images[:1] - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 wide = transform.grid(torch.tensor([[1.5, 0, 0, 0, 1.5, 0]]), (48, 48))
 figure, row = plt.subplots(1, 2, figsize=(5, 2.8), layout="constrained")
-for axes, (title, fill) in zip(row, {"fill=0: the mean colour": 0.0, "fill=-mean/std: black": (-mean / std).tolist()}.items()):
+for axes, (title, fill) in zip(
+    row, {"fill=0: the mean colour": 0.0, "fill=-mean/std: black": (-mean / std).tolist()}.items()
+):
     shown = sample(normalised, wide, fill=fill)[0] * std.view(3, 1, 1) + mean.view(3, 1, 1)
     axes.imshow(shown.permute(1, 2, 0).clamp(0, 1))
     axes.set_title(title, fontsize=9)

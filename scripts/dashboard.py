@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 ROOT = Path(__file__).parent.parent
-BY = ("network", "choices.recipe")  # keys of the configuration: runs that agree in them are taken for seeds of one curve
+BY = (
+    "network",
+    "choices.recipe",
+)  # keys of the configuration: runs that agree in them are taken for seeds of one curve
 THETA = "theta(_[0-9]+)?"  # of each transformer
 
 
@@ -56,7 +59,13 @@ class Part:
 
 
 PARTS = (
-    Part("Table 1: distorted MNIST", "mnist", ("mnist",), "distortion", ("r", "rts", "p", "e", "t", "tc")),
+    Part(
+        "Table 1: distorted MNIST",
+        "mnist",
+        ("mnist",),
+        "distortion",
+        ("r", "rts", "p", "e", "t", "tc"),
+    ),
     Part(
         "Table 2: house numbers",
         "svhn",
@@ -100,7 +109,9 @@ def workspaces(entity: str, project: str) -> list[Workspace]:
             groupby=[Config(key) for key in keys],
             pinned_columns=[f"summary:{name}" for name in ("val/best_error", *part.tested)],
         )
-        sections = [ws.Section(name, panels, is_open=True) for name, panels in panels_of(part).items()]
+        sections = [
+            ws.Section(name, panels, is_open=True) for name, panels in panels_of(part).items()
+        ]
         views.append(
             ws.Workspace(
                 entity=entity,
@@ -120,11 +131,18 @@ def panels_of(part: Part) -> dict[str, list[Any]]:
 
     def line(title: str, *keys: str, regex: str | None = None, **more: Any) -> Any:
         return wr.LinePlot(
-            title=title, x=STEP, y=list(keys), metric_regex=regex, groupby_aggfunc="mean", groupby_rangefunc="minmax", **more
+            title=title,
+            x=STEP,
+            y=list(keys),
+            metric_regex=regex,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+            **more,
         )
 
     tested = [
-        wr.BarPlot(title=name, metrics=[name], groupby_aggfunc="mean", groupby_rangefunc="minmax") for name in part.tested
+        wr.BarPlot(title=name, metrics=[name], groupby_aggfunc="mean", groupby_rangefunc="minmax")
+        for name in part.tested
     ]
     pictures = [
         wr.MediaBrowser(title=name, media_keys=[f"pictures/{name}"], num_columns=1)
@@ -141,7 +159,11 @@ def panels_of(part: Part) -> dict[str, list[Any]]:
             line("Mean of each parameter over the validation set", regex=f"^{THETA}/mean_[0-9]+$"),
             line("Its standard deviation", regex=f"^{THETA}/std_[0-9]+$"),
             line("Share of points read outside the image", regex=f"^{THETA}/outside$"),
-            line("Gradient norm of the localisation network", "localisation/gradient_norm", log_y=True),
+            line(
+                "Gradient norm of the localisation network",
+                "localisation/gradient_norm",
+                log_y=True,
+            ),
         ],
     }
 
@@ -223,7 +245,9 @@ def log_in() -> str | None:
         reason = "there is no key"
     except Exception as error:  # as in save
         reason = _first_line(error)
-    raise UsageError(f"There is no connection to W&B: {reason}. Run `wandb login` once. --print needs no connection.")
+    raise UsageError(
+        f"There is no connection to W&B: {reason}. Run `wandb login` once. --print needs no connection."
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -232,22 +256,38 @@ def _first_line(error: Exception) -> str:
 
 def main() -> None:
     """Makes views and report, and sends or prints them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entity", metavar="NAME", help="whose project it is; left out, the key's own")
-    parser.add_argument("--project", default="spatial-transformer", metavar="NAME", help="where the runs are")
-    parser.add_argument("--print", action="store_true", help="show what would be sent, as JSON; needs no key")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--entity", metavar="NAME", help="whose project it is; left out, the key's own"
+    )
+    parser.add_argument(
+        "--project", default="spatial-transformer", metavar="NAME", help="where the runs are"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="show what would be sent, as JSON; needs no key"
+    )
     options = parser.parse_args()
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
-        sys.exit("error: the package wandb-workspaces is missing. Run pip install -e '.[dashboard]' to install it.")
+        sys.exit(
+            "error: the package wandb-workspaces is missing. Run pip install -e '.[dashboard]' to install it."
+        )
     try:
         of_key = None if options.print else log_in()
         entity = options.entity or of_key or ""
         if not options.print and not entity:
             raise UsageError("The key has no default entity. Set --entity NAME.")
-        tables = {name: table.markdown() for name, table in paper_tables(ROOT / "results", ROOT / "conf").items()}
-        made: list[Any] = [*workspaces(entity, options.project), report(entity, options.project, tables)]
+        tables = {
+            name: table.markdown()
+            for name, table in paper_tables(ROOT / "results", ROOT / "conf").items()
+        }
+        made: list[Any] = [
+            *workspaces(entity, options.project),
+            report(entity, options.project, tables),
+        ]
         if options.print:
             print(json.dumps([specification(part) for part in made], indent=1))
         else:

@@ -18,10 +18,21 @@ from spatial_transformer.utils.errors import UsageError
 
 def main() -> None:
     """Write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_DIRECTORY", help="or, for ONNX, a packed .pt file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="ends in .onnx or .pt; left out, LABEL.onnx in this folder")
-    parser.add_argument("--data-root", help="where the data for the check lies, if not where the run had it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN_DIRECTORY", help="or, for ONNX, a packed .pt file"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="ends in .onnx or .pt; left out, LABEL.onnx in this folder",
+    )
+    parser.add_argument(
+        "--data-root", help="where the data for the check lies, if not where the run had it"
+    )
     options = parser.parse_args()
     try:
         trained = load_trained(options.run, data_root=options.data_root)
@@ -29,7 +40,9 @@ def main() -> None:
         try:
             print(f"{file}: {_written(trained, file)}")
         except OSError as error:
-            raise UsageError(f"{file} cannot be written: {error}. Use --out=FILE to write it elsewhere.") from error
+            raise UsageError(
+                f"{file} cannot be written: {error}. Use --out=FILE to write it elsewhere."
+            ) from error
     except UsageError as error:
         sys.exit(f"error: {error}")
 

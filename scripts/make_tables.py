@@ -43,29 +43,46 @@ BENCHMARKS, MNIST, RECIPES = (RESULTS / name for name in ("benchmarks", "mnist",
 
 def documents() -> dict[Path, str]:
     """What each document with tables must say."""
-    svhn, birds, addition = _records_of("svhn"), _records_of("birds"), read_records(RESULTS / "mnist_addition")
-    found, tried = (read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices"))
+    svhn, birds, addition = (
+        _records_of("svhn"),
+        _records_of("birds"),
+        read_records(RESULTS / "mnist_addition"),
+    )
+    found, tried = (
+        read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices")
+    )
     of_paper = {name: table.markdown() for name, table in paper_tables(RESULTS, CONF).items()}
-    parts = {f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"}
+    parts = {
+        f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"
+    }
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     conformance = read_measurements(RESULTS / "conformance.json")["rows"]
     tables = {
         "README.md": of_paper | {"networks": speed["networks"]},
-        "docs/svhn.md": {"svhn": of_paper["svhn"], "svhn windows": svhn_window_table(svhn, CONF)},
-        "docs/addition.md": {
+        "docs/experiments/svhn.md": {
+            "svhn": of_paper["svhn"],
+            "svhn windows": svhn_window_table(svhn, CONF),
+        },
+        "docs/experiments/addition.md": {
             "addition": of_paper["addition"],
             "poses": addition_pose_table(addition, CONF),
-            "addition pooling": pooling_table(read_records(RESULTS / "addition_pooling"), addition=True),
+            "addition pooling": pooling_table(
+                read_records(RESULTS / "addition_pooling"), addition=True
+            ),
         },
-        "docs/colocalisation.md": {
+        "docs/experiments/colocalisation.md": {
             "colocalisation": of_paper["colocalisation"],
             "choices": colocalisation_ablation_table(found + tried, CONF),
         },
-        "docs/volumes.md": {"volumes": of_paper["volumes"]},
-        "docs/birds.md": {"birds": of_paper["birds"], "slopes": slopes_table(_rows_of("slopes"))} | parts,
-        "docs/benchmarks.md": speed,
-        "docs/conformance.md": {"conformance": conformance_table(conformance)},
-        "docs/distorted-mnist.md": {
+        "docs/experiments/volumes.md": {"volumes": of_paper["volumes"]},
+        "docs/experiments/birds.md": {
+            "birds": of_paper["birds"],
+            "slopes": slopes_table(_rows_of("slopes")),
+        }
+        | parts,
+        "docs/reference/benchmarks.md": speed,
+        "docs/reference/conformance.md": {"conformance": conformance_table(conformance)},
+        "docs/experiments/distorted-mnist.md": {
             "mnist": of_paper["mnist"],
             "pooling": pooling_table(read_records(RESULTS / "pooling")),
             "projective": projective_table(read_records(RESULTS / "projective")),
@@ -76,9 +93,12 @@ def documents() -> dict[Path, str]:
             "redraws": redraws_table(_rows_of("redraws")),
             "times": times_table([*_records_of("mnist"), *found, *svhn, *birds]),
         },
-        "docs/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
+        "docs/reference/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }
-    return {ROOT / name: fill_table_markers((ROOT / name).read_text(), parts) for name, parts in tables.items()}
+    return {
+        ROOT / name: fill_table_markers((ROOT / name).read_text(), parts)
+        for name, parts in tables.items()
+    }
 
 
 def _records_of(family: str) -> list[dict]:
@@ -95,8 +115,11 @@ def _rows_of(folder: str) -> list[dict]:
 def charts() -> dict[Path, tuple[Figure | None, str]]:
     """Each chart with a digest of the records that it is made of."""
     return {
-        ROOT / "docs" / "benchmarks.png": (benchmark_chart(BENCHMARKS), _digest(BENCHMARKS.glob("*.json"))),
-        ROOT / "docs" / "steps.png": (
+        ROOT / "docs" / "images" / "benchmarks.png": (
+            benchmark_chart(BENCHMARKS),
+            _digest(BENCHMARKS.glob("*.json")),
+        ),
+        ROOT / "docs" / "images" / "steps.png": (
             steps_chart(read_records(MNIST) + read_records(RECIPES), CONF),
             _digest([*MNIST.glob("*.json"), *RECIPES.glob("*.json")]),
         ),
@@ -114,11 +137,20 @@ def _line(error: Exception) -> str:
 
 def main() -> None:
     """Adds records, then makes tables and charts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--add", nargs="+", type=Path, default=[], metavar="RUN_FOLDER", help="finished runs to take into results/"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--into", metavar="FOLDER", help="folder of results/ for them; left out, the experiment's")
+    parser.add_argument(
+        "--add",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN_FOLDER",
+        help="finished runs to take into results/",
+    )
+    parser.add_argument(
+        "--into", metavar="FOLDER", help="folder of results/ for them; left out, the experiment's"
+    )
     options = parser.parse_args()
     refused = []
     for run in options.add:

@@ -21,11 +21,19 @@ def _line(error: Exception) -> str:
 
 def main() -> None:
     """Writes the page and says where it is, and what could not be shown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--runs", nargs="+", type=Path, metavar="FOLDER", help="folders of runs; left out, runs/ if there is one"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "report" / "index.html", metavar="FILE", help="the page")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="folders of runs; left out, runs/ if there is one",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "report" / "index.html", metavar="FILE", help="the page"
+    )
     options = parser.parse_args()
     runs = options.runs or [folder for folder in [ROOT / "runs"] if folder.is_dir()]
     try:

@@ -34,7 +34,9 @@ def mnist_root() -> Path:
     for root in (REPOSITORY.parent / "shared" / "data", REPOSITORY / "data"):
         if (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
             return root
-    pytest.skip("real MNIST is not here: run `make train` once, or put the four unpacked idx files into data/MNIST/raw")
+    pytest.skip(
+        "real MNIST is not here: run `make train` once, or put the four unpacked idx files into data/MNIST/raw"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +45,18 @@ def svhn_root() -> Path:
     for root in (REPOSITORY.parent / "shared" / "data" / "SVHN", REPOSITORY / "data" / "SVHN"):
         if all((root / part / "digitStruct.mat").is_file() for part in ("train", "test")):
             return root
-    pytest.skip("real SVHN is not here: unpack train.tar.gz and test.tar.gz of its full numbers into data/SVHN")
+    pytest.skip(
+        "real SVHN is not here: unpack train.tar.gz and test.tar.gz of its full numbers into data/SVHN"
+    )
 
 
 @pytest.fixture(scope="session")
 def cub_root() -> Path:
     """A folder that holds CUB-200-2011's text files and at least the images of its species 1 to 50."""
-    for root in (REPOSITORY.parent / "shared" / "data" / "CUB_200_2011", REPOSITORY / "data" / "CUB_200_2011"):
+    for root in (
+        REPOSITORY.parent / "shared" / "data" / "CUB_200_2011",
+        REPOSITORY / "data" / "CUB_200_2011",
+    ):
         if (root / "images.txt").is_file():
             return root
     pytest.skip("real CUB-200-2011 is not here: unpack CUB_200_2011.tgz into data/")
@@ -64,7 +71,9 @@ def digits() -> Tensor:
     axis = torch.arange(28.0)
     pixels = torch.cartesian_prod(axis, axis)
     along = ((pixels - start) * side).sum(-1, keepdim=True) / side.square().sum(-1, keepdim=True)
-    distance = (pixels - start - along.clamp(0, 1) * side).norm(dim=-1).amin(dim=1).view(-1, 1, 28, 28)
+    distance = (
+        (pixels - start - along.clamp(0, 1) * side).norm(dim=-1).amin(dim=1).view(-1, 1, 28, 28)
+    )
     ink = torch.zeros(64, 1, 28, 28)
     ink[:, :, 4:24, 4:24] = (2 - distance).clamp(0, 1)[:, :, 4:24, 4:24]
     return ink
@@ -95,7 +104,9 @@ def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Digits drawn here in the place of MNIST, ten of them again and again."""
     images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
     monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
-    monkeypatch.setattr(mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10))
+    monkeypatch.setattr(
+        mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10)
+    )
 
 
 @pytest.fixture

@@ -14,5 +14,7 @@ FAMILIES = {
     "affine3d": Affine3d,
 }
 every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
-every_class = pytest.mark.parametrize("make", [Affine, Attention, Projective, ThinPlateSpline, Affine3d])
+every_class = pytest.mark.parametrize(
+    "make", [Affine, Attention, Projective, ThinPlateSpline, Affine3d]
+)
 both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])

@@ -6,17 +6,39 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 STROKES = {
-    "2": [[(0.2, 0.3), (0.27, 0.12), (0.5, 0.03), (0.72, 0.12), (0.75, 0.32), (0.55, 0.6), (0.18, 0.96), (0.85, 0.94)]],
+    "2": [
+        [
+            (0.2, 0.3),
+            (0.27, 0.12),
+            (0.5, 0.03),
+            (0.72, 0.12),
+            (0.75, 0.32),
+            (0.55, 0.6),
+            (0.18, 0.96),
+            (0.85, 0.94),
+        ]
+    ],
     "4": [[(0.35, 0.03), (0.18, 0.55), (0.85, 0.52)], [(0.7, 0.2), (0.62, 1.0)]],
     "5": [
-        [(0.82, 0.04), (0.32, 0.05), (0.26, 0.44), (0.55, 0.38), (0.78, 0.55), (0.76, 0.82), (0.5, 0.97), (0.18, 0.88)],
+        [
+            (0.82, 0.04),
+            (0.32, 0.05),
+            (0.26, 0.44),
+            (0.55, 0.38),
+            (0.78, 0.55),
+            (0.76, 0.82),
+            (0.5, 0.97),
+            (0.18, 0.88),
+        ],
     ],
     "7": [[(0.15, 0.08), (0.85, 0.05), (0.6, 0.5), (0.45, 1.0)]],
 }
 """Of some digits, x and y in a square."""
 
 
-def photograph(digit: str, angle: float = 0, size: tuple[int, int] = (600, 800), seed: int = 0) -> Image.Image:
+def photograph(
+    digit: str, angle: float = 0, size: tuple[int, int] = (600, 800), seed: int = 0
+) -> Image.Image:
     """A dark blue pen on bright paper in uneven light, off-centre, a little blurred and noisy.
 
     Args:

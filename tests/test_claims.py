@@ -12,7 +12,13 @@ from conftest import REPOSITORY
 from spatial_transformer.paper import ADDITION, COLOCALISATION
 from spatial_transformer.reporting.analyses import bird_part_coverage
 from spatial_transformer.reporting.paper_tables import paper_tables
-from spatial_transformer.reporting.records import diff_keys, flatten, read_measurements, read_records, standard_settings
+from spatial_transformer.reporting.records import (
+    diff_keys,
+    flatten,
+    read_measurements,
+    read_records,
+    standard_settings,
+)
 
 RESULTS, CONF = REPOSITORY / "results", REPOSITORY / "conf"
 TABLES = paper_tables(RESULTS, CONF)
@@ -44,15 +50,27 @@ def above_paper(networks, about, *columns):
 
 def gains(*columns, length=FAST):
     """By how many points each ST-FCN errs less than FCN."""
-    return [ours("mnist", "FCN", length, c) - ours("mnist", network, length, c) for network in ST_FCN for c in columns]
+    return [
+        ours("mnist", "FCN", length, c) - ours("mnist", network, length, c)
+        for network in ST_FCN
+        for c in columns
+    ]
 
 
 def tried(model, transform, distortion, recipe, steps, figure="test/error", **other):
     """Mean figure of the runs whose recipe differs from its file by ``other`` alone."""
     figures = []
     for record in read_records(RESULTS / "recipes") + read_records(RESULTS / "mnist"):
-        run = (record["model"], record["transform"], record["config"]["data"]["distortion"], record["recipe"], record["steps"])
-        settings, expected = (flatten(of["recipe"]) for of in (record["config"], standard_settings(record, CONF)))
+        run = (
+            record["model"],
+            record["transform"],
+            record["config"]["data"]["distortion"],
+            record["recipe"],
+            record["steps"],
+        )
+        settings, expected = (
+            flatten(of["recipe"]) for of in (record["config"], standard_settings(record, CONF))
+        )
         changed = {name: settings.get(name) or None for name in diff_keys(expected, settings)}
         if run == (model, transform, distortion, recipe, steps) and changed == other:
             figures.append(record["metrics"][figure])
@@ -62,12 +80,16 @@ def tried(model, transform, distortion, recipe, steps, figure="test/error", **ot
 def smoothing(figure):
     """What smoothed labels take off an error of ST-FCN on RTS, as a share of it."""
     runs = [("st_fcn", family, "rts", "fast", 15_000, figure) for family in FAMILIES]
-    return 1 - fmean(tried(*run) for run in runs) / fmean(tried(*run, label_smoothing=None) for run in runs)
+    return 1 - fmean(tried(*run) for run in runs) / fmean(
+        tried(*run, label_smoothing=None) for run in runs
+    )
 
 
 def spread(run, side):
     """By how many degrees the digits of a class differ, in the mean of the classes."""
-    return fmean(row[side] for row in read_measurements(RESULTS / "orientation" / f"{run}.json")["rows"])
+    return fmean(
+        row[side] for row in read_measurements(RESULTS / "orientation" / f"{run}.json")["rows"]
+    )
 
 
 def spread_taken_off(*runs):
@@ -96,13 +118,21 @@ def on_p(name, model, transform):
 def of_pooling(pool):
     """Error of the addition's FCN, as a share of the paper's."""
     runs = read_records(RESULTS / "addition_pooling")
-    (error,) = (run["metrics"]["test/error"] for run in runs if (run["config"]["model"].get("pool") or 1) == pool)
+    (error,) = (
+        run["metrics"]["test/error"]
+        for run in runs
+        if (run["config"]["model"].get("pool") or 1) == pool
+    )
     return error / ADDITION["FCN"]
 
 
 def shared_work():
     """How often the nearer digit of each of two transformers is the one that it mostly straightens, in percent."""
-    runs = [run["metrics"] for run in read_records(RESULTS / "mnist_addition") if run["model"] == "addition_2st_fcn"]
+    runs = [
+        run["metrics"]
+        for run in read_records(RESULTS / "mnist_addition")
+        if run["model"] == "addition_2st_fcn"
+    ]
     pairs = [sorted(run[f"test/resolves_first_{who}"] for who in "12") for run in runs]
     return [share for second, first in pairs for share in (100 - second, first)]
 
@@ -115,7 +145,10 @@ def seeds_in_clutter():
 def found_in_clutter():
     """By how many points more digits are found than in the paper, for each digit."""
     row = cells("colocalisation", "TC", "colocalisation, 6,000")
-    return [fmean(row[str(digit)].values) - of_paper for digit, of_paper in enumerate(COLOCALISATION["tc"])]
+    return [
+        fmean(row[str(digit)].values) - of_paper
+        for digit, of_paper in enumerate(COLOCALISATION["tc"])
+    ]
 
 
 SVHN_STS = ("ST-CNN Single", "ST-CNN Multi")
@@ -149,12 +182,19 @@ def millions(experiment, size=None):
 def of_four_crops(part):
     """How many of 100 crops hold a part, in the mean of two seeds: of the four crops, and in the centre."""
     tables = bird_part_coverage(read_records(RESULTS / "birds_4st"), CONF, "birds_4st")
-    (held,) = (parts[part] for title, parts in tables.items() if title.startswith("birds_differences"))
+    (held,) = (
+        parts[part] for title, parts in tables.items() if title.startswith("birds_differences")
+    )
     return [round(held[name]) for name in ("crop 1", "crop 2", "crop 3", "crop 4", "centre crop")]
 
 
 def birds(network, recipe="birds_differences"):
-    return ours("birds", network, f"efficientnet_lite0; {recipe}, 400; species 1-50, 1,350 images", "accuracy")
+    return ours(
+        "birds",
+        network,
+        f"efficientnet_lite0; {recipe}, 400; species 1-50, 1,350 images",
+        "accuracy",
+    )
 
 
 CLAIMS = [
@@ -179,12 +219,24 @@ CLAIMS = [
         ],
         [5.16, 1.24],
     ),
-    ("README.md", "is at most 0.25 above on RTS", lambda: above_paper(ST_CNN, SHORTER, "RTS"), (0, 0.25)),
-    ("README.md", "and below on R, P and E", lambda: above_paper(ST_CNN[:1], SHORTER, "R", "P", "E"), (-9, 0)),
+    (
+        "README.md",
+        "is at most 0.25 above on RTS",
+        lambda: above_paper(ST_CNN, SHORTER, "RTS"),
+        (0, 0.25),
+    ),
+    (
+        "README.md",
+        "and below on R, P and E",
+        lambda: above_paper(ST_CNN[:1], SHORTER, "R", "P", "E"),
+        (-9, 0),
+    ),
     (
         "docs/reproduction.md",
         "Affine on R, P and E, run with that noise alone, errs 0.63, 0.60 and 0.74 %",
-        lambda: [round(ours("mnist", "ST-CNN affine", SHORTER, column), 2) for column in ("R", "P", "E")],
+        lambda: [
+            round(ours("mnist", "ST-CNN affine", SHORTER, column), 2) for column in ("R", "P", "E")
+        ],
         [0.63, 0.60, 0.74],
     ),
     (
@@ -197,12 +249,21 @@ CLAIMS = [
         "docs/reproduction.md",
         "ST-CNN affine errs half a point less than that on R, on E 0.04",
         lambda: [
-            round(ours("mnist", "CNN", SHORTER, column) - ours("mnist", "ST-CNN affine", SHORTER, column), 2)
+            round(
+                ours("mnist", "CNN", SHORTER, column)
+                - ours("mnist", "ST-CNN affine", SHORTER, column),
+                2,
+            )
             for column in ("R", "E")
         ],
         [0.47, 0.04],
     ),
-    ("docs/reproduction.md", "holds for FCN on all five", lambda: gains(*COLUMNS) + gains(*COLUMNS, length=LONG), (0.01, 99)),
+    (
+        "docs/reproduction.md",
+        "holds for FCN on all five",
+        lambda: gains(*COLUMNS) + gains(*COLUMNS, length=LONG),
+        (0.01, 99),
+    ),
     (
         "docs/reproduction.md",
         "holds for FCN: most on TC and RTS",
@@ -225,7 +286,8 @@ CLAIMS = [
         "docs/reproduction.md",
         "On R TPS is as good as affine with either recipe",
         lambda: [
-            ours("mnist", "ST-FCN TPS", length, "R") - ours("mnist", "ST-FCN affine", length, "R") for length in (FAST, LONG)
+            ours("mnist", "ST-FCN TPS", length, "R") - ours("mnist", "ST-FCN affine", length, "R")
+            for length in (FAST, LONG)
         ],
         (-9, 0.05),
     ),
@@ -235,7 +297,10 @@ CLAIMS = [
         "(projective) with the fast recipe, and by 16 in all three with the long one",
         lambda: [
             round(spread("st_fcn-affine-r-fast-seed1-15000", "before")),
-            *(round(spread(f"st_fcn-{family}-r-fast-seed1-15000", "after")) for family in ("affine", "tps", "projective")),
+            *(
+                round(spread(f"st_fcn-{family}-r-fast-seed1-15000", "after"))
+                for family in ("affine", "tps", "projective")
+            ),
             *(round(spread(f"st_fcn-{family}-r-long-seed1-30000", "after")) for family in FAMILIES),
         ],
         [54, 36, 32, 17, 16, 16, 16],
@@ -244,7 +309,11 @@ CLAIMS = [
         "docs/reproduction.md",
         "On RTS ST-FCN takes a quarter off the spread with either recipe",
         lambda: spread_taken_off(
-            *(f"st_fcn-{t}-rts-{r}" for t in ("affine", "tps") for r in ("fast-seed1-15000", "long-seed1-30000"))
+            *(
+                f"st_fcn-{t}-rts-{r}"
+                for t in ("affine", "tps")
+                for r in ("fast-seed1-15000", "long-seed1-30000")
+            )
         ),
         (0.2, 0.3),
     ),
@@ -285,10 +354,18 @@ CLAIMS = [
     (
         "docs/reproduction.md",
         "T as the paper has it",
-        lambda: [cells("colocalisation", "T", "colocalisation, 6,000")[str(digit)].values[0] for digit in range(10)],
+        lambda: [
+            cells("colocalisation", "T", "colocalisation, 6,000")[str(digit)].values[0]
+            for digit in range(10)
+        ],
         [100] * 10,
     ),
-    ("docs/reproduction.md", "TC 8 points below it in the mean", lambda: [round(fmean(found_in_clutter()))], [-8]),
+    (
+        "docs/reproduction.md",
+        "TC 8 points below it in the mean",
+        lambda: [round(fmean(found_in_clutter()))],
+        [-8],
+    ),
     (
         "docs/reproduction.md",
         "most for 4 and 7",
@@ -298,11 +375,13 @@ CLAIMS = [
     (
         "docs/reproduction.md",
         "differ by 27 and 35 points",
-        lambda: [round(abs(one - other)) for one, other in (seeds_in_clutter()[4], seeds_in_clutter()[7])],
+        lambda: [
+            round(abs(one - other)) for one, other in (seeds_in_clutter()[4], seeds_in_clutter()[7])
+        ],
         [27, 35],
     ),
     (
-        "docs/colocalisation.md",
+        "docs/experiments/colocalisation.md",
         "in the mean of the digits by 10 (83 and 73)",
         lambda: [round(fmean(seed)) for seed in zip(*seeds_in_clutter())],
         [83, 73],
@@ -320,28 +399,38 @@ CLAIMS = [
         [6, 4, 1, 1],
     ),
     (
-        "docs/svhn.md",
+        "docs/experiments/svhn.md",
         "*Single* is 11, 5 and 3 points better than it, *Multi* 11 and 3 better and 1 worse",
         lambda: [round(gain) for network in SVHN_STS for gain in svhn_gains_by_seed(network)],
         [11, 5, 3, 11, 3, -1],
     ),
-    ("docs/svhn.md", "three runs differ by 9 points", svhn_spread, [9]),
+    ("docs/experiments/svhn.md", "three runs differ by 9 points", svhn_spread, [9]),
     (
         "README.md",
         "differ by up to 9 points at 128 pixels",
         lambda: [round(max(svhn("CNN", 128)) - min(svhn("CNN", 128)))],
         [9],
     ),
-    ("docs/recipes.md", "Smoothed labels take a tenth off the test error", lambda: [smoothing("test/error")], (0.08, 0.12)),
-    ("docs/recipes.md", "and a sixth off the validation error", lambda: [smoothing("val/best_error")], (0.14, 0.19)),
     (
-        "docs/recipes.md",
+        "docs/reference/recipes.md",
+        "Smoothed labels take a tenth off the test error",
+        lambda: [smoothing("test/error")],
+        (0.08, 0.12),
+    ),
+    (
+        "docs/reference/recipes.md",
+        "and a sixth off the validation error",
+        lambda: [smoothing("val/best_error")],
+        (0.14, 0.19),
+    ),
+    (
+        "docs/reference/recipes.md",
         "TPS on RTS errs 1.3 % after all of its 150,000 steps",
         lambda: [round(tried("st_fcn", "tps", "rts", "paper", 150_000), 1)],
         [1.3],
     ),
     (
-        "docs/recipes.md",
+        "docs/reference/recipes.md",
         "In 15,000 steps, 0.05 took a fifth off the error of affine on R and a sixth off that of TPS",
         lambda: [
             round(1 / (1 - tried(*run, theta_noise=0.05) / tried(*run)))
@@ -350,51 +439,82 @@ CLAIMS = [
         [5, 6],
     ),
     (
-        "docs/recipes.md",
+        "docs/reference/recipes.md",
         "In 30,000 steps noise takes a quarter off TPS on RTS, with 0.05 as with 0.03",
         lambda: [
-            1 - tried("st_fcn", "tps", "rts", "fast", 30_000, theta_noise=noise) / tried("st_fcn", "tps", "rts", "fast", 15_000)
+            1
+            - tried("st_fcn", "tps", "rts", "fast", 30_000, theta_noise=noise)
+            / tried("st_fcn", "tps", "rts", "fast", 15_000)
             for noise in (0.03, 0.05)
         ],
         (0.2, 0.3),
     ),
     (
-        "docs/recipes.md",
+        "docs/reference/recipes.md",
         "are of digits, 1 in 120, that are misread in at least half of eight draws",
-        lambda: [10_000 / hard_digits(f"st_fcn-{family}-rts-long-seed1-30000")[0] for family in FAMILIES],
+        lambda: [
+            10_000 / hard_digits(f"st_fcn-{family}-rts-long-seed1-30000")[0] for family in FAMILIES
+        ],
         (110, 130),
     ),
-    ("docs/distorted-mnist.md", "FCN's a little above", lambda: [on_p("FCN", "fcn", "none")], (1.01, 1.1)),
     (
-        "docs/distorted-mnist.md",
+        "docs/experiments/distorted-mnist.md",
+        "FCN's a little above",
+        lambda: [on_p("FCN", "fcn", "none")],
+        (1.01, 1.1),
+    ),
+    (
+        "docs/experiments/distorted-mnist.md",
         "those behind a transformer a fifth to a third below",
         lambda: [1 - on_p(name, "st_fcn", family) for name, family in zip(ST_FCN, FAMILIES)],
         (0.17, 0.34),
     ),
-    ("docs/addition.md", "Pooled, it errs far less than the paper's", lambda: [of_pooling(2)], (0, 0.7)),
-    ("docs/addition.md", "not pooled, somewhat more", lambda: [of_pooling(1)], (1, 1.2)),
-    ("docs/addition.md", "each sees to the digit of one channel", shared_work, (85, 100)),
     (
-        "docs/svhn.md",
+        "docs/experiments/addition.md",
+        "Pooled, it errs far less than the paper's",
+        lambda: [of_pooling(2)],
+        (0, 0.7),
+    ),
+    (
+        "docs/experiments/addition.md",
+        "not pooled, somewhat more",
+        lambda: [of_pooling(1)],
+        (1, 1.2),
+    ),
+    (
+        "docs/experiments/addition.md",
+        "each sees to the digit of one channel",
+        shared_work,
+        (85, 100),
+    ),
+    (
+        "docs/experiments/svhn.md",
         "4.9 and 10.2 million parameters against the CNN's 3.9",
         lambda: [millions(f"svhn_{name}", 128) for name in ("st_single", "st_multi", "cnn")],
         [{4.9}, {10.2}, {3.9}],
     ),
     (
-        "docs/volumes.md",
+        "docs/experiments/volumes.md",
         "462,000 against 299,000",
-        lambda: sorted({round(run["parameters"] / 1000) for run in read_records(RESULTS / "mnist_3d")}),
+        lambda: sorted(
+            {round(run["parameters"] / 1000) for run in read_records(RESULTS / "mnist_3d")}
+        ),
         [299, 462],
     ),
     (
-        "docs/birds.md",
+        "docs/experiments/birds.md",
         "the crown is in 84 and 82 of 100 crops of images in which it is to be seen (centre: 57)",
         lambda: of_four_crops("crown"),
         [84, 82, 14, 27, 57],
     ),
-    ("docs/birds.md", "the left leg in 31 and 32 (82)", lambda: of_four_crops("left leg"), [31, 32, 87, 91, 82]),
     (
-        "docs/birds.md",
+        "docs/experiments/birds.md",
+        "the left leg in 31 and 32 (82)",
+        lambda: of_four_crops("left leg"),
+        [31, 32, 87, 91, 82],
+    ),
+    (
+        "docs/experiments/birds.md",
         "With SPSA all networks with crops stand above the CNN",
         lambda: [birds(network) - birds("CNN, 224 px", "birds_fast") for network in CROPS],
         (0.01, 99),
@@ -402,7 +522,11 @@ CLAIMS = [
 ]
 
 
-@pytest.mark.parametrize(("document", "words", "figures", "allowed"), CLAIMS, ids=[words[:60] for _, words, _, _ in CLAIMS])
+@pytest.mark.parametrize(
+    ("document", "words", "figures", "allowed"),
+    CLAIMS,
+    ids=[words[:60] for _, words, _, _ in CLAIMS],
+)
 def test_a_claim_is_so(document, words, figures, allowed):
     """Figures are equal to a list, or all in a range."""
     assert words in re.sub(r"\s+", " ", (REPOSITORY / document).read_text())

@@ -39,7 +39,9 @@ def built(without_network):
     """The views by title and the report, as W&B would be sent them."""
     tables = {name: f"table of {name}" for name in PARTS}
     views = [dashboard.specification(view) for view in dashboard.workspaces("team", "project")]
-    return {view["displayName"]: view for view in views}, dashboard.specification(dashboard.report("team", "project", tables))
+    return {view["displayName"]: view for view in views}, dashboard.specification(
+        dashboard.report("team", "project", tables)
+    )
 
 
 def panels_in(node):
@@ -55,26 +57,42 @@ def panels_in(node):
 
 def keys_of(panel):
     settings = panel["config"]
-    return settings.get("metrics") or settings.get("mediaKeys") or [re.compile(settings["metricRegex"])]
+    return (
+        settings.get("metrics")
+        or settings.get("mediaKeys")
+        or [re.compile(settings["metricRegex"])]
+    )
 
 
 def test_there_is_a_part_for_each_table_and_each_experiment_is_in_one(tmp_path):
     assert sorted(PARTS) == sorted(paper_tables(tmp_path, REPOSITORY / "conf"))
     experiments = [name for part in PARTS.values() for name in part.experiments]
     known = {path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml")}
-    assert sorted(experiments) == sorted(known - {"quickstart"})  # which is shorter than what the table has
+    assert sorted(experiments) == sorted(
+        known - {"quickstart"}
+    )  # which is shorter than what the table has
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=list(PARTS))
 def test_a_view_shows_the_runs_of_its_table_by_network_and_column(built, part):
     view = built[0][part.title]["spec"]["section"]
     (runs,) = view["runSets"]
-    assert [(rule["key"]["name"], rule["value"]) for rule in runs["filters"]["filters"]] == [("group", [*part.experiments])]
+    assert [(rule["key"]["name"], rule["value"]) for rule in runs["filters"]["filters"]] == [
+        ("group", [*part.experiments])
+    ]
     groups = [key["name"] for key in runs["grouping"]]
-    assert groups == ["network.value", "choices.value.recipe", *([f"{part.column}.value"] if part.column else [])]
+    assert groups == [
+        "network.value",
+        "choices.value.recipe",
+        *([f"{part.column}.value"] if part.column else []),
+    ]
     panels = list(panels_in(view["panelBankConfig"]))
-    assert {panel["config"]["xAxis"] for panel in panels if panel["viewType"] == "Run History Line Plot"} == {dashboard.STEP}
-    assert {panel["config"].get("groupArea") for panel in panels if panel["viewType"] != "Media Browser"} == {"minmax"}
+    assert {
+        panel["config"]["xAxis"] for panel in panels if panel["viewType"] == "Run History Line Plot"
+    } == {dashboard.STEP}
+    assert {
+        panel["config"].get("groupArea") for panel in panels if panel["viewType"] != "Media Browser"
+    } == {"minmax"}
 
 
 def test_the_report_has_each_table_and_for_each_column_its_runs(built):
@@ -86,8 +104,14 @@ def test_the_report_has_each_table_and_for_each_column_its_runs(built):
     for grid, (part, column) in zip(grids, expected, strict=True):
         (runs,) = grid["runSets"]
         rules = {rule["key"]["name"]: rule["value"] for rule in runs["filters"]["filters"]}
-        assert [key["name"] for key in runs["grouping"]] == ["network.value", "choices.value.recipe"]
-        assert rules == {"group": [*part.experiments], **({part.column: column} if part.column else {})}
+        assert [key["name"] for key in runs["grouping"]] == [
+            "network.value",
+            "choices.value.recipe",
+        ]
+        assert rules == {
+            "group": [*part.experiments],
+            **({part.column: column} if part.column else {}),
+        }
         assert f"table of {part.table}" in texts
         assert part.title in texts
         places = [tuple(panel["layout"].values()) for panel in panels_in(grid)]
@@ -141,7 +165,11 @@ NAMES = {
     ),
     "mnist_3d": ("3-D transformer, projection, FCN", {}, "3-d-transformer-projection-fcn"),
     "svhn_st_multi": ("ST-CNN Multi", {"size": 64}, "st-cnn-multi-64-px"),
-    "birds_2st": ("2 × ST-CNN, 224 px", {"size": 224, "species": "1-3"}, "2-st-cnn-224-px-species-1-3"),
+    "birds_2st": (
+        "2 × ST-CNN, 224 px",
+        {"size": 224, "species": "1-3"},
+        "2-st-cnn-224-px-species-1-3",
+    ),
 }
 """The run's network, the column that it is of, and both as an alias."""
 
@@ -152,7 +180,9 @@ def logged(composed, request, tmp_path, monkeypatch):
 
     def logged_(experiment):
         if experiment.startswith("birds"):
-            birds = [Bird(species, training) for species in (1, 2, 3) for training in (True, True, False)]
+            birds = [
+                Bird(species, training) for species in (1, 2, 3) for training in (True, True, False)
+            ]
             root = write_birds(tmp_path / "birds", birds)
         else:
             root = request.getfixturevalue("mnist_root")
@@ -172,9 +202,12 @@ def logged(composed, request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "experiment", ["mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "mnist")]
+    "experiment",
+    ["mnist", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "mnist")],
 )
-def test_a_run_has_what_the_panels_show_and_is_found_by_what_they_filter(logged, tmp_path, experiment):
+def test_a_run_has_what_the_panels_show_and_is_found_by_what_they_filter(
+    logged, tmp_path, experiment
+):
     file, config = logged(experiment)
     part = next(part for part in PARTS.values() if experiment in part.experiments)
     keys = {key.removesuffix("/_type") for row in wandb_file.rows(file) for key in row}
@@ -187,7 +220,11 @@ def test_a_run_has_what_the_panels_show_and_is_found_by_what_they_filter(logged,
 
     (begun,) = wandb_file.messages(file, "run")
     network, column, alias = NAMES[experiment]
-    assert (begun.run_group, begun.job_type, begun.display_name) == (experiment, "train", config.label)
+    assert (begun.run_group, begun.job_type, begun.display_name) == (
+        experiment,
+        "train",
+        config.label,
+    )
     choices = config.choices
     assert list(begun.tags)[:3] == [choices.model, choices.transform, choices.recipe]
     assert len(begun.tags) == 3 + len(column)
@@ -197,17 +234,27 @@ def test_a_run_has_what_the_panels_show_and_is_found_by_what_they_filter(logged,
     assert settings["choices"]["transform"] == choices.transform
     assert part.column is None or settings[part.column] in part.columns
 
-    defined = {metric.name or metric.glob_name: metric for metric in wandb_file.messages(file, "metric")}
+    defined = {
+        metric.name or metric.glob_name: metric for metric in wandb_file.messages(file, "metric")
+    }
     assert defined["*"].step_metric == defined["val/error"].step_metric == dashboard.STEP
     assert defined["val/error"].summary.min
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     summary = wandb_file.summary(file)
     for name in part.tested:
         assert summary[name] == pytest.approx(record["metrics"][name])
-    if experiment != "colocalisation":  # whose last weights are kept, as the best would be chosen by labels
-        assert summary["val/best_error"] == summary["val/error"]["min"] == record["metrics"]["val/best_error"]
+    if (
+        experiment != "colocalisation"
+    ):  # whose last weights are kept, as the best would be chosen by labels
+        assert (
+            summary["val/best_error"]
+            == summary["val/error"]["min"]
+            == record["metrics"]["val/best_error"]
+        )
 
-    (model,) = [artifact for artifact in wandb_file.messages(file, "artifact") if artifact.type == "model"]
+    (model,) = [
+        artifact for artifact in wandb_file.messages(file, "artifact") if artifact.type == "model"
+    ]
     assert model.name == f"model-{begun.run_id}"
     assert {"best", alias} <= set(model.aliases)
     (kept,) = model.manifest.contents
@@ -215,33 +262,55 @@ def test_a_run_has_what_the_panels_show_and_is_found_by_what_they_filter(logged,
     assert (file.parent / "files" / "requirements.txt").is_file()
 
 
-SWEEPS = {path.stem: yaml.safe_load(path.read_text()) for path in (REPOSITORY / "scripts" / "sweeps").glob("*.yaml")}
+SWEEPS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in (REPOSITORY / "scripts" / "sweeps").glob("*.yaml")
+}
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_a_sweep_gives_right_configurations(composed, sweep):
     config = SWEEPS[sweep]
     assert config["metric"] == {"name": "val/error", "goal": "minimize"}
-    values = {name: of.get("values") or [of["min"], of["max"]] for name, of in config["parameters"].items()}
-    networks = itertools.product(*(values[name] for name in ("model", "transform") if name in values))
+    values = {
+        name: of.get("values") or [of["min"], of["max"]]
+        for name, of in config["parameters"].items()
+    }
+    networks = itertools.product(
+        *(values[name] for name in ("model", "transform") if name in values)
+    )
     rest = {name: of for name, of in values.items() if name not in ("model", "transform")}
     for n, network in enumerate(networks):
-        chosen = dict(zip((name for name in ("model", "transform") if name in values), network, strict=True))
+        chosen = dict(
+            zip((name for name in ("model", "transform") if name in values), network, strict=True)
+        )
         chosen |= {name: of[n % len(of)] for name, of in rest.items()}
-        arguments = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
+        arguments = create_sweep_command_args(
+            {"args": {name: {"value": value} for name, value in chosen.items()}}
+        )
         place = config["command"].index("${args_no_hyphens}")
-        command = [*config["command"][:place], *arguments["args_no_hyphens"], *config["command"][place + 1 :]]
+        command = [
+            *config["command"][:place],
+            *arguments["args_no_hyphens"],
+            *config["command"][place + 1 :],
+        ]
         assert command[:3] == ["${env}", "python", "train.py"]
         validate(composed(*command[3:]))
 
 
 def test_both_sweeps_of_table_1_have_its_runs_and_no_others():
-    rows = yaml.safe_load((REPOSITORY / "conf" / "ablation" / "table1.yaml").read_text())["hydra"]["sweeper"]
+    rows = yaml.safe_load((REPOSITORY / "conf" / "sweep" / "table1.yaml").read_text())["hydra"][
+        "sweeper"
+    ]
     expected = {tuple(option.split("=")[1] for option in row.split()) for row in rows["rows"]}
     found = set()
     for name in ("table1", "table1_baselines"):
         parameters = {key: of["values"] for key, of in SWEEPS[name]["parameters"].items()}
-        found |= set(itertools.product(*(parameters[key] for key in ("model", "transform") if key in parameters)))
+        found |= set(
+            itertools.product(
+                *(parameters[key] for key in ("model", "transform") if key in parameters)
+            )
+        )
         assert ",".join(parameters["data.distortion"]) == rows["params"]["data.distortion"]
         assert ",".join(map(str, parameters["seed"])) == rows["params"]["seed"]
     assert found == expected

@@ -35,7 +35,11 @@ def imported(files):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(node.module)
-    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"spatial_transformer"}
+    return (
+        {name.partition(".")[0] for name in names}
+        - set(sys.stdlib_module_names)
+        - {"spatial_transformer"}
+    )
 
 
 def test_the_package_declares_all_that_it_imports():
@@ -49,7 +53,9 @@ def test_the_package_declares_all_that_it_imports():
 
 
 def test_the_hub_is_told_all_that_its_networks_import():
-    done = subprocess.run([sys.executable, "-c", ON_A_HUB], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_HUB], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     loaded, files = json.loads(done.stdout.splitlines()[-1])
     assert imported([Path(file) for file in files]) & set(loaded) <= set(hubconf.dependencies)
 

@@ -61,7 +61,11 @@ def damages(draw):
     """Something that happens to a file, as a function of its path."""
     share = draw(st.floats(0, 1, exclude_max=True))
     more = draw(st.binary(min_size=1, max_size=8))
-    kind = draw(st.sampled_from(["cut", "flip", "flip", "insert", "overwrite", "empty", "folder", "append", "gone"]))
+    kind = draw(
+        st.sampled_from(
+            ["cut", "flip", "flip", "insert", "overwrite", "empty", "folder", "append", "gone"]
+        )
+    )
 
     def damage(path):
         content = path.read_bytes()
@@ -72,7 +76,11 @@ def damages(draw):
                 path.mkdir()
             return
         if kind == "flip" and content:
-            changed = content[:place] + bytes([content[place] ^ (1 << more[0] % 8)]) + content[place + 1 :]
+            changed = (
+                content[:place]
+                + bytes([content[place] ^ (1 << more[0] % 8)])
+                + content[place + 1 :]
+            )
         else:
             changed = {
                 "cut": content[:place],
@@ -102,9 +110,15 @@ def try_files(amount, source, tmp_path, names, read, made=()):
             read(folder, name)
         except UsageError as error:
             must_be_told(error, Path(name).name)
-        new = {path for path in files_in(folder) - before if not any(part in Path(path).parts for part in made)}
+        new = {
+            path
+            for path in files_in(folder) - before
+            if not any(part in Path(path).parts for part in made)
+        }
         assert {Path(path).suffix for path in new} <= {".broken"}
-        left = {path for path in files_in(folder) if Path(path).name.startswith((".", "incomplete-"))}
+        left = {
+            path for path in files_in(folder) if Path(path).name.startswith((".", "incomplete-"))
+        }
         assert {Path(path).suffix for path in left} <= {".lock"}
         shutil.rmtree(folder)
 
@@ -123,14 +137,19 @@ def test_broken_files_of_mnist_are_always_told(amount, tmp_path, monkeypatch):
 
     def read(folder, name):
         mnist_files.prepare(folder)
-        whole = name is None or (folder / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
+        whole = (
+            name is None
+            or (folder / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
+        )
         assert whole, "a damaged file was taken for MNIST"
 
     try_files(amount, tmp_path / "source", tmp_path, names, read)
 
 
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_broken_files_of_svhn_are_taken_as_they_are_left_out_or_told(amount, tmp_path, digits, capfd):
+def test_broken_files_of_svhn_are_taken_as_they_are_left_out_or_told(
+    amount, tmp_path, digits, capfd
+):
     images = (digits[:, 0] * 255).round().to(torch.uint8).numpy()
     make_part(tmp_path / "source" / "train", 6, (images, np.arange(64) % 10), seed=1)
     names = ["train/digitStruct.mat"] * 3 + ["train/1.png", "train/2.png"]
@@ -177,14 +196,19 @@ def test_broken_caches_are_made_anew(amount, tmp_path, digits, capfd):
 
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_broken_run_folders_are_told(amount, composed, tmp_path, capfd):
-    config = composed("model=fcn", "model.width=2", "transform=none", "data.distortion=r", "logger=none")
+    config = composed(
+        "model=fcn", "model.width=2", "transform=none", "data.distortion=r", "logger=none"
+    )
     _, task = build(config)
     source = RunDir(tmp_path / "source")
     plain = OmegaConf.to_container(config, resolve=True)
     mark = fingerprint(plain, "data")
     source.prepare(plain, mark)
     for name in ("best", "last"):
-        save_tensors({"state_dict": task.state_dict(), "fingerprint": mark}, source.checkpoints / f"{name}.ckpt")
+        save_tensors(
+            {"state_dict": task.state_dict(), "fingerprint": mark},
+            source.checkpoints / f"{name}.ckpt",
+        )
     result = next((REPOSITORY / "results" / "mnist").glob("*.json"))
     shutil.copy(result, source.result)
     (source.path / "metrics.csv").write_text("step,val/error\n1,90.5\n2,80.25\n3,\n")
@@ -209,6 +233,12 @@ def test_broken_run_folders_are_told(amount, composed, tmp_path, capfd):
         if taken is not None:
             compare(taken[1]["state_dict"])
 
-    names = ["metrics.json", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml"]
+    names = [
+        "metrics.json",
+        "metrics.csv",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "config.yaml",
+    ]
     for name in names:
         try_files(amount // 2, source.path, tmp_path / name.replace("/", "_"), [name], read)

@@ -32,7 +32,15 @@ for name in spatial_transformer.__all__:
     getattr(spatial_transformer, name)
 """
 
-FORBIDDEN = ("pytorch_lightning", "hydra", "omegaconf", "pydantic", "torchvision", "matplotlib", "PIL")
+FORBIDDEN = (
+    "pytorch_lightning",
+    "hydra",
+    "omegaconf",
+    "pydantic",
+    "torchvision",
+    "matplotlib",
+    "PIL",
+)
 
 
 def load(entry, **settings):
@@ -111,8 +119,12 @@ def test_an_entry_is_built_as_its_file_is_configured(entry):
 @pytest.mark.parametrize("transform", ["Affine", "Attention", "Projective", "ThinPlateSpline"])
 def test_a_bare_transformer_starts_as_the_identity(transform):
     x = torch.rand(2, 3, 16, 24)
-    assert torch.allclose(load("spatial_transformer", in_shape=(3, 16, 24), transform=transform)(x), x, atol=1e-4)
-    small = load("spatial_transformer", in_shape=(3, 16, 24), transform=transform, output_size=(8, 8))
+    assert torch.allclose(
+        load("spatial_transformer", in_shape=(3, 16, 24), transform=transform)(x), x, atol=1e-4
+    )
+    small = load(
+        "spatial_transformer", in_shape=(3, 16, 24), transform=transform, output_size=(8, 8)
+    )
     assert small(x).shape == (2, 3, 8, 8)
 
 
@@ -124,6 +136,10 @@ def test_another_transform_is_refused():
 def test_every_entry_is_documented():
     import hubconf
 
-    entries = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    entries = {
+        name
+        for name, value in vars(hubconf).items()
+        if callable(value) and not name.startswith("_")
+    }
     assert entries == {"st_cnn_mnist", "st_fcn_mnist", "spatial_transformer"}
     assert all(getattr(hubconf, name).__doc__ for name in entries)

@@ -38,9 +38,15 @@ def surroundings(name, request, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("name", [script.stem for script in SCRIPTS])
 def test_its_script_runs(name, surroundings, monkeypatch):
     shown = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append((plt.get_backend(), len(plt.get_fignums()))) or plt.close("all"))
+    monkeypatch.setattr(
+        plt,
+        "show",
+        lambda: shown.append((plt.get_backend(), len(plt.get_fignums()))) or plt.close("all"),
+    )
     backend = plt.get_backend()
-    plt.switch_backend("svg")  # not the one of servers: code that switches to that, as a notebook's plots get lost, is seen
+    plt.switch_backend(
+        "svg"
+    )  # not the one of servers: code that switches to that, as a notebook's plots get lost, is seen
     try:
         with plt.rc_context():
             runpy.run_path(f"{name}.py")
@@ -51,7 +57,10 @@ def test_its_script_runs(name, surroundings, monkeypatch):
     assert all(name == "svg" and figures for name, figures in shown), shown
 
 
-@pytest.mark.parametrize("name", [pytest.param(s.stem, marks=[] if s.stem == LIGHTEST else pytest.mark.slow) for s in SCRIPTS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(s.stem, marks=[] if s.stem == LIGHTEST else pytest.mark.slow) for s in SCRIPTS],
+)
 def test_it_runs_in_a_kernel(name, surroundings):
     notebook = nbformat.read(f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
@@ -74,4 +83,6 @@ def test_a_notebook_is_what_its_script_says(script: Path):
 
 
 def test_no_notebook_is_without_its_script():
-    assert {path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")} == {script.stem for script in SCRIPTS}
+    assert {path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")} == {
+        script.stem for script in SCRIPTS
+    }

@@ -16,14 +16,26 @@ from spatial_transformer.training.validation import validate
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-COMMANDS = [line.split(" #")[0].split() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-DOCUMENTS = ["README.md", *sorted(f"docs/{file.name}" for file in (REPOSITORY / "docs").glob("*.md"))]
-TRAINING = [words[2:] for words in COMMANDS if words[:2] == ["python", "train.py"] and "--help" not in words]
+COMMANDS = [
+    line.split(" #")[0].split()
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+]
+DOCUMENTS = [
+    "README.md",
+    *sorted(str(file.relative_to(REPOSITORY)) for file in REPOSITORY.glob("docs/**/*.md")),
+]
+TRAINING = [
+    words[2:] for words in COMMANDS if words[:2] == ["python", "train.py"] and "--help" not in words
+]
 
 
 @pytest.mark.parametrize("overrides", TRAINING, ids=" ".join)
 def test_a_training_command_runs(composed, request, tmp_path, monkeypatch, overrides):
-    first_of_each = [word.split(",")[0] for word in overrides if word not in ("-m", "data.root=FOLDER")]
+    first_of_each = [
+        word.split(",")[0] for word in overrides if word not in ("-m", "data.root=FOLDER")
+    ]
     more = []
     if any("birds" in word for word in overrides):
         birds = [Bird(species, n % 3 > 0) for species in range(1, 51) for n in range(3)]
@@ -57,15 +69,22 @@ def test_a_piece_of_python_runs(block, monkeypatch):
     exec(block, {})
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if "checkpoints/" in "".join(words)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [words for words in COMMANDS if "checkpoints/" in "".join(words)], ids=" ".join
+)
 def test_a_command_for_a_trained_network_runs(words, tmp_path, monkeypatch, mnist_root):
     photograph("5", 30).save(tmp_path / "five.jpg")
     more = ["data.root="] if words[1] == "predict.py" else ["--data-root", ""]
     more[-1] += str(mnist_root)
-    places = {"images=FOLDER_OR_FILE": f"images={tmp_path}/five.jpg", "network.onnx": f"{tmp_path}/network.onnx"}
+    places = {
+        "images=FOLDER_OR_FILE": f"images={tmp_path}/five.jpg",
+        "network.onnx": f"{tmp_path}/network.onnx",
+    }
     out = [f"out={tmp_path}/out"] if words[1] == "predict.py" else []
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(sys, "argv", [words[1], *(places.get(word, word) for word in words[2:]), *out, *more])
+    monkeypatch.setattr(
+        sys, "argv", [words[1], *(places.get(word, word) for word in words[2:]), *out, *more]
+    )
     GlobalHydra.instance().clear()
     runpy.run_path(words[1], run_name="__main__")
     made = tmp_path / ("out/predictions.csv" if out else "network.onnx")
@@ -86,7 +105,9 @@ def test_links_and_pictures_are_there(document):
 
 
 def test_the_tests_that_the_fault_table_names_are_there():
-    table = (REPOSITORY / "docs" / "reliability.md").read_text()
+    table = (REPOSITORY / "docs" / "guides" / "reliability.md").read_text()
     assert len(re.findall(r"^\| .*` \|$", table, re.M)) >= 20
     for file, test in re.findall(r"`(test_\w+\.py)::(\w+)", table):
-        assert f"def {test}(" in next((REPOSITORY / "tests").rglob(file)).read_text(), f"{file}::{test}"
+        assert f"def {test}(" in next((REPOSITORY / "tests").rglob(file)).read_text(), (
+            f"{file}::{test}"
+        )

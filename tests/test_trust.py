@@ -29,7 +29,11 @@ SETTINGS = ["model=fcn", "model.width=4", "logger=none"]
 PYTHON_FILES = [
     path
     for folder in ("src", "scripts", "train.py", "evaluate.py", "predict.py")
-    for path in ([REPOSITORY / folder] if folder.endswith(".py") else sorted((REPOSITORY / folder).rglob("*.py")))
+    for path in (
+        [REPOSITORY / folder]
+        if folder.endswith(".py")
+        else sorted((REPOSITORY / folder).rglob("*.py"))
+    )
 ]
 
 
@@ -80,7 +84,9 @@ def folder(composed, tmp_path):
     plain["fingerprint"] = fingerprint(plain, data.digest())
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(plain))
     for name in ("best", "last"):
-        torch.save({"state_dict": task.state_dict()}, tmp_path / "run" / "checkpoints" / f"{name}.ckpt")
+        torch.save(
+            {"state_dict": task.state_dict()}, tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
+        )
     return RunDir(tmp_path / "run")
 
 
@@ -92,13 +98,17 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_name(folder, write_evil,
         load_trained(folder.path, name)
 
 
-def test_a_run_does_not_go_on_from_a_checkpoint_that_would_run_code(composed, folder, write_evil, drawn_mnist, capfd):
+def test_a_run_does_not_go_on_from_a_checkpoint_that_would_run_code(
+    composed, folder, write_evil, drawn_mnist, capfd
+):
     write_evil(folder.last)
     with pytest.raises(UsageError, match=r"last\.ckpt cannot be read as a checkpoint: .*mkdir"):
         train(composed(*SETTINGS))
     write_evil(folder.path / "other.ckpt")
     with pytest.raises(UsageError, match=r"other\.ckpt cannot be read as a checkpoint: .*mkdir"):
-        train(composed(*SETTINGS, f"ckpt_path={folder.path}/other.ckpt", f"run_dir={folder.path}-2"))
+        train(
+            composed(*SETTINGS, f"ckpt_path={folder.path}/other.ckpt", f"run_dir={folder.path}-2")
+        )
 
 
 def test_weights_of_a_backbone_that_would_run_code_are_refused(tmp_path, write_evil, monkeypatch):
@@ -111,12 +121,16 @@ def test_weights_of_a_backbone_that_would_run_code_are_refused(tmp_path, write_e
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     from torchvision.models import GoogLeNet_Weights
 
-    write_evil(tmp_path / "hub" / "checkpoints" / GoogLeNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2])
+    write_evil(
+        tmp_path / "hub" / "checkpoints" / GoogLeNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
+    )
     with pytest.raises(UsageError, match=r"model\.backbone=googlenet cannot be downloaded"):
         load_backbone("googlenet")
 
 
-def test_a_cached_encoder_that_would_run_code_is_replaced(tmp_path, write_evil, monkeypatch, caplog):
+def test_a_cached_encoder_that_would_run_code_is_replaced(
+    tmp_path, write_evil, monkeypatch, caplog
+):
     made = []
 
     def train(root, folder):
@@ -139,7 +153,11 @@ def test_a_flipped_bit_of_saved_tensors_is_never_read_as_a_weight(tmp_path):
     path = tmp_path / "saved.pt"
     torch.save({"weight": torch.arange(64.0)}, path)
     content = path.read_bytes()
-    (place,) = (n for n in range(0, len(content), 4) if content[n : n + 256] == torch.arange(64.0).numpy().tobytes())
+    (place,) = (
+        n
+        for n in range(0, len(content), 4)
+        if content[n : n + 256] == torch.arange(64.0).numpy().tobytes()
+    )
     for byte in range(place, place + 256, 37):
         path.write_bytes(content[:byte] + bytes([content[byte] ^ 4]) + content[byte + 1 :])
         with pytest.raises(ValueError, match="checksum"):
@@ -173,7 +191,9 @@ def test_a_file_of_a_trained_network_with_a_wrong_part_is_refused_by_name(tmp_pa
 
 def test_weights_that_are_no_tensors_are_refused(tmp_path):
     task = torch.nn.BatchNorm2d(2)
-    with pytest.raises(UsageError, match=r"1 of 5 .*num_batches_tracked must be \(\), got no tensor"):
+    with pytest.raises(
+        UsageError, match=r"1 of 5 .*num_batches_tracked must be \(\), got no tensor"
+    ):
         check_fit(task.state_dict() | {"num_batches_tracked": 5}, task, tmp_path)
 
 
@@ -274,7 +294,9 @@ def test_components_of_a_package_that_is_trusted_are_built(folder, tmp_path, mon
 
 def test_yaml_of_a_run_directory_makes_no_objects(folder, mark):
     folder.config.write_text(f"seed: !!python/object/apply:os.mkdir [{mark}]\n")
-    with pytest.raises(UsageError, match=r"config\.yaml cannot be read: .*python/object/apply:os\.mkdir"):
+    with pytest.raises(
+        UsageError, match=r"config\.yaml cannot be read: .*python/object/apply:os\.mkdir"
+    ):
         load_trained(folder.path)
 
 
@@ -292,7 +314,10 @@ def test_yaml_that_grows_without_end_is_refused(folder):
 def calls(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            yield (
+                ast.unparse(node.func),
+                {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+            )
 
 
 def test_nothing_here_executes_what_a_file_says():
@@ -302,9 +327,27 @@ def test_nothing_here_executes_what_a_file_says():
         tree = ast.parse(path.read_text())
         for name, options in calls(tree):
             where = f"{path.relative_to(REPOSITORY)}: {name}"
-            assert name not in {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "joblib.load"}, where
-            assert name not in {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "yaml.unsafe_load"}, where
-            assert name.rpartition(".")[2] not in {"extractall", "unpack_archive", "load_state_dict_from_url"}, where
+            assert name not in {
+                "eval",
+                "exec",
+                "compile",
+                "__import__",
+                "os.system",
+                "os.popen",
+                "joblib.load",
+            }, where
+            assert name not in {
+                "pickle.load",
+                "pickle.loads",
+                "pickle.Unpickler",
+                "yaml.load",
+                "yaml.unsafe_load",
+            }, where
+            assert name.rpartition(".")[2] not in {
+                "extractall",
+                "unpack_archive",
+                "load_state_dict_from_url",
+            }, where
             assert options.get("shell", "False") == "False", where
             assert "allow_pickle" not in options, where
             if name.endswith(".extract"):
@@ -321,7 +364,10 @@ def test_nothing_here_executes_what_a_file_says():
 
 def test_the_one_unpickler_makes_arrays_and_nothing_else(mark, tmp_path):
     (tmp_path / "evil").write_bytes(pickle.dumps(Evil(mark)))
-    with (tmp_path / "evil").open("rb") as file, pytest.raises(pickle.UnpicklingError, match=r"asks for posix\.mkdir"):
+    with (
+        (tmp_path / "evil").open("rb") as file,
+        pytest.raises(pickle.UnpicklingError, match=r"asks for posix\.mkdir"),
+    ):
         mnist_files.ArrayUnpickler(file).load()
 
 

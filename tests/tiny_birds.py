@@ -39,7 +39,11 @@ def write_birds(root: Path, birds: list[Bird], species: int = 4) -> Path:
         "train_test_split.txt": [f"{i} {int(bird.training)}" for i, bird in zip(ids, birds)],
         "bounding_boxes.txt": [" ".join(map(str, (i, *bird.box))) for i, bird in zip(ids, birds)],
         "parts/parts.txt": [f"{n} {name}" for n, name in enumerate(PARTS, 1)],
-        "parts/part_locs.txt": [f"{i} {n} {x} {y} {v}" for i, b in zip(ids, birds) for n, (x, y, v) in enumerate(b.parts, 1)],
+        "parts/part_locs.txt": [
+            f"{i} {n} {x} {y} {v}"
+            for i, b in zip(ids, birds)
+            for n, (x, y, v) in enumerate(b.parts, 1)
+        ],
     }
     for text, lines in write.items():
         (root / text).write_text("".join(f"{line}\n" for line in lines))

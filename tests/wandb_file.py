@@ -36,7 +36,10 @@ def records(file: Path) -> Iterator[Record]:
 def rows(file: Path) -> list[dict[str, Any]]:
     """Every logged row: its keys and values."""
     return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        {
+            item.key or "/".join(item.nested_key): json.loads(item.value_json)
+            for item in record.history.item
+        }
         for record in records(file)
         if record.HasField("history")
     ]
@@ -49,7 +52,9 @@ def ended(file: Path) -> bool:
 
 def newest(folder: Path) -> Path:
     """The last file of a run folder, when W&B's own process has ended it."""
-    file = max((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    file = max(
+        (folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
+    )
     end = time.monotonic() + 60
     while not ended(file):
         assert time.monotonic() < end, "waited in vain"

@@ -9,7 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .networks.localisation import ConvLocalisation, FcLocalisation, JoinedLocalisation, Regression
+    from .networks.localisation import (
+        ConvLocalisation,
+        FcLocalisation,
+        JoinedLocalisation,
+        Regression,
+    )
     from .transformer import (
         Affine,
         Affine3d,

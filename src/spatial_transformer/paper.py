@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 NETWORKS = {
     "FCN": ("fcn", "none"),
     "CNN": ("cnn", "none"),
@@ -56,7 +59,10 @@ ADDITION = {
 COLOCALISATION = {"t": (100,) * 10, "tc": (81, 82, 88, 75, 94, 84, 93, 85, 89, 87)}
 """Appendix A.2: percentage of images with an IoU above 0.5, for the digits 0 to 9, without and with clutter."""
 
-VOLUME_NETWORKS = {"projection, FCN": ("volume_fcn", "none"), "3-D transformer, projection, FCN": ("volume_st_fcn", "affine3d")}
+VOLUME_NETWORKS = {
+    "projection, FCN": ("volume_fcn", "none"),
+    "3-D transformer, projection, FCN": ("volume_st_fcn", "affine3d"),
+}
 """Networks of appendix A.3, of which the paper has no number, and their model and transform."""
 
 SVHN_NETWORKS = {
@@ -95,3 +101,35 @@ TABLE_3 = {
     "4 × ST-CNN, 448 px": 84.1,
 }
 """Table 3: accuracy on CUB-200-2011 in percent."""
+
+DATA_OPTIONS = {
+    "distortion": "{}",
+    "digit": "digit {}",
+    "size": "{} px",
+    "species": "species {}",
+}
+"""Settings of the data that tell the columns of a table apart, and their labels."""
+
+
+def network_name(experiment: str, model: str, transform: str) -> str:
+    """Return the paper's name of a network. Networks of others are named by model and transform."""
+    if experiment in BIRDS and transform in ("none", "location"):
+        return BIRDS[experiment]
+    for networks in (NETWORKS, ADDITION_NETWORKS, SVHN_NETWORKS, VOLUME_NETWORKS):
+        for name, options in networks.items():
+            if options == (model, transform):
+                return name
+    return model if transform == "none" else f"{model} {transform}"
+
+
+def data_tags(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in ``DATA_OPTIONS`` that ``data`` has."""
+    return {name: data[name] for name in DATA_OPTIONS if data.get(name) is not None}
+
+
+def describe_data(data: Mapping[str, Any]) -> list[str]:
+    """Return labels for :func:`data_tags`, such as ``["tc", "digit 3"]``."""
+    return [
+        DATA_OPTIONS[name].format(",".join(map(str, value)) if isinstance(value, list) else value)
+        for name, value in data_tags(data).items()
+    ]

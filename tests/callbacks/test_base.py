@@ -40,7 +40,9 @@ def test_a_subclass_is_guarded_as_well(caplog):
     callback = MoreBroken(ValueError("first line\nsecond line"))
     callback.on_train_start(None, None)
     callback.on_test_end(None, None)
-    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["first line"] * 2
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "first line"
+    ] * 2
 
 
 @pytest.mark.parametrize("request_to_stop", [KeyboardInterrupt, SystemExit])
@@ -51,14 +53,24 @@ def test_a_request_to_stop_is_not_a_failure(request_to_stop):
         raise request_to_stop
 
 
-def test_a_run_whose_pictures_cannot_be_written_ends_with_the_same_metrics(composed, mnist_root, tmp_path, caplog):
+def test_a_run_whose_pictures_cannot_be_written_ends_with_the_same_metrics(
+    composed, mnist_root, tmp_path, caplog
+):
     short = [*SHORT, f"data.root={mnist_root}", "logger=csv", "recipe.validate_every=1"]
     expected = train(composed(*short))["metrics"]
     (tmp_path / "file").touch()
-    unwritable = [f"callbacks.{name}.folder={tmp_path}/file/crops" for name in ("crops", "mistakes")]
+    unwritable = [
+        f"callbacks.{name}.folder={tmp_path}/file/crops" for name in ("crops", "mistakes")
+    ]
     found = train(composed(*short, f"run_dir={tmp_path}/other", *unwritable))["metrics"]
     assert found == expected
     assert (tmp_path / "other" / "metrics.json").is_file()
     warnings = "\n".join(record.getMessage() for record in caplog.records)
-    for lost in ("crops_0000000.png", "crops_0000002.png", "mean_images_0000002.png", "misclassified", "confusion"):
+    for lost in (
+        "crops_0000000.png",
+        "crops_0000002.png",
+        "mean_images_0000002.png",
+        "misclassified",
+        "confusion",
+    ):
         assert lost in warnings

@@ -65,7 +65,9 @@ def test_more_pictures_than_files_can_be_open_give_an_animation_of_some(tmp_path
 
 def test_a_broken_picture_is_named_and_left_out_of_the_animation(tmp_path, caplog):
     for step in range(3):
-        Image.effect_noise((40, 40), 50 + step).convert("RGB").save(tmp_path / f"crops_{step:07d}.png")
+        Image.effect_noise((40, 40), 50 + step).convert("RGB").save(
+            tmp_path / f"crops_{step:07d}.png"
+        )
     broken = tmp_path / "crops_0000001.png"
     broken.write_bytes(broken.read_bytes()[:200])
     CropImages(tmp_path).on_fit_end(TRAINER, None)
@@ -76,7 +78,9 @@ def test_a_broken_picture_is_named_and_left_out_of_the_animation(tmp_path, caplo
 
 def test_only_the_decoder_of_png_reads_a_picture_of_a_run(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: started.append(args))
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: started.append(args)
+    )
     file = tmp_path / "crops_0000001.png"
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(any PostScript) run\n")
     with pytest.raises(ValueError, match=r"crops_0000001.png cannot be read as a PNG file"):

@@ -15,14 +15,26 @@ from spatial_transformer.visualization.confusion import confusion_figure
 def test_the_table_and_the_confusion_matrix_show_what_was_wrong(tmp_path, monkeypatch):
     counted = []
     draw = misclassified.confusion_figure
-    monkeypatch.setattr(misclassified, "confusion_figure", lambda counts, *args: counted.append(counts) or draw(counts, *args))
-    monkeypatch.setattr(misclassified, "render_samples", lambda *args: None)  # fails when it is saved
-    data = SimpleNamespace(classes=3, names=["a", "b", "c"], texts=lambda labels: [str(n) for n in labels.tolist()])
-    module = SimpleNamespace(confidences=lambda logits: logits.amax(1), predictions=lambda logits: logits.argmax(1))
+    monkeypatch.setattr(
+        misclassified,
+        "confusion_figure",
+        lambda counts, *args: counted.append(counts) or draw(counts, *args),
+    )
+    monkeypatch.setattr(
+        misclassified, "render_samples", lambda *args: None
+    )  # fails when it is saved
+    data = SimpleNamespace(
+        classes=3, names=["a", "b", "c"], texts=lambda labels: [str(n) for n in labels.tolist()]
+    )
+    module = SimpleNamespace(
+        confidences=lambda logits: logits.amax(1), predictions=lambda logits: logits.argmax(1)
+    )
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data, loggers=[])
     callback = misclassified.MisclassifiedSamples(tmp_path)
     callback.on_test_epoch_start(trainer, module)
-    callback.on_test_batch_end(trainer, module, torch.eye(3)[[0, 1, 1, 2]], (None, torch.tensor([0, 1, 2, 2])), 0)
+    callback.on_test_batch_end(
+        trainer, module, torch.eye(3)[[0, 1, 1, 2]], (None, torch.tensor([0, 1, 2, 2])), 0
+    )
     callback.on_test_epoch_end(trainer, module)
     assert counted[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
     assert {path.name for path in tmp_path.iterdir()} == {"confusion.png", "mistakes.csv"}
@@ -47,5 +59,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     confusion_figure(torch.eye(3), ["a", "b", "c"]).savefig(tmp_path / "confusion.png")
     assert (plt.get_backend(), plt.get_fignums()) == before
     for file in (REPOSITORY / "src").rglob("*.py"):
-        pattern = r"matplotlib\.(use|pyplot)|from matplotlib import pyplot|torchmetrics\.utilities\.plot"
+        pattern = (
+            r"matplotlib\.(use|pyplot)|from matplotlib import pyplot|torchmetrics\.utilities\.plot"
+        )
         assert not re.search(pattern, file.read_text()), file

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from spatial_transformer.callbacks.pose_consistency import distances_to_usual_pose, rotation_angle, to_digit_coordinates
+from spatial_transformer.callbacks.pose_consistency import (
+    distances_to_usual_pose,
+    rotation_angle,
+    to_digit_coordinates,
+)
 from spatial_transformer.data.mnist.distortions import r_pose, rts_pose
 from spatial_transformer.transformer import Affine
 from spatial_transformer.utils.random import sample_keys
@@ -12,13 +16,17 @@ SIZE = 42
 
 
 def two_digits(n):
-    return torch.stack([rts_pose(sample_keys(seed, 0, torch.arange(n)), SIZE) for seed in (1, 2)], dim=1)
+    return torch.stack(
+        [rts_pose(sample_keys(seed, 0, torch.arange(n)), SIZE) for seed in (1, 2)], dim=1
+    )
 
 
 def straightening(pose):
     """The affine theta that gives each digit upright, 28 px as large as the output: (B, 6)."""
     back = torch.linalg.inv(pose[:, :, :2])
-    matrix = back * (14 / (SIZE / 2))  # from the output's [-1, 1] to the digit's pixels, then to the image's [-1, 1]
+    matrix = back * (
+        14 / (SIZE / 2)
+    )  # from the output's [-1, 1] to the digit's pixels, then to the image's [-1, 1]
     return torch.cat([matrix, -(back @ pose[:, :, 2:]) / (SIZE / 2)], dim=2).flatten(1)
 
 
@@ -45,5 +53,10 @@ def test_a_theta_that_undoes_the_distortion_turns_digits_upright(pose):
     angle = torch.atan2(poses[:, 1, 0], poses[:, 0, 0]).rad2deg()
     torch.testing.assert_close(turned, angle, atol=1e-3, rtol=0)
     assert turned.abs().max() > 40
-    undone = torch.cat([torch.linalg.inv(poses[..., :2]) * 0.5, torch.zeros(200, 2, 1)], dim=2).flatten(1)
-    assert rotation_angle(to_digit_coordinates(Affine(), undone, poses[:, None], 42)).abs().max() < 1e-3
+    undone = torch.cat(
+        [torch.linalg.inv(poses[..., :2]) * 0.5, torch.zeros(200, 2, 1)], dim=2
+    ).flatten(1)
+    assert (
+        rotation_angle(to_digit_coordinates(Affine(), undone, poses[:, None], 42)).abs().max()
+        < 1e-3
+    )

@@ -27,7 +27,9 @@ def test_the_gradient_norm_is_that_of_the_loss_whatever_its_scale(fused):
                 scaler.unscale_(optimizer)
         else:
             loss.backward()
-        ThetaStatistics().on_before_optimizer_step(SimpleNamespace(precision_plugin=precision_plugin), module, optimizer)
+        ThetaStatistics().on_before_optimizer_step(
+            SimpleNamespace(precision_plugin=precision_plugin), module, optimizer
+        )
         norms.append(logged["localisation/gradient_norm"].item())
     assert norms[0] > 0
     assert norms[1] == pytest.approx(norms[0])

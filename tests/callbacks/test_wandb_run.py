@@ -61,7 +61,10 @@ def test_pictures_travel_with_the_next_row_of_figures(run):
 
 
 def test_a_run_directory_keeps_its_id_wherever_the_files_of_wandb_are(tmp_path):
-    ids = [WandbRun(tmp_path / name, tmp_path / "shared", offline=True, project="test").version for name in "aba"]
+    ids = [
+        WandbRun(tmp_path / name, tmp_path / "shared", offline=True, project="test").version
+        for name in "aba"
+    ]
     assert ids[0] == ids[2] != ids[1]
 
 
@@ -99,5 +102,8 @@ def test_a_picture_that_cannot_be_sent_costs_no_row(run, caplog):
     new.log_metrics({"mistakes": "a table"}, 0)
     new.log_metrics({"test/error": 2.0}, 1)
     new.log_metrics({"test/loss": 1.0}, 2)
-    assert new.experiment.rows == [(0, {STEP: 1, "test/error": 2.0}), (1, {STEP: 2, "test/loss": 1.0})]
+    assert new.experiment.rows == [
+        (0, {STEP: 1, "test/error": 2.0}),
+        (1, {STEP: 2, "test/loss": 1.0}),
+    ]
     assert "Unable to write staging files" in caplog.text

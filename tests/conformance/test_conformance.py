@@ -228,7 +228,7 @@ def test_golden_file_is_what_the_reference_gives():
 
 def test_results_were_made_with_this_golden_file():
     recorded = json.loads(conformance.RESULT.read_text())
-    assert recorded["golden"] == conformance.golden_digest(), "run scripts/conformance.py"
+    assert recorded["golden"] == conformance.golden_digest(), "run scripts/dev/conformance.py"
     groups = list(dict.fromkeys(case["group"] for case in load_cases()))
     for library in conformance.ADAPTERS:
         rows = [row for row in recorded["rows"] if row["library"] == library]
@@ -239,7 +239,7 @@ def test_results_were_made_with_this_golden_file():
 
 
 def test_example_of_the_document_runs(capsys):
-    text = (REPOSITORY / "docs" / "conformance.md").read_text()
+    text = (REPOSITORY / "docs" / "reference" / "conformance.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(example, {})
     assert "identity, 28 x 28 px passed" in capsys.readouterr().out

@@ -164,14 +164,19 @@ def test_a_root_that_is_one_directory_off_is_suggested(tmp_path):
     (tmp_path / "a" / "file").touch()
     check_files("Words", tmp_path / "a", ["file"])
     for root in (tmp_path, tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
-        with pytest.raises(UsageError, match=rf"{root} does not .* file.\nDid you mean data\.root={tmp_path / 'a'}\?"):
+        with pytest.raises(
+            UsageError,
+            match=rf"{root} does not .* file.\nDid you mean data\.root={tmp_path / 'a'}\?",
+        ):
             check_files("Words", root, ["file"])
 
 
 # Worker processes
 
 
-def test_several_processes_return_results_in_order_also_with_a_long_temporary_directory(tmp_path, monkeypatch):
+def test_several_processes_return_results_in_order_also_with_a_long_temporary_directory(
+    tmp_path, monkeypatch
+):
     temporary = tmp_path / ("x" * 100)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -217,5 +222,7 @@ def is_alive(group: int) -> bool:
 
 
 def test_the_number_of_workers_must_be_positive():
-    with pytest.raises(UsageError, match=r"data\.workers must be a positive integer or null, got 0"):
+    with pytest.raises(
+        UsageError, match=r"data\.workers must be a positive integer or null, got 0"
+    ):
         workers.check_workers(0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from spatial_transformer.data.mnist.colocalisation import ColocalisationData
+from spatial_transformer.geometry import theta_to_box
 from spatial_transformer.utils.errors import UsageError
-from spatial_transformer.windows import boxes_of
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def test_the_digit_of_the_class_is_where_its_window_says(drawn, digits, distorti
     images, windows = data.samples("train", torch.arange(20))
     assert images.shape == (20, 1, 84, 84)
     assert windows[:, 0].tolist() == pytest.approx([1 / 3] * 20)
-    for image, (left, top, right, bottom) in zip(images, boxes_of(windows, 84).round().int().tolist(), strict=True):
+    for image, (left, top, right, bottom) in zip(
+        images, theta_to_box(windows, 84).round().int().tolist(), strict=True
+    ):
         assert (right - left, bottom - top) == (28, 28)
         found = image[:, top:bottom, left:right]
         assert (found >= digits[7] - 1e-2).all(), "clutter is joined by the maximum"
@@ -37,7 +39,10 @@ def test_the_digit_of_the_class_is_where_its_window_says(drawn, digits, distorti
 
 
 def test_clutter_is_of_sixteen_patches_on_all_of_the_image(drawn):
-    plain, cluttered = (drawn(digit=1, distortion=name, images=60).samples("val", torch.arange(60))[0] for name in ("t", "tc"))
+    plain, cluttered = (
+        drawn(digit=1, distortion=name, images=60).samples("val", torch.arange(60))[0]
+        for name in ("t", "tc")
+    )
     changed = (cluttered - plain).amax(dim=0)[0] > 0
     assert changed.any(dim=0).float().mean() > 0.9
     assert ((cluttered - plain) > 0).flatten(1).sum(dim=1).max() <= 16 * 36

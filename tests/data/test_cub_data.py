@@ -35,7 +35,9 @@ def spot(width, height, x, y):
 
 def ready(root, **settings):
     species = len((root / "classes.txt").read_text().split()) // 2
-    data = CubData(**{"root": root, "species": f"1-{species}", "batch_size": 1, "workers": 1, **settings})
+    data = CubData(
+        **{"root": root, "species": f"1-{species}", "batch_size": 1, "workers": 1, **settings}
+    )
     data.prepare_data()
     data.setup()
     return data
@@ -54,7 +56,11 @@ def of_pictures(tmp_path, *birds, **settings):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Species 1 to 3 with 22, 11 and 2 training images, and 3 test images each."""
-    birds = [Bird(n, training=i >= 3) for n, training in ((1, 22), (2, 11), (3, 2)) for i in range(training + 3)]
+    birds = [
+        Bird(n, training=i >= 3)
+        for n, training in ((1, 22), (2, 11), (3, 2))
+        for i in range(training + 3)
+    ]
     return write_birds(tmp_path_factory.mktemp("cub") / "birds", birds, species=3)
 
 
@@ -62,7 +68,8 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("size", "corner"), [((256, 240), (16, 8)), ((256, 224), (16, 0)), ((256, 225), (16, 0)), ((229, 256), (2, 16))]
+    ("size", "corner"),
+    [((256, 240), (16, 8)), ((256, 224), (16, 0)), ((256, 225), (16, 0)), ((229, 256), (2, 16))],
 )
 def test_the_evaluation_crop_is_at_the_centre(tmp_path, size, corner):
     data = of_pictures(tmp_path, Bird(picture=coordinates(*size), form="PNG"))
@@ -73,7 +80,9 @@ def test_the_evaluation_crop_is_at_the_centre(tmp_path, size, corner):
 
 
 @pytest.mark.parametrize(("height", "above"), [(200, 12), (199, 12), (223, 0), (1, 111)])
-def test_an_image_smaller_than_the_crop_is_at_its_centre_in_the_mean_colour(tmp_path, height, above):
+def test_an_image_smaller_than_the_crop_is_at_its_centre_in_the_mean_colour(
+    tmp_path, height, above
+):
     data = of_pictures(tmp_path, Bird(picture=coordinates(256, height), form="PNG"))
     (image,) = every(data, "test")[0]
     inside = slice(above, above + height)
@@ -103,16 +112,21 @@ def test_the_longest_side_is_resized(tmp_path, original, size, resized):
 
 
 def test_reduced_images_are_antialiased(tmp_path):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8))
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    )
     data = of_pictures(tmp_path, Bird(picture=noise, form="PNG"))
     assert every(data, "test")[0].std() < 25 / 255  # of noise of standard deviation 74
 
 
 def test_a_greyscale_image_becomes_rgb(tmp_path):
     grey = Image.new("L", (256, 256), 90)
-    images = every(of_pictures(tmp_path, Bird(picture=grey), Bird(picture=Image.new("RGB", (256, 256), (200, 0, 0)))), "test")[
-        0
-    ]
+    images = every(
+        of_pictures(
+            tmp_path, Bird(picture=grey), Bird(picture=Image.new("RGB", (256, 256), (200, 0, 0)))
+        ),
+        "test",
+    )[0]
     assert torch.equal(images[0], torch.full((3, 224, 224), 90 / 255))
     assert images[1, 0].mean() > 0.7 > 0.1 > images[1, 1].mean()
 
@@ -125,7 +139,10 @@ def placed(tmp_path, size, epochs=250):
     birds = [Bird(picture=coordinates(*size), form="PNG")] * 2
     data = ready(write_birds(tmp_path / "birds", birds, species=1))
     index = torch.tensor([0])
-    images = torch.cat([data.samples("train", index, epoch)[0][:, :, ::16] for epoch in range(epochs)]) * 255
+    images = (
+        torch.cat([data.samples("train", index, epoch)[0][:, :, ::16] for epoch in range(epochs)])
+        * 255
+    )
     middle = images[:, 0, 7]  # the direction in which red grows, in a row that every image has
     return images, middle[:, 120] < middle[:, 110]
 
@@ -135,7 +152,9 @@ def test_training_crops_are_anywhere_and_mirrored_in_every_second_image(tmp_path
     straight = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images).round()
     x, y = straight[:, 0, 0, 0], straight[:, 1, 0, 0]
     assert torch.equal(straight[:, 0], (x.view(-1, 1, 1) + torch.arange(224)).expand(-1, 14, 224))
-    assert torch.equal(straight[:, 1], (y.view(-1, 1, 1) + torch.arange(0, 224, 16)[:, None]).expand(-1, 14, 224))
+    assert torch.equal(
+        straight[:, 1], (y.view(-1, 1, 1) + torch.arange(0, 224, 16)[:, None]).expand(-1, 14, 224)
+    )
     assert sorted(set(x.tolist())) == list(range(33))
     assert sorted(set(y.tolist())) == list(range(27))
     assert 0.4 < mirrored.float().mean() < 0.6
@@ -145,7 +164,9 @@ def test_training_crops_are_anywhere_and_mirrored_in_every_second_image(tmp_path
 
 def test_a_smaller_image_is_anywhere_in_the_training_crop(tmp_path):
     images, mirrored = placed(tmp_path, (200, 256))
-    blue = (images[:, 2, 0] - 77).abs() < 0.5  # in a row: the image's own blue, which the mean colour has not
+    blue = (
+        images[:, 2, 0] - 77
+    ).abs() < 0.5  # in a row: the image's own blue, which the mean colour has not
     assert (blue.sum(1) == 200).all()
     left = blue.float().argmax(1)
     assert sorted(set(left.tolist())) == list(range(25))
@@ -197,7 +218,9 @@ def test_samples_have_their_shapes_and_ranges(root, size):
 
 def test_a_tenth_of_each_species_validates(root):
     data = ready(root)
-    counts = {split: every(data, split)[1].bincount().tolist() for split in ("train", "val", "test")}
+    counts = {
+        split: every(data, split)[1].bincount().tolist() for split in ("train", "val", "test")
+    }
     assert counts == {"train": [20, 10, 1], "val": [2, 1, 1], "test": [3, 3, 3]}
     assert not set(data._positions["train"]) & set(data._positions["val"])
 
@@ -266,7 +289,10 @@ def test_settings_out_of_range_are_told(settings, message):
 
 
 def test_a_batch_larger_than_the_training_set_is_told(root):
-    with pytest.raises(UsageError, match=r"data\.batch_size must be at most 31, the size of the training set, got 32"):
+    with pytest.raises(
+        UsageError,
+        match=r"data\.batch_size must be at most 31, the size of the training set, got 32",
+    ):
         ready(root, batch_size=32)
 
 
@@ -292,22 +318,35 @@ def test_parts_and_boxes_are_those_computed_by_hand(tmp_path):
     )
     data = of_pictures(tmp_path, bird)
     x, y = 34.25 / 112 - 1, 62.25 / 112 - 1
-    torch.testing.assert_close(data.parts("test"), torch.tensor([[[x, y, 1], [-10.75 / 112 - 1, y, 0], [0, 0, 0]]]))
+    torch.testing.assert_close(
+        data.parts("test"), torch.tensor([[[x, y, 1], [-10.75 / 112 - 1, y, 0], [0, 0, 0]]])
+    )
     box = [-1, 22.25 / 112 - 1, 189.25 / 112 - 1, 172.25 / 112 - 1]
     torch.testing.assert_close(data.boxes("test"), torch.tensor([box]))
     assert data.part_names == list(PARTS)
 
 
 @pytest.mark.parametrize("size", [224, 448])
-@pytest.mark.parametrize(("picture", "x", "y"), [((500, 375), 130, 300), ((333, 500), 300, 200), ((256, 256), 40, 222)])
+@pytest.mark.parametrize(
+    ("picture", "x", "y"), [((500, 375), 130, 300), ((333, 500), 300, 200), ((256, 256), 40, 222)]
+)
 def test_a_part_is_where_the_crop_shows_it(tmp_path, size, picture, x, y):
     parts = ((float(x), float(y), 1),) * 3
-    box = (x - 6.5, y - 6.5, 13.0, 13.0)  # around the disc, whose pixels reach half a pixel beyond their centres
-    data = of_pictures(tmp_path, Bird(picture=spot(*picture, x, y), parts=parts, box=box), size=size)
+    box = (
+        x - 6.5,
+        y - 6.5,
+        13.0,
+        13.0,
+    )  # around the disc, whose pixels reach half a pixel beyond their centres
+    data = of_pictures(
+        tmp_path, Bird(picture=spot(*picture, x, y), parts=parts, box=box), size=size
+    )
     (image,) = every(data, "test")[0]
     sides = ((torch.arange(size) + 0.5) / size * 2 - 1,) * 2
     light = torch.where((image - MEAN).abs().amax(0) < 1e-4, 0, image[0] * (image[0] > 0.1))
-    found = [float((light.sum(axis) * side).sum() / light.sum()) for axis, side in zip((0, 1), sides)]
+    found = [
+        float((light.sum(axis) * side).sum() / light.sum()) for axis, side in zip((0, 1), sides)
+    ]
     (left, top, right, bottom), (part, *_) = data.boxes("test")[0], data.parts("test")[0]
     pixel = 2 / size
     np.testing.assert_allclose(found, part[:2], atol=0.1 * pixel)
@@ -320,7 +359,10 @@ def test_a_part_is_where_the_crop_shows_it(tmp_path, size, picture, x, y):
 
 
 def test_measures_are_of_the_images_of_their_split(tmp_path):
-    birds = [Bird(training=i % 3 > 0, parts=((float(i), 20.0, 1),) * 3, box=(float(i), 1.0, 9.0, 9.0)) for i in range(9)]
+    birds = [
+        Bird(training=i % 3 > 0, parts=((float(i), 20.0, 1),) * 3, box=(float(i), 1.0, 9.0, 9.0))
+        for i in range(9)
+    ]
     data = ready(write_birds(tmp_path / "birds", birds, species=1))
     for split in ("val", "test"):
         x = (torch.from_numpy(data._positions[split]) + 0.5) * 256 / 60 - 16
@@ -334,7 +376,9 @@ def test_measures_are_of_the_images_of_their_split(tmp_path):
 def test_training_crops_have_no_measures(root):
     data = ready(root)
     for measure in (data.parts, data.boxes):
-        with pytest.raises(UsageError, match=r"Only the crops of val and test are fixed, got split 'train'"):
+        with pytest.raises(
+            UsageError, match=r"Only the crops of val and test are fixed, got split 'train'"
+        ):
             measure("train")
 
 
@@ -343,7 +387,11 @@ def test_training_crops_have_no_measures(root):
 
 @pytest.fixture
 def few(tmp_path):
-    return write_birds(tmp_path / "birds", [Bird(n, training) for n in (1, 2) for training in (True, True, False)], species=2)
+    return write_birds(
+        tmp_path / "birds",
+        [Bird(n, training) for n in (1, 2) for training in (True, True, False)],
+        species=2,
+    )
 
 
 def cached(folder):
@@ -394,7 +442,9 @@ def test_a_single_changed_byte_of_the_cache_is_found(few, caplog, name):
     assert f"the checksum of {name} is wrong" in message
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: c[:-20], lambda c: b"", lambda c: b"no image"])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda c: c[:-20], lambda c: b"", lambda c: b"no image"]
+)
 def test_an_image_that_cannot_be_decoded_is_named_and_nothing_is_left(few, damage):
     path = few / "images" / species_folder(2) / "Wren_0015.jpg"
     path.write_bytes(damage(path.read_bytes()))
@@ -463,7 +513,9 @@ def test_real_birds_are_found_with_their_parts_in_their_boxes(cub_root, tmp_path
     assert parts.shape == (60, 15, 3)
     assert len(data.part_names) == 15
     seen = parts[:, :, 2] == 1
-    inside = ((parts[:, :, :2] >= boxes[:, None, :2]) & (parts[:, :, :2] <= boxes[:, None, 2:])).all(2)
+    inside = (
+        (parts[:, :, :2] >= boxes[:, None, :2]) & (parts[:, :, :2] <= boxes[:, None, 2:])
+    ).all(2)
     assert inside[seen].float().mean() > 0.99
     assert (boxes[:, :2] < boxes[:, 2:]).all()
     assert (parts[~seen][:, 2] == 0).all()

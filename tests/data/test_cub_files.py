@@ -19,7 +19,14 @@ from spatial_transformer.data.cub.files import (
 from spatial_transformer.utils.download import unpack
 from spatial_transformer.utils.errors import UsageError
 
-BIRDS = [Bird(1), Bird(1, training=False), Bird(2, box=(1.0, 2.0, 3.5, 4.0)), Bird(3), Bird(4), Bird(2, training=False)]
+BIRDS = [
+    Bird(1),
+    Bird(1, training=False),
+    Bird(2, box=(1.0, 2.0, 3.5, 4.0)),
+    Bird(3),
+    Bird(4),
+    Bird(2, training=False),
+]
 
 
 @pytest.fixture
@@ -70,7 +77,10 @@ def test_a_selection_that_cannot_be_is_told(species, message):
 @pytest.mark.parametrize(
     ("species", "message"),
     [
-        ("Kind_a_Wrem", r"Kind_a_Wrem does not exist in .*classes\.txt\. Did you mean Kind_a_Wren\?"),
+        (
+            "Kind_a_Wrem",
+            r"Kind_a_Wrem does not exist in .*classes\.txt\. Did you mean Kind_a_Wren\?",
+        ),
         ("002.Kind_a_Wren", r"002\.Kind_a_Wren does not exist"),
         ("2,Kind_b_Wren", "must list each species once"),
         ("Kind_b_Wren,002.Kind_b_Wren", "must list each species once"),
@@ -123,14 +133,22 @@ def test_lines_may_end_as_on_windows_and_the_last_may_have_no_end(root):
 def test_a_folder_that_is_not_cub_is_reported_with_all_that_is_missing(root):
     (root / "images.txt").unlink()
     shutil.rmtree(root / "parts")
-    with pytest.raises(UsageError, match=rf"{root} does not contain images\.txt, parts/part_locs\.txt, parts/parts\.txt\."):
+    with pytest.raises(
+        UsageError,
+        match=rf"{root} does not contain images\.txt, parts/part_locs\.txt, parts/parts\.txt\.",
+    ):
         prepare(root)
 
 
 @pytest.mark.parametrize("file", [file for file in cub_files.COLUMNS if file != "parts/parts.txt"])
 @pytest.mark.parametrize(
     "damage",
-    [lambda text: "", lambda text: "x" + text, lambda text: text[: text.rindex("\n", 0, -1)], lambda text: text + text],
+    [
+        lambda text: "",
+        lambda text: "x" + text,
+        lambda text: text[: text.rindex("\n", 0, -1)],
+        lambda text: text + text,
+    ],
     ids=["empty", "no number", "last line", "twice"],
 )
 def test_a_damaged_file_is_named(root, file, damage):

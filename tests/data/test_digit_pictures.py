@@ -57,7 +57,9 @@ KINDS = {
     "1.png": lambda grey: grey.convert("1"),
     "palette.png": lambda grey: grey.convert("P"),
     "la.png": lambda grey: Image.merge("LA", (grey, grey.point(lambda value: 255))),
-    "rgba.png": lambda grey: Image.merge("RGBA", (*[grey.point(lambda value: 0)] * 3, ImageOps.invert(grey))),
+    "rgba.png": lambda grey: Image.merge(
+        "RGBA", (*[grey.point(lambda value: 0)] * 3, ImageOps.invert(grey))
+    ),
     "16 bit.png": lambda grey: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
     "float.tiff": lambda grey: grey.convert("F"),
     "cmyk.tiff": lambda grey: grey.convert("CMYK"),
@@ -76,7 +78,11 @@ def drawn():
 def test_a_picture_of_any_kind_is_the_same_picture(tmp_path, name):
     grey = drawn()
     picture = KINDS[name](grey)
-    more = {"save_all": True, "append_images": [Image.new("L", grey.size)]} if name.endswith("gif") else {}
+    more = (
+        {"save_all": True, "append_images": [Image.new("L", grey.size)]}
+        if name.endswith("gif")
+        else {}
+    )
     picture.save(tmp_path / name, **(more | ({"lossless": True} if name.endswith("webp") else {})))
     found = read_picture(tmp_path / name)
     assert (found.mode, found.size) == ("RGB", (60, 80))
@@ -85,8 +91,14 @@ def test_a_picture_of_any_kind_is_the_same_picture(tmp_path, name):
 
 def test_a_picture_with_tags_that_make_no_sense_is_turned_upright(tmp_path):
     grey = drawn()
-    tags = b"II*\0" + struct.pack("<IH", 8, 2)  # of two: the orientation, and a resolution that is text
-    tags += struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 3, b"72\0") + bytes(4)
+    tags = b"II*\0" + struct.pack(
+        "<IH", 8, 2
+    )  # of two: the orientation, and a resolution that is text
+    tags += (
+        struct.pack("<HHII", 0x0112, 3, 1, 6)
+        + struct.pack("<HHI4s", 0x011A, 2, 3, b"72\0")
+        + bytes(4)
+    )
     for name in ("odd.jpg", "odd.png"):
         grey.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=b"Exif\0\0" + tags)
         assert read_picture(tmp_path / name).size == (60, 80)
@@ -95,18 +107,24 @@ def test_a_picture_with_tags_that_make_no_sense_is_turned_upright(tmp_path):
 def test_light_ink_on_nothing_lies_on_black(tmp_path):
     ink = ImageOps.invert(drawn())
     Image.merge("RGBA", (*[ink.point(lambda value: 255)] * 3, ink)).save(tmp_path / "chalk.png")
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "chalk.png")), np.asarray(ink.convert("RGB")))
+    assert np.array_equal(
+        np.asarray(read_picture(tmp_path / "chalk.png")), np.asarray(ink.convert("RGB"))
+    )
     Image.new("RGBA", (60, 80), (255, 255, 255, 0)).save(tmp_path / "nothing.png")
     assert np.asarray(read_picture(tmp_path / "nothing.png")).min() == 255
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("gif")])  # GIF has no such tags
+@pytest.mark.parametrize(
+    "name", [name for name in KINDS if not name.endswith("gif")]
+)  # GIF has no such tags
 def test_a_picture_of_any_kind_is_turned_upright(tmp_path, name):
     grey = drawn()
     lying = grey.transpose(Image.Transpose.ROTATE_90)
     tags = lying.getexif()
     tags[0x0112] = 6  # to be turned by a quarter, clockwise
-    KINDS[name](lying).save(tmp_path / name, exif=tags, **({"lossless": True} if name.endswith("webp") else {}))
+    KINDS[name](lying).save(
+        tmp_path / name, exif=tags, **({"lossless": True} if name.endswith("webp") else {})
+    )
     found = read_picture(tmp_path / name)
     assert found.size == (60, 80)
     assert np.abs(np.asarray(found).astype(int) - np.asarray(grey)[:, :, None]).max() <= 1

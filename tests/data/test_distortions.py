@@ -23,7 +23,12 @@ from spatial_transformer.utils.random import integers, normal, sample_keys, unif
 MANY = 50_000
 UNCORRELATED = 4.5 / math.sqrt(MANY)
 LAST_BIT = 5e-6  # the last bit of a float32 coordinate of 20 px is 2e-6 px, and a digit changes by at most 1 in a pixel
-SQUARE = [[-14.0, -14.0], [14.0, -14.0], [14.0, 14.0], [-14.0, 14.0]]  # corners of a digit, clockwise on the screen
+SQUARE = [
+    [-14.0, -14.0],
+    [14.0, -14.0],
+    [14.0, 14.0],
+    [-14.0, 14.0],
+]  # corners of a digit, clockwise on the screen
 
 each_distortion = pytest.mark.parametrize("name", DISTORTIONS)
 
@@ -37,11 +42,15 @@ def pool_of(digits):
 
 
 def distort(name, images, keys, digits, canvas=None):
-    return DISTORTIONS[name].apply(images, keys, canvas or DISTORTIONS[name].canvas, pool_of(digits).to(images.device))
+    return DISTORTIONS[name].apply(
+        images, keys, canvas or DISTORTIONS[name].canvas, pool_of(digits).to(images.device)
+    )
 
 
 def assert_uncorrelated(*columns):
-    off_diagonal = np.corrcoef(np.stack([column.double().numpy() for column in columns]))[np.triu_indices(len(columns), 1)]
+    off_diagonal = np.corrcoef(np.stack([column.double().numpy() for column in columns]))[
+        np.triu_indices(len(columns), 1)
+    ]
     assert np.abs(off_diagonal).max() < UNCORRELATED
 
 
@@ -86,13 +95,17 @@ def test_uniform_numbers_fill_the_open_unit_interval_evenly():
     assert numbers.dtype == torch.float32
     assert 0 < numbers.min() < 1e-4
     assert 1 - 1e-4 < numbers.max() < 1
-    assert numbers.double().mean().item() == pytest.approx(1 / 2, abs=4 / math.sqrt(12 * numbers.numel()))
+    assert numbers.double().mean().item() == pytest.approx(
+        1 / 2, abs=4 / math.sqrt(12 * numbers.numel())
+    )
     assert numbers.double().var().item() == pytest.approx(1 / 12, rel=0.01)
     assert stats.chisquare(torch.histc(numbers, 200, 0, 1).numpy()).pvalue > 1e-3
 
 
 def test_the_least_number_is_above_zero_and_its_normal_finite():
-    key = torch.tensor([0x61C8864680B583EB])  # cancels the first counter, so that all bits of the number are 0
+    key = torch.tensor(
+        [0x61C8864680B583EB]
+    )  # cancels the first counter, so that all bits of the number are 0
     assert 0 < uniform(key, 1).item() < 1e-6
     assert normal(key, 1).isfinite()
 
@@ -120,7 +133,9 @@ def test_integers_reach_every_value_below_the_bound_equally_often(below):
 @pytest.mark.parametrize("draw", [uniform, normal])
 def test_numbers_of_one_sample_and_of_different_streams_are_uncorrelated(draw):
     keys = keys_of(MANY)
-    assert_uncorrelated(*(column for stream in range(4) for column in draw(keys, 4, stream).unbind(1)))
+    assert_uncorrelated(
+        *(column for stream in range(4) for column in draw(keys, 4, stream).unbind(1))
+    )
 
 
 def test_different_streams_of_a_key_share_no_numbers():
@@ -176,7 +191,9 @@ def test_the_same_batch_is_the_same_bit_for_bit_when_made_again(name, digits):
 @each_distortion
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 2}], ids=["epoch", "seed"])
 def test_another_epoch_or_seed_distorts_every_sample_otherwise(name, other, digits):
-    first, second = (distort(name, digits, keys_of(len(digits), **change), digits) for change in ({}, other))
+    first, second = (
+        distort(name, digits, keys_of(len(digits), **change), digits) for change in ({}, other)
+    )
     assert ((first - second).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
 
 
@@ -190,7 +207,11 @@ def test_neighbouring_samples_are_distorted_differently(name, digits):
 @pytest.mark.parametrize("canvas", ["smallest", "paper's", "larger"])
 def test_distorted_images_have_the_canvas_and_the_range_asked_for(name, canvas, digits):
     distortion = DISTORTIONS[name]
-    size = {"smallest": distortion.smallest, "paper's": distortion.canvas, "larger": distortion.canvas + 13}[canvas]
+    size = {
+        "smallest": distortion.smallest,
+        "paper's": distortion.canvas,
+        "larger": distortion.canvas + 13,
+    }[canvas]
     images = torch.cat([digits.repeat(8, 1, 1, 1), torch.ones(512, 1, DIGIT, DIGIT)])
     made = distort(name, images, keys_of(1024), digits, size)
     assert made.shape == (1024, 1, size, size)
@@ -198,12 +219,19 @@ def test_distorted_images_have_the_canvas_and_the_range_asked_for(name, canvas, 
     assert made.isfinite().all()
     assert made.min() >= 0
     assert made.max() <= 1 + 1e-6
-    assert (made.amax(dim=(1, 2, 3)) > 0.5).float().mean() > 0.99  # P squeezes one digit in hundreds to a line or less
+    assert (
+        made.amax(dim=(1, 2, 3)) > 0.5
+    ).float().mean() > 0.99  # P squeezes one digit in hundreds to a line or less
 
 
 @each_distortion
 def test_an_empty_batch_gives_an_empty_batch(name, digits):
-    assert distort(name, digits[:0], keys_of(0), digits).shape == (0, 1, DISTORTIONS[name].canvas, DISTORTIONS[name].canvas)
+    assert distort(name, digits[:0], keys_of(0), digits).shape == (
+        0,
+        1,
+        DISTORTIONS[name].canvas,
+        DISTORTIONS[name].canvas,
+    )
 
 
 @each_distortion
@@ -247,7 +275,9 @@ def centres(canvas):
 
 def read_at(image, points, canvas):
     x, y = points.T + (DIGIT - 1) / 2
-    return map_coordinates(image, [y, x], order=1, mode="grid-constant", cval=0).reshape(canvas, canvas)
+    return map_coordinates(image, [y, x], order=1, mode="grid-constant", cval=0).reshape(
+        canvas, canvas
+    )
 
 
 def turned_scaled_shifted(image, degrees, scale, shift, canvas):
@@ -257,7 +287,9 @@ def turned_scaled_shifted(image, degrees, scale, shift, canvas):
 
 
 def slow_r(image, key, canvas, pool):
-    return turned_scaled_shifted(image, -90 + 180 * draw(uniform, key, 1)[0], 1, np.zeros(2), canvas)
+    return turned_scaled_shifted(
+        image, -90 + 180 * draw(uniform, key, 1)[0], 1, np.zeros(2), canvas
+    )
 
 
 def rts_numbers(key, canvas):
@@ -340,11 +372,18 @@ SLOW = {"r": slow_r, "rts": slow_rts, "p": slow_p, "e": slow_e, "t": slow_t, "tc
 
 def assert_as_slow(name, images, keys, digits, canvas):
     fast = distort(name, images, keys, digits, canvas)
-    slow = np.stack([SLOW[name](image.double().numpy()[0], key, canvas, pool_of(digits)) for image, key in zip(images, keys)])
+    slow = np.stack(
+        [
+            SLOW[name](image.double().numpy()[0], key, canvas, pool_of(digits))
+            for image, key in zip(images, keys)
+        ]
+    )
     np.testing.assert_allclose(fast[:, 0].numpy(), slow, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "canvas"), [(name, size) for name, d in DISTORTIONS.items() for size in (d.canvas, 47)])
+@pytest.mark.parametrize(
+    ("name", "canvas"), [(name, size) for name, d in DISTORTIONS.items() for size in (d.canvas, 47)]
+)
 def test_a_distortion_agrees_with_its_slow_reference(name, canvas, digits):
     assert_as_slow(name, digits[:24], keys_of(24, seed=5, epoch=3), digits, canvas)
 
@@ -394,7 +433,9 @@ def assert_uniform_between(values, low, high, slack=0.0):
 
 def test_r_turns_clockwise_by_an_angle_uniform_in_90_degrees_either_way():
     keys = keys_of(2000)
-    x, y = middle_of_ink(distort("r", blob(6.0, 0.0).expand(2000, 1, -1, -1), keys, torch.zeros(1, 1, 28, 28))).T
+    x, y = middle_of_ink(
+        distort("r", blob(6.0, 0.0).expand(2000, 1, -1, -1), keys, torch.zeros(1, 1, 28, 28))
+    ).T
     angle = torch.rad2deg(torch.atan2(y, x))
     assert_uniform_between(angle, -90, 90, slack=0.1)
     torch.testing.assert_close(torch.hypot(x, y), torch.full_like(x, 6.0), rtol=0, atol=0.02)
@@ -421,7 +462,9 @@ def test_rts_draws_angle_scale_and_place_from_the_ranges_of_the_paper():
 def test_rts_loses_no_ink_of_a_digit_at_the_edge_of_the_canvas():
     candidates = keys_of(MANY)
     angle, _, *place = (uniform(candidates, 4) - 0.5).abs().unbind(1)
-    keys = candidates[(angle + place[0] + place[1]).topk(32).indices]  # turned far and put far into a corner
+    keys = candidates[
+        (angle + place[0] + place[1]).topk(32).indices
+    ]  # turned far and put far into a corner
     box = torch.zeros(1, 1, DIGIT, DIGIT)
     box[:, :, 4:24, 4:24] = 1
     made = distort("rts", box.expand(32, -1, -1, -1), keys, box)
@@ -433,9 +476,15 @@ def test_rts_loses_no_ink_of_a_digit_at_the_edge_of_the_canvas():
 
 def source_points(name, keys):
     """For each canvas pixel the source point it reads (B, N, 2) and whether that lies inside the image (B, N)."""
-    x, y = (torch.from_numpy(centres(DIGIT)[:, axis] / DIGIT + 0.5).float().view(1, 1, DIGIT, DIGIT) for axis in (0, 1))
+    x, y = (
+        torch.from_numpy(centres(DIGIT)[:, axis] / DIGIT + 0.5).float().view(1, 1, DIGIT, DIGIT)
+        for axis in (0, 1)
+    )
     black = torch.zeros(1, 1, DIGIT, DIGIT)
-    read = [distort(name, image.expand(len(keys), -1, -1, -1), keys, black) for image in (x, y, torch.ones_like(x))]
+    read = [
+        distort(name, image.expand(len(keys), -1, -1, -1), keys, black)
+        for image in (x, y, torch.ones_like(x))
+    ]
     points = torch.stack([(value - 0.5) * DIGIT for value in read[:2]], dim=-1).double()
     return points.flatten(1, 3).numpy(), (read[2] > 1 - 1e-6).flatten(1).numpy()
 
@@ -443,18 +492,28 @@ def source_points(name, keys):
 def test_p_scales_by_three_quarters_to_one_and_displaces_corners_by_5_px_in_the_root_mean_square():
     displaced = []
     for points, inside in zip(*source_points("p", keys_of(400))):
-        (x, y), (u, v) = points[inside].T, centres(DIGIT)[inside].T  # (x, y) of the digit lies at (u, v) of the canvas
+        (x, y), (u, v) = (
+            points[inside].T,
+            centres(DIGIT)[inside].T,
+        )  # (x, y) of the digit lies at (u, v) of the canvas
         if len(x) < 40:
             continue
         zero, one = np.zeros_like(x), np.ones_like(x)
-        rows = [[x, y, one, zero, zero, zero, -u * x, -u * y], [zero, zero, zero, x, y, one, -v * x, -v * y]]
-        solution = np.linalg.lstsq(np.concatenate([np.stack(row, axis=1) for row in rows]), np.append(u, v), rcond=None)[0]
+        rows = [
+            [x, y, one, zero, zero, zero, -u * x, -u * y],
+            [zero, zero, zero, x, y, one, -v * x, -v * y],
+        ]
+        solution = np.linalg.lstsq(
+            np.concatenate([np.stack(row, axis=1) for row in rows]), np.append(u, v), rcond=None
+        )[0]
         corners = homogeneous(np.array(SQUARE)) @ np.append(solution, 1).reshape(3, 3).T
         displaced.append(corners[:, :2] / corners[:, 2:])
     displaced = np.array(displaced)
     assert len(displaced) > 390
     scale = 0.875
-    np.testing.assert_allclose(displaced.mean(axis=0), scale * np.array(SQUARE), atol=4.5 * 5 / math.sqrt(len(displaced)))
+    np.testing.assert_allclose(
+        displaced.mean(axis=0), scale * np.array(SQUARE), atol=4.5 * 5 / math.sqrt(len(displaced))
+    )
     deviation = math.sqrt(5**2 / 2 + 14**2 * 0.25**2 / 12)  # of the displacement and of the scale
     np.testing.assert_allclose(displaced.std(axis=0), deviation, rtol=0.15)
     assert displaced.std() == pytest.approx((deviation**2 + (14 * scale) ** 2) ** 0.5, rel=0.03)
@@ -462,15 +521,24 @@ def test_p_scales_by_three_quarters_to_one_and_displaces_corners_by_5_px_in_the_
 
 def test_e_scales_by_three_quarters_to_one_and_displaces_control_points_with_a_deviation_of_one_and_a_half_px():
     points = source_points("e", keys_of(2000))[0].reshape(-1, DIGIT, DIGIT, 2)
-    control = DIGIT / 6  # the inner four lie at +-14/3 px, a sixth of a pixel beyond a pixel's centre
+    control = (
+        DIGIT / 6
+    )  # the inner four lie at +-14/3 px, a sixth of a pixel beyond a pixel's centre
     weight = control - 4.5
     near, far = np.array([9, 18]), np.array([8, 19])
     rows = (1 - weight) * points[:, near] + weight * points[:, far]
     at_control = (1 - weight) * rows[:, :, near] + weight * rows[:, :, far]
-    inverse, inverse_squared = math.log(4 / 3) / 0.25, 4 / 3  # means of 1/s and 1/s^2, s uniform in 0.75 to 1
+    inverse, inverse_squared = (
+        math.log(4 / 3) / 0.25,
+        4 / 3,
+    )  # means of 1/s and 1/s^2, s uniform in 0.75 to 1
     deviation = math.sqrt(1.5**2 * inverse_squared + control**2 * (inverse_squared - inverse**2))
-    places = np.array([[[-control, -control], [control, -control]], [[-control, control], [control, control]]])
-    np.testing.assert_allclose(at_control.mean(axis=0), places * inverse, atol=4.5 * deviation / math.sqrt(2000))
+    places = np.array(
+        [[[-control, -control], [control, -control]], [[-control, control], [control, control]]]
+    )
+    np.testing.assert_allclose(
+        at_control.mean(axis=0), places * inverse, atol=4.5 * deviation / math.sqrt(2000)
+    )
     np.testing.assert_allclose(at_control.std(axis=0), deviation, rtol=0.08)
 
 
@@ -489,7 +557,9 @@ def test_t_moves_the_image_by_whole_pixels_and_changes_nothing(digits):
 def test_t_reaches_every_place_of_the_canvas_in_both_directions():
     corner = torch.zeros(1, 1, DIGIT, DIGIT)
     corner[..., 0, 0] = 1
-    row, column = translate(corner.expand(2000, -1, -1, -1), keys_of(2000), 60)[:, 0].nonzero()[:, 1:].T
+    row, column = (
+        translate(corner.expand(2000, -1, -1, -1), keys_of(2000), 60)[:, 0].nonzero()[:, 1:].T
+    )
     assert row.unique().tolist() == column.unique().tolist() == list(range(33))
     assert stats.chisquare(torch.bincount(row).numpy()).pvalue > 1e-3
     assert abs(np.corrcoef(row.numpy(), column.numpy())[0, 1]) < 4.5 / math.sqrt(2000)
@@ -518,10 +588,16 @@ def test_a_single_patch_of_a_white_pool_is_a_white_square_of_6_by_6_anywhere_on_
 
 
 def test_patches_are_cut_from_every_place_of_every_digit_of_the_pool():
-    pool = torch.arange(3 * DIGIT * DIGIT).view(3, DIGIT, DIGIT)  # stands for grey values, so that each names its pixel
+    pool = torch.arange(3 * DIGIT * DIGIT).view(
+        3, DIGIT, DIGIT
+    )  # stands for grey values, so that each names its pixel
     made = clutter(torch.zeros(4000, 1, DIGIT, DIGIT), keys_of(4000), 60, pool, patches=1)
     bottom_right = (made.flatten(1).amax(1) * 255).round().long()
-    digit, row, column = bottom_right // DIGIT**2, bottom_right // DIGIT % DIGIT, bottom_right % DIGIT
+    digit, row, column = (
+        bottom_right // DIGIT**2,
+        bottom_right // DIGIT % DIGIT,
+        bottom_right % DIGIT,
+    )
     assert digit.unique().tolist() == [0, 1, 2]
     assert row.unique().tolist() == column.unique().tolist() == list(range(5, DIGIT))
 

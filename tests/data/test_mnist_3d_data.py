@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from spatial_transformer.data.mnist.distortions import rotate
-from spatial_transformer.data.mnist.volumes import CUBE, MAX_TILT, Mnist3dData, extrude, rotation, rotations
-from spatial_transformer.projection import THICKNESS, project
+from spatial_transformer.data.mnist.volumes import (
+    CUBE,
+    MAX_TILT,
+    Mnist3dData,
+    extrude,
+    rotation,
+    rotations,
+)
+from spatial_transformer.geometry import THICKNESS, project_volume
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.random import sample_keys, uniform
 
@@ -34,13 +41,15 @@ def upright(n):
 
 def test_the_projection_is_the_sum_over_depth():
     volumes = torch.rand(2, 1, 5, 4, 3) / 3
-    projected = project(volumes, depth=10)
+    projected = project_volume(volumes, depth=10)
     for b in range(2):
         for y in range(4):
             for x in range(3):
                 total = sum(volumes[b, 0, z, y, x].item() for z in range(5))
                 # Five layers stand for a depth of ten, and a digit as thick as it is counts as one.
-                assert projected[b, 0, y, x].item() == pytest.approx(min(1, total * 2 / THICKNESS), rel=1e-5)
+                assert projected[b, 0, y, x].item() == pytest.approx(
+                    min(1, total * 2 / THICKNESS), rel=1e-5
+                )
 
 
 def test_an_untilted_digit_is_extruded_and_projects_to_what_it_was(digits):
@@ -50,7 +59,7 @@ def test_an_untilted_digit_is_extruded_and_projects_to_what_it_was(digits):
     assert (layers > 0).sum(dim=1).tolist() == [THICKNESS] * 10
     inner = slice(edge, edge + 28)
     assert torch.allclose(cubes[:, :, middle, inner, inner], digits[:10], atol=1e-5)
-    assert torch.allclose(project(cubes, CUBE)[..., inner, inner], digits[:10], atol=1e-5)
+    assert torch.allclose(project_volume(cubes, CUBE)[..., inner, inner], digits[:10], atol=1e-5)
 
 
 def test_a_turn_about_the_depth_axis_is_the_rotation_of_the_plane(digits):
@@ -59,7 +68,7 @@ def test_a_turn_about_the_depth_axis_is_the_rotation_of_the_plane(digits):
     zero = torch.zeros(10)
     cubes = extrude(images, rotation(angle, zero, zero), side=28)
     assert angle.abs().max() > 1
-    assert torch.allclose(project(cubes, 28), rotate(images, keys, 28), atol=1e-4)
+    assert torch.allclose(project_volume(cubes, 28), rotate(images, keys, 28), atol=1e-4)
     assert torch.allclose(cubes[:, :, 14], rotate(images, keys, 28), atol=1e-4)
 
 
@@ -83,7 +92,9 @@ def test_rotations_are_rotations_within_the_protocol():
 
 
 def test_no_turn_brings_a_digit_out_of_its_cube_or_the_volume(drawn):
-    full = F.pad(torch.ones(50, 1, 26, 26), [1] * 4)  # only the corners of an image, always black, may be cut
+    full = F.pad(
+        torch.ones(50, 1, 26, 26), [1] * 4
+    )  # only the corners of an image, always black, may be cut
     cubes = extrude(full, rotations(KEYS))
     assert cubes[..., 0, :].max() == cubes[..., :, 0].max() == cubes[:, :, 0].max() == 0
     volumes, labels = drawn().samples("val", INDEX)

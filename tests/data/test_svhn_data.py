@@ -26,7 +26,9 @@ def write_part(folder, entries, but=()):
     annotations = []
     for i, (boxes, labels) in enumerate(entries, 1):
         if i not in but:
-            Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(
+                folder / f"{i}.png"
+            )
         boxes = [(20 + 7 * j, *BOX[1:]) for j in range(len(labels))] if boxes is None else boxes
         annotations.append(Annotation(f"{i}.png", np.array(boxes, dtype=float), labels))
     write_annotations(folder, annotations)
@@ -35,7 +37,9 @@ def write_part(folder, entries, but=()):
 
 @pytest.fixture
 def part(tmp_path):
-    return write_part(tmp_path / "svhn" / "train", [(None, (1,)), (None, (2, 0)), (None, (3, 4, 5))])
+    return write_part(
+        tmp_path / "svhn" / "train", [(None, (1,)), (None, (2, 0)), (None, (3, 4, 5))]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,11 @@ def centres(low, high, size):
 
 @pytest.mark.parametrize(
     ("enlargement", "size", "x", "y"),
-    [(1.3, 64, (43.5, 56.5), (24, 76)), (2.6, 128, (37, 63), (-2, 102)), (1.0, 5, (45, 55), (30, 70))],
+    [
+        (1.3, 64, (43.5, 56.5), (24, 76)),
+        (2.6, 128, (37, 63), (-2, 102)),
+        (1.0, 5, (45, 55), (30, 70)),
+    ],
 )
 def test_a_crop_is_the_enlarged_box_about_its_centre(enlargement, size, x, y):
     pixels = crop(coordinates(120, 100), np.array([45.0, 30, 55, 70]), enlargement, size)
@@ -87,7 +95,9 @@ def test_a_box_beyond_the_far_edges_is_filled_too():
 
 
 def test_a_reduced_crop_is_antialiased_as_in_the_whole_image():
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    )
     pixels = crop(noise, np.array([100.0, 50, 300, 250]), 1.3, 64)
     whole = noise.resize((64, 64), Image.Resampling.BILINEAR, box=(70, 20, 330, 280))
     assert abs(pixels.astype(int) - np.asarray(whole)).max() <= 1
@@ -105,14 +115,31 @@ def test_labels_are_sorted_from_left_to_right_and_padded(tmp_path):
 
 
 def test_what_cannot_be_used_is_counted_and_named_once(tmp_path, caplog):
-    entries = [(None, (1,)), ([(20, 10, 0, 12)], (2,)), (None, (1, 2, 3, 4, 5, 6)), (None, (4,)), ([(60, 0, 9, 9)], (5,))]
-    entries += [([(-5, -5, 20, 60)], (6,)), ([(0, 0, 1e9, 5)], (7,)), ([(np.nan, 0, 5, 5)], (8,)), (None, (9,))]
+    entries = [
+        (None, (1,)),
+        ([(20, 10, 0, 12)], (2,)),
+        (None, (1, 2, 3, 4, 5, 6)),
+        (None, (4,)),
+        ([(60, 0, 9, 9)], (5,)),
+    ]
+    entries += [
+        ([(-5, -5, 20, 60)], (6,)),
+        ([(0, 0, 1e9, 5)], (7,)),
+        ([(np.nan, 0, 5, 5)], (8,)),
+        (None, (9,)),
+    ]
     source = write_part(tmp_path / "train", entries)
     (source / "4.png").write_bytes((source / "4.png").read_bytes()[:500])
     (source / "9.png").write_bytes(b"no image")
     assert open_crops(source, 64).labels[:, 0].tolist() == [1, 6]
-    assert f"1 of 9 images in {source / 'digitStruct.mat'} have more than 5 digits: '3.png'. They are left out." in caplog.text
-    assert "have a box without area or outside of the image: '2.png', '5.png', '7.png', '8.png'." in caplog.text
+    assert (
+        f"1 of 9 images in {source / 'digitStruct.mat'} have more than 5 digits: '3.png'. They are left out."
+        in caplog.text
+    )
+    assert (
+        "have a box without area or outside of the image: '2.png', '5.png', '7.png', '8.png'."
+        in caplog.text
+    )
     assert "have a file that cannot be decoded: '4.png', '9.png'." in caplog.text
     caplog.clear()
     open_crops(source, 64)
@@ -128,7 +155,9 @@ def test_a_part_without_a_usable_image_is_refused(tmp_path):
 
 def test_images_that_are_missing_are_counted_and_named(tmp_path):
     source = write_part(tmp_path / "train", [(None, (1,))] * 9, but=(2, 3, 4, 5, 6, 7))
-    with pytest.raises(UsageError, match=r"6 of 9 images in .* have a missing file: '2\.png', .*'6\.png', \.\.\."):
+    with pytest.raises(
+        UsageError, match=r"6 of 9 images in .* have a missing file: '2\.png', .*'6\.png', \.\.\."
+    ):
         open_crops(source, 64)
     assert cached(tmp_path / "cache") == []
 
@@ -215,7 +244,10 @@ def test_the_digest_is_of_the_content_and_not_of_its_place(small_root, tmp_path)
 
 
 def test_the_digest_changes_with_the_data(small_root, tmp_path):
-    digests = {ready(small_root, tmp_path / "cache").digest(), ready(small_root, tmp_path / "cache", extra=False).digest()}
+    digests = {
+        ready(small_root, tmp_path / "cache").digest(),
+        ready(small_root, tmp_path / "cache", extra=False).digest(),
+    }
     exchanged = shutil.copytree(small_root, tmp_path / "exchanged")
     for old, new in (("train", "x"), ("test", "train"), ("x", "test")):
         (exchanged / old).rename(exchanged / new)
@@ -257,19 +289,31 @@ def test_samples_have_their_shapes_and_no_mean(small_root, tmp_path, size):
 def test_splits_are_disjoint_and_whole(small_root, tmp_path):
     data = ready(small_root, tmp_path)
     assert [data.size(split) for split in ("train", "val", "test")] == [54, 6, 10]
-    numbers = {split: {tuple(row) for row in every(data, split)[1].tolist()} for split in ("train", "val", "test")}
+    numbers = {
+        split: {tuple(row) for row in every(data, split)[1].tolist()}
+        for split in ("train", "val", "test")
+    }
     assert len(numbers["train"] | numbers["val"]) == 60
     assert {row[0] for row in numbers["train"]} == {1, 3}
     assert {row[0] for row in numbers["test"]} == {2}
-    assert [ready(small_root, tmp_path, extra=False).size(split) for split in ("train", "val")] == [36, 4]
+    assert [ready(small_root, tmp_path, extra=False).size(split) for split in ("train", "val")] == [
+        36,
+        4,
+    ]
 
 
 def test_every_image_has_its_own_labels_across_parts(small_root, tmp_path):
     data = ready(small_root, tmp_path)
     parts = [open_crops(small_root / part, 64, tmp_path) for part in ("train", "extra")]
-    own = {tuple(label): image for part in parts for label, image in zip(part.labels.tolist(), part.images)}
+    own = {
+        tuple(label): image
+        for part in parts
+        for label, image in zip(part.labels.tolist(), part.images)
+    }
     index = torch.tensor([50, 0, 49, 3, 3])
-    for pixels, label in zip(data._splits["train"].images(index.numpy()), data.samples("train", index)[1].tolist()):
+    for pixels, label in zip(
+        data._splits["train"].images(index.numpy()), data.samples("train", index)[1].tolist()
+    ):
         np.testing.assert_array_equal(pixels, own[tuple(label)])
 
 
@@ -279,7 +323,9 @@ def test_the_validation_set_is_the_same_for_every_seed_and_size(small_root, tmp_
     assert torch.equal(first, other)
 
 
-@pytest.mark.parametrize(("n", "held_out"), [(235_754, 5_000), (50_000, 5_000), (33_402, 3_340), (5, 1)])
+@pytest.mark.parametrize(
+    ("n", "held_out"), [(235_754, 5_000), (50_000, 5_000), (33_402, 3_340), (5, 1)]
+)
 def test_the_validation_set_has_its_size(n, held_out):
     positions = validation_positions(n)
     assert len(np.unique(positions)) == held_out
@@ -298,7 +344,9 @@ def test_samples_depend_on_nothing_but_seed_epoch_and_index(small_root, tmp_path
     torch.testing.assert_close(data.samples("train", some, 3)[0], images[some], rtol=0, atol=1e-6)
     assert torch.equal(every(ready(small_root, tmp_path, augment=True), "train", 3)[0], images)
     assert not torch.equal(every(data, "train", 4)[0], images)
-    assert not torch.equal(every(ready(small_root, tmp_path, augment=True, seed=2), "train", 3)[0], images)
+    assert not torch.equal(
+        every(ready(small_root, tmp_path, augment=True, seed=2), "train", 3)[0], images
+    )
     assert images.mean((1, 2, 3)).abs().max() < 1e-6
 
 
@@ -322,7 +370,9 @@ def test_augmentation_changes_place_and_colour_within_bounds():
     found = found / found.sum((1, 2), keepdim=True)
     for axis in (x, y):
         moved = (found * axis).sum((1, 2))
-        assert 0.2 < moved.abs().max() < 0.2 * 1.25 * 1.35  # 10 % of a side that is 2 long, seen through scale, turn and shear
+        assert (
+            0.2 < moved.abs().max() < 0.2 * 1.25 * 1.35
+        )  # 10 % of a side that is 2 long, seen through scale, turn and shear
         assert moved.mean().abs() < 0.02
     dark = (grey[:, 0, 0] > grey.amin((1, 2)) + 0.05).float().mean()
     assert 0.4 < dark < 0.6
@@ -334,7 +384,9 @@ def test_loaders_deliver_every_sample_of_the_fixed_sets_once(small_root, tmp_pat
     data = ready(small_root, tmp_path, eval_batch_size=4)
     batches = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
     assert [len(images) for images, _ in batches] == [4, 4, 2]
-    assert sorted(labels[1] * 10 + labels[2] for _, batch in batches for labels in batch.tolist()) == list(range(10))
+    assert sorted(
+        labels[1] * 10 + labels[2] for _, batch in batches for labels in batch.tolist()
+    ) == list(range(10))
     assert len(data.train_dataloader()) == 54 // 8
 
 
@@ -343,7 +395,9 @@ def test_a_gpu_gets_the_same_whether_images_lie_on_it_or_not(small_root, tmp_pat
     index = torch.tensor([5, 50, 2])
     expected = ready(small_root, tmp_path).samples("train", index)
     for resident in (0, 4):
-        images, labels = ready(small_root, tmp_path, resident=resident).samples("train", index.cuda())
+        images, labels = ready(small_root, tmp_path, resident=resident).samples(
+            "train", index.cuda()
+        )
         assert images.device.type == "cuda"
         torch.testing.assert_close(images.cpu(), expected[0])
         assert torch.equal(labels.cpu(), expected[1])
@@ -363,7 +417,10 @@ def test_settings_out_of_range_are_told(settings, message):
 
 
 def test_a_batch_larger_than_the_training_set_is_told(small_root, tmp_path):
-    with pytest.raises(UsageError, match=r"data\.batch_size must be at most 54, the size of the training set, got 55"):
+    with pytest.raises(
+        UsageError,
+        match=r"data\.batch_size must be at most 54, the size of the training set, got 55",
+    ):
         ready(small_root, tmp_path, batch_size=55)
 
 
@@ -402,7 +459,9 @@ def test_synthetic_numbers_are_read_back_as_they_were_written(synthetic_root, mn
         assert annotation.name == f"{i}.png"
         np.testing.assert_array_equal(annotation.boxes, boxes)
         assert annotation.labels == labels
-        np.testing.assert_array_equal(np.asarray(Image.open(synthetic_root / "test" / annotation.name)), picture)
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(synthetic_root / "test" / annotation.name)), picture
+        )
 
 
 def test_synthetic_numbers_lie_in_their_images_from_left_to_right(synthetic_root):

@@ -44,7 +44,9 @@ def test_real_annotations_are_read(svhn_root, part, n):
     assert all((svhn_root / part / annotation.name).is_file() for annotation in annotations)
     lengths = np.bincount([len(annotation.labels) for annotation in annotations])
     assert (lengths[1:4] > 0).all()
-    assert sorted({label for annotation in annotations for label in annotation.labels}) == list(range(10))
+    assert sorted({label for annotation in annotations for label in annotation.labels}) == list(
+        range(10)
+    )
     assert all(annotation.boxes.shape == (len(annotation.labels), 4) for annotation in annotations)
 
 
@@ -75,7 +77,9 @@ def test_a_range_of_entries_is_read_alone(tmp_path):
     assert [a.labels for a in read_annotations(part, range(1, 3))] == [(7,), (1, 0)]
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"no HDF5" * 500])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"no HDF5" * 500]
+)
 def test_a_damaged_file_is_named(tmp_path, damage):
     part = write_part(tmp_path / "train", *[(1, 2)] * 20)
     path = part / "digitStruct.mat"
@@ -170,7 +174,8 @@ def test_extra_is_used_where_it_is_there_unless_told_otherwise(tmp_path):
 def test_a_named_folder_is_never_downloaded_into(tmp_path, monkeypatch):
     monkeypatch.setattr(svhn_files, "download_archive", lambda *_: pytest.fail("downloaded"))
     with pytest.raises(
-        UsageError, match=rf"{tmp_path} does not contain train/digitStruct\.mat, test/digitStruct\.mat\.\nSet data\.root"
+        UsageError,
+        match=rf"{tmp_path} does not contain train/digitStruct\.mat, test/digitStruct\.mat\.\nSet data\.root",
     ):
         svhn_files.prepare(tmp_path, None)
     assert list(tmp_path.iterdir()) == []
@@ -255,17 +260,25 @@ def test_an_archive_is_downloaded_unpacked_and_deleted(tmp_path, server, archive
 def test_two_that_download_at_once_fetch_once(tmp_path, server, archive):
     server.contents["/train.tar.gz"] = archive
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: svhn_files.download("train", tmp_path / "SVHN", server.url), range(2)))
+        list(
+            pool.map(
+                lambda _: svhn_files.download("train", tmp_path / "SVHN", server.url), range(2)
+            )
+        )
     assert len(server.asked) == 1
     assert left_in(tmp_path / "SVHN") == ["train"]
 
 
-def test_an_archive_that_is_not_the_official_one_is_refused_and_nothing_is_left(tmp_path, server, archive, monkeypatch):
+def test_an_archive_that_is_not_the_official_one_is_refused_and_nothing_is_left(
+    tmp_path, server, archive, monkeypatch
+):
     monkeypatch.setattr(svhn_files, "SHA256", {"train": hashlib.sha256(archive).hexdigest()})
     server.contents["/train.tar.gz"] = archive
     svhn_files.download("train", tmp_path / "SVHN", server.url)
     server.contents["/train.tar.gz"] = archive + b"more"
-    with pytest.raises(UsageError, match=r"train\.tar\.gz could not be downloaded to .*other/train: SHA256"):
+    with pytest.raises(
+        UsageError, match=r"train\.tar\.gz could not be downloaded to .*other/train: SHA256"
+    ):
         svhn_files.download("train", tmp_path / "other", server.url)
     assert left_in(tmp_path / "other") == []
 
@@ -305,7 +318,10 @@ UNSAFE = {
 @pytest.mark.parametrize("name", UNSAFE)
 def test_only_regular_files_and_directories_are_unpacked(tmp_path, server, archive, name):
     server.contents["/train.tar.gz"] = with_member(archive, **UNSAFE[name])
-    with pytest.raises(UsageError, match=rf"could not be downloaded .*its member '{UNSAFE[name]['name']}' is unsafe"):
+    with pytest.raises(
+        UsageError,
+        match=rf"could not be downloaded .*its member '{UNSAFE[name]['name']}' is unsafe",
+    ):
         svhn_files.download("train", tmp_path / "SVHN", server.url)
     assert left_in(tmp_path / "SVHN") == []
     assert not (tmp_path / "outside").exists()
@@ -332,13 +348,18 @@ def test_a_damaged_archive_is_refused_and_nothing_is_left(tmp_path, server, arch
 def test_a_download_that_breaks_off_is_reported_and_nothing_is_left(tmp_path, server, archive):
     server.contents["/train.tar.gz"] = archive
     server.breaks_off = 700
-    with pytest.raises(UsageError, match=rf"{server.url}/train\.tar\.gz could not be downloaded(.|\n)*Run the same command"):
+    with pytest.raises(
+        UsageError,
+        match=rf"{server.url}/train\.tar\.gz could not be downloaded(.|\n)*Run the same command",
+    ):
         svhn_files.download("train", tmp_path / "SVHN", server.url)
     assert left_in(tmp_path / "SVHN") == []
 
 
 @pytest.mark.parametrize(("url", "reason"), [(None, "404"), ("http://127.0.0.1:9", "refused")])
 def test_a_server_without_the_file_is_reported(tmp_path, server, url, reason):
-    with pytest.raises(UsageError, match=rf"extra\.tar\.gz could not be downloaded .*{reason}(.|\n)*data\.root"):
+    with pytest.raises(
+        UsageError, match=rf"extra\.tar\.gz could not be downloaded .*{reason}(.|\n)*data\.root"
+    ):
         svhn_files.download("extra", tmp_path, url or server.url)
     assert left_in(tmp_path) == []

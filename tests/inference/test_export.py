@@ -17,7 +17,9 @@ from spatial_transformer.paper import NETWORKS
 from spatial_transformer.training.runner import train
 from spatial_transformer.utils.errors import UsageError
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs packages of its own: pip install -e '.[onnx]'")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="ONNX needs packages of its own: pip install -e '.[onnx]'"
+)
 
 
 ST_CNN = REPOSITORY / "checkpoints" / "st_cnn_mnist.pt"
@@ -65,7 +67,9 @@ def check_file(run, file, names):
         for options in (*NETWORKS.values(), ("st_fcn", "attention"))
     ],
 )
-def test_every_network_of_table_1_is_written_as_onnx(composed, mnist_root, tmp_path, model, transform):
+def test_every_network_of_table_1_is_written_as_onnx(
+    composed, mnist_root, tmp_path, model, transform
+):
     chosen = [] if transform == "none" else [f"transform={transform}"]
     train(composed(f"model={model}", *chosen, *SHORT, f"data.root={mnist_root}", "logger=none"))
     names = ["logits"] if transform == "none" else ["logits", "theta", "crop"]
@@ -115,7 +119,15 @@ def short_run(composed, mnist_root, tmp_path):
 
 
 def test_a_volume_is_written_as_onnx(composed, mnist_root, tmp_path):
-    train(composed("experiment=mnist_3d", "data.canvas=40", *SHORT, f"data.root={mnist_root}", "logger=none"))
+    train(
+        composed(
+            "experiment=mnist_3d",
+            "data.canvas=40",
+            *SHORT,
+            f"data.root={mnist_root}",
+            "logger=none",
+        )
+    )
     check_file(tmp_path / "run", tmp_path / "network.onnx", ["logits", "theta", "crop"])
 
 
@@ -157,11 +169,17 @@ def test_a_trained_network_is_within_the_tolerance(tmp_path, mnist_root, name):
     assert onnx_file.write_onnx(trained, tmp_path / "network.onnx") < onnx_file.ATOL
 
 
-def test_the_program_writes_both_kinds_of_file(short_run, tmp_path, monkeypatch, mnist_root, capsys):
+def test_the_program_writes_both_kinds_of_file(
+    short_run, tmp_path, monkeypatch, mnist_root, capsys
+):
     packed, written = tmp_path / "network.pt", tmp_path / "network.onnx"
     monkeypatch.setattr(sys, "argv", ["export.py", str(short_run), "--out", str(packed)])
     export.main()
-    monkeypatch.setattr(sys, "argv", ["export.py", str(packed), "--out", str(written), "--data-root", str(mnist_root)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["export.py", str(packed), "--out", str(written), "--data-root", str(mnist_root)],
+    )
     export.main()
     assert written.is_file()
     assert "test error" in capsys.readouterr().out

@@ -35,8 +35,14 @@ def of(tmp_path):
     (tmp_path / "pictures").mkdir()
 
     def predict_(run=ST_CNN, **settings):
-        places = {"run": str(run), "images": str(tmp_path / "pictures"), "out": str(tmp_path / "out")}
-        return predict(OmegaConf.create(places | {"checkpoint": "best", "data": {"root": None}} | settings))
+        places = {
+            "run": str(run),
+            "images": str(tmp_path / "pictures"),
+            "out": str(tmp_path / "out"),
+        }
+        return predict(
+            OmegaConf.create(places | {"checkpoint": "best", "data": {"root": None}} | settings)
+        )
 
     return predict_
 
@@ -55,11 +61,25 @@ def test_photographed_digits_are_read_right(of, tmp_path, file):
     assert [p.text for p in predictions] == [p.file[0] for p in predictions]
     assert all("inverted" in p.note for p in predictions)
     table = rows(tmp_path / "out")
-    assert [row["file"] for row in table] == sorted(f"{digit} {angle}.jpg" for digit in STROKES for angle in (-30, 30))
-    assert list(table[0]) == ["file", "prediction", "confidence", "note", *(f"theta_{k}" for k in range(1, 7))]
+    assert [row["file"] for row in table] == sorted(
+        f"{digit} {angle}.jpg" for digit in STROKES for angle in (-30, 30)
+    )
+    assert list(table[0]) == [
+        "file",
+        "prediction",
+        "confidence",
+        "note",
+        *(f"theta_{k}" for k in range(1, 7)),
+    ]
     assert all(0.5 < float(row["confidence"]) <= 1 for row in table)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"overview.png", "predictions.csv", "crops"}
-    assert {path.name for path in (tmp_path / "out" / "crops").iterdir()} == {f"{row['file']}.png" for row in table}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "overview.png",
+        "predictions.csv",
+        "crops",
+    }
+    assert {path.name for path in (tmp_path / "out" / "crops").iterdir()} == {
+        f"{row['file']}.png" for row in table
+    }
     with Image.open(tmp_path / "out" / "crops" / "5 30.jpg.png") as picture:
         assert REGION in {colour for _, colour in picture.getcolors(1 << 24)}, "the window is drawn"
         assert picture.height > 3 * 168, "the photograph, the network's image, the crop"
@@ -87,7 +107,9 @@ def test_files_that_cannot_be_predicted_are_listed_with_the_reason(of, tmp_path,
     Image.new("RGB", (300, 200), "white").save(folder / "blank.png")
     Image.new("1", (9_000, 8_000)).save(folder / "huge.png")
     Image.new("1", (1, 70_000)).save(folder / "narrow.png")
-    Image.fromarray(np.array([[0.0, np.inf], [1.0, 2.0]], np.float32)).save(folder / "infinite.tiff")
+    Image.fromarray(np.array([[0.0, np.inf], [1.0, 2.0]], np.float32)).save(
+        folder / "infinite.tiff"
+    )
     os.mkfifo(folder / "pipe.png")  # would be read for ever
     (folder / ".hidden").touch()
     (folder / "more").mkdir()
@@ -111,7 +133,9 @@ def test_files_that_cannot_be_predicted_are_listed_with_the_reason(of, tmp_path,
         assert table[name]["prediction"] == table[name]["confidence"] == ""
         assert table[name]["note"].startswith("skipped: ")
         assert reason in table[name]["note"], name
-        assert any(line.startswith(f"Skipped {name}: ") and reason in line for line in printed), name
+        assert any(line.startswith(f"Skipped {name}: ") and reason in line for line in printed), (
+            name
+        )
 
 
 def test_hostile_names_reach_neither_the_terminal_nor_a_spreadsheet(of, tmp_path, capsys):
@@ -132,8 +156,13 @@ def test_hostile_names_reach_neither_the_terminal_nor_a_spreadsheet(of, tmp_path
             *(r"caf\udce9.png", r"caf\udce8.png", r"empty\x1b[2J.png"),
         ]
     )
-    assert len(list((tmp_path / "out" / "crops").iterdir())) == 7, "no picture was written over another"
-    with Image.open(tmp_path / "out" / "crops" / "overview.png") as one, Image.open(tmp_path / "out" / "overview.png") as sheet:
+    assert len(list((tmp_path / "out" / "crops").iterdir())) == 7, (
+        "no picture was written over another"
+    )
+    with (
+        Image.open(tmp_path / "out" / "crops" / "overview.png") as one,
+        Image.open(tmp_path / "out" / "overview.png") as sheet,
+    ):
         assert one.width < sheet.width
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
@@ -166,7 +195,9 @@ def test_an_interrupt_leaves_the_rows_of_what_is_done(of, tmp_path, monkeypatch)
         return read(path)
 
     monkeypatch.setattr(predict_module, "read_picture", interrupted)
-    with pytest.raises(Stopped, match=r"^Interrupted: .*predictions\.csv holds 2 of 4 files\.$") as stopped:
+    with pytest.raises(
+        Stopped, match=r"^Interrupted: .*predictions\.csv holds 2 of 4 files\.$"
+    ) as stopped:
         of()
     assert stopped.value.code == 130
     assert [row["prediction"] for row in rows(tmp_path / "out")] == ["7", "7"]
@@ -187,12 +218,16 @@ def test_nothing_to_predict_is_reported_before_any_work(of, tmp_path):
     with pytest.raises(UsageError, match="not a run directory"):
         of(tmp_path)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UsageError, match=r"predictions\.csv\), first notes\.txt: it cannot be read"):
+    with pytest.raises(
+        UsageError, match=r"predictions\.csv\), first notes\.txt: it cannot be read"
+    ):
         of()
     assert [row["file"] for row in rows(tmp_path / "out")] == ["notes.txt"]
 
 
-def test_a_run_without_a_checkpoint_or_for_other_data_is_refused(of, composed, mnist_root, tmp_path):
+def test_a_run_without_a_checkpoint_or_for_other_data_is_refused(
+    of, composed, mnist_root, tmp_path
+):
     photograph("4").save(tmp_path / "pictures" / "four.png")
     short = [*SHORT, f"data.root={mnist_root}", "logger=csv"]
     train(composed("experiment=mnist_addition", "model=addition_fcn", *short))
@@ -204,7 +239,9 @@ def test_a_run_without_a_checkpoint_or_for_other_data_is_refused(of, composed, m
 
 
 def test_a_network_without_a_transformer_just_predicts(of, composed, mnist_root, tmp_path):
-    train(composed("model=fcn", "data.distortion=r", *SHORT, f"data.root={mnist_root}", "logger=csv"))
+    train(
+        composed("model=fcn", "data.distortion=r", *SHORT, f"data.root={mnist_root}", "logger=csv")
+    )
     photograph("2").save(tmp_path / "pictures" / "two.png")
     (prediction,) = of(tmp_path / "run")
     assert prediction.theta == []
@@ -214,7 +251,13 @@ def test_a_network_without_a_transformer_just_predicts(of, composed, mnist_root,
 
 def test_house_numbers_are_read_whole(of, composed, mnist_root, tmp_path):
     make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
-    settings = ["experiment=svhn_st_multi", f"data.root={tmp_path}/numbers", "model.width=0.05", "logger=none", *SHORT]
+    settings = [
+        "experiment=svhn_st_multi",
+        f"data.root={tmp_path}/numbers",
+        "model.width=0.05",
+        "logger=none",
+        *SHORT,
+    ]
     train(composed(*settings))
     Image.effect_noise((90, 40), 60).convert("CMYK").save(tmp_path / "pictures" / "number.jpg")
     (prediction,) = of(tmp_path / "run")
@@ -232,7 +275,11 @@ def test_birds_are_seen_as_in_the_test(of, composed, tmp_path):
     trained = load_trained(tmp_path / "run")
     trained.data.setup()
     images, _ = trained.data.samples("test", torch.arange(2))
-    test_files = [root / "images" / file for file, is_training in zip(*_listed(trained.data)) if not is_training]
+    test_files = [
+        root / "images" / file
+        for file, is_training in zip(*_listed(trained.data))
+        if not is_training
+    ]
     for file, image in zip(test_files, images, strict=True):
         assert torch.equal(trained.data.view(read_picture(file)).image, image)
     (prediction,) = of(tmp_path / "run", images=str(test_files[0]))
@@ -246,10 +293,19 @@ def _listed(data):
 
 def test_a_shipped_networks_figure_is_its_own(mnist_root):
     for file in SHIPPED:
-        config = OmegaConf.create({"run": str(file), "checkpoint": "best", "data": {"root": str(mnist_root)}, "trainer": {}})
+        config = OmegaConf.create(
+            {
+                "run": str(file),
+                "checkpoint": "best",
+                "data": {"root": str(mnist_root)},
+                "trainer": {},
+            }
+        )
         figures = evaluate(config)
         recorded = torch.load(file, weights_only=True)["record"]["metrics"]
-        assert figures["test/error"] == pytest.approx(recorded["test/error"], abs=0.02), "rounding may turn a sample or two"
+        assert figures["test/error"] == pytest.approx(recorded["test/error"], abs=0.02), (
+            "rounding may turn a sample or two"
+        )
         assert file.stat().st_size <= 2_000_000
 
 
@@ -265,7 +321,9 @@ def test_the_program_ends_with_one_message(tmp_path):
 def test_a_program_refuses_a_setting_that_it_has_not(program):
     # A folder may be called 2024.
     words = ["images=2024", "+checkpont=last"] if program == "predict.py" else ["checkpont=last"]
-    ended = subprocess.run([sys.executable, program, "run=7", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, program, "run=7", *words], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert ended.returncode == 1
     assert "checkpont" in ended.stderr
     assert "Did you mean 'checkpoint'?" in ended.stderr

@@ -21,7 +21,11 @@ def test_a_row_is_appended_without_rewriting_the_file(tmp_path):
     write(None, ROWS[4:], logger)
     logger.finalize("success")
     assert (tmp_path / "metrics.csv").stat().st_ino == inode
-    assert (tmp_path / "metrics.csv").read_text().splitlines()[:3] == ["step,a,b", "1,,0.1", "2,,0.2"]
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[:3] == [
+        "step,a,b",
+        "1,,0.1",
+        "2,,0.2",
+    ]
 
 
 def test_a_new_metric_becomes_a_column(tmp_path):

@@ -14,13 +14,20 @@ from spatial_transformer.utils.errors import UsageError
 @pytest.fixture
 def tiny(monkeypatch):
     """A backbone of one convolution, by the name "tiny"."""
-    spec = BackboneSpec(4, 0.5, 0.25, lambda: nn.Sequential(nn.Conv2d(3, 4, 32, stride=32)), lambda: {})
+    spec = BackboneSpec(
+        4, 0.5, 0.25, lambda: nn.Sequential(nn.Conv2d(3, 4, 32, stride=32)), lambda: {}
+    )
     monkeypatch.setitem(BACKBONES, "tiny", spec)
     return {"backbone": "tiny", "weights": "none"}
 
 
 @pytest.mark.parametrize(
-    ("n", "places"), [(1, [(0, 0)]), (2, [(-0.5, 0), (0.5, 0)]), (4, [(-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)])]
+    ("n", "places"),
+    [
+        (1, [(0, 0)]),
+        (2, [(-0.5, 0), (0.5, 0)]),
+        (4, [(-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)]),
+    ],
 )
 def test_first_crops_tile_the_image(n, places):
     assert tiles(n, Attention(0.5)).tolist() == [list(place) for place in places]
@@ -45,24 +52,32 @@ def test_four_transformers_of_448_px_give_the_quarters_pixel_by_pixel(tiny, tran
     network = birds_st(448, 5, transform, transformers=4, **tiny)
     x = torch.rand(2, 3, 448, 448)
     crops = network.transformer(x).unflatten(1, (4, 3))
-    quarters = [x[:, :, top : top + 224, left : left + 224] for top in (0, 224) for left in (0, 224)]
+    quarters = [
+        x[:, :, top : top + 224, left : left + 224] for top in (0, 224) for left in (0, 224)
+    ]
     torch.testing.assert_close(crops, torch.stack(quarters, dim=1), atol=6e-5, rtol=0)
 
 
 def test_the_localisation_network_sees_the_halved_image(tiny):
     network = birds_st(448, 5, Attention(0.5), **tiny)
     seen = []
-    network.transformer.localisation.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network.transformer.localisation.backbone.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
     x = torch.rand(2, 3, 448, 448)
     network(x)
-    torch.testing.assert_close(seen[0], x.unflatten(3, (224, 2)).unflatten(2, (224, 2)).mean((3, 5)))
+    torch.testing.assert_close(
+        seen[0], x.unflatten(3, (224, 2)).unflatten(2, (224, 2)).mean((3, 5))
+    )
 
 
 def test_each_stream_sees_its_crop_and_the_classifier_all_of_them(tiny):
     network = birds_st(64, 5, Attention(0.5), transformers=2, crop=32, **tiny).eval()
     x = torch.rand(3, 3, 64, 64)
     crops = network.transformer(x).unflatten(1, (2, 3))
-    features = [network.streams[k].layers((crops[:, k] - 0.5) / 0.25).mean((2, 3)) for k in range(2)]
+    features = [
+        network.streams[k].layers((crops[:, k] - 0.5) / 0.25).mean((2, 3)) for k in range(2)
+    ]
     expected = network.classifier[1](torch.cat(features, dim=1))
     torch.testing.assert_close(network(x), expected)
     assert network.classifier[1].in_features == 8
@@ -105,7 +120,9 @@ def test_an_image_too_small_for_the_backbone_is_refused(tiny):
 # Backbones
 
 
-@pytest.mark.parametrize(("name", "side"), [("googlenet", 7), ("inception_v3", 5), ("efficientnet_lite0", 7)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("googlenet", 7), ("inception_v3", 5), ("efficientnet_lite0", 7)]
+)
 def test_backbones_give_their_last_feature_map(name, side):
     backbone = load_backbone(name, "none").eval()
     with torch.inference_mode():
@@ -117,20 +134,30 @@ def test_torchvisions_inceptions_are_as_torchvision_runs_them(monkeypatch):
 
     torch.manual_seed(0)
     whole = googlenet(weights=None, init_weights=False, transform_input=True).eval()
-    monkeypatch.setitem(BACKBONES, "googlenet", BACKBONES["googlenet"]._replace(load_weights=whole.state_dict))
+    monkeypatch.setitem(
+        BACKBONES, "googlenet", BACKBONES["googlenet"]._replace(load_weights=whole.state_dict)
+    )
     backbone = load_backbone("googlenet").eval()
     x = torch.rand(2, 3, 64, 64)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    )
     with torch.inference_mode():
         expected = whole((x - mean) / std)
-        torch.testing.assert_close(whole.fc(backbone(x).mean((2, 3))), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            whole.fc(backbone(x).mean((2, 3))), expected, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_weights_of_a_file_are_loaded_whatever_their_names(tmp_path):
     torch.manual_seed(0)
     there = load_backbone("efficientnet_lite0", "none")
     state = {f"_{n}.x": value for n, value in enumerate(there.layers.state_dict().values())}
-    torch.save(state | {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}, tmp_path / "lite0.pth")
+    torch.save(
+        state | {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)},
+        tmp_path / "lite0.pth",
+    )
     here = load_backbone("efficientnet_lite0", str(tmp_path / "lite0.pth"))
     for name, value in there.state_dict().items():
         assert torch.equal(here.state_dict()[name], value)
@@ -139,7 +166,10 @@ def test_weights_of_a_file_are_loaded_whatever_their_names(tmp_path):
 def test_weights_without_a_count_of_updates_are_loaded(tmp_path):
     torch.manual_seed(0)
     there = load_backbone("efficientnet_lite0", "none").layers.state_dict()
-    torch.save({name: value for name, value in there.items() if "num_batches" not in name}, tmp_path / "lite0.pth")
+    torch.save(
+        {name: value for name, value in there.items() if "num_batches" not in name},
+        tmp_path / "lite0.pth",
+    )
     here = load_backbone("efficientnet_lite0", str(tmp_path / "lite0.pth"))
     for name, value in there.items():
         assert torch.equal(here.layers.state_dict()[name], value)
@@ -147,7 +177,9 @@ def test_weights_without_a_count_of_updates_are_loaded(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "linear.pth")
-    with pytest.raises(UsageError, match=r"linear.pth belongs to another network: 294 of 294 tensors"):
+    with pytest.raises(
+        UsageError, match=r"linear.pth belongs to another network: 294 of 294 tensors"
+    ):
         load_backbone("efficientnet_lite0", str(tmp_path / "linear.pth"))
 
 
@@ -173,10 +205,16 @@ def test_weights_that_cannot_be_downloaded_have_alternatives(monkeypatch):
     def unreachable():
         raise OSError("no network here")
 
-    monkeypatch.setitem(BACKBONES, "googlenet", BACKBONES["googlenet"]._replace(load_weights=unreachable))
+    monkeypatch.setitem(
+        BACKBONES, "googlenet", BACKBONES["googlenet"]._replace(load_weights=unreachable)
+    )
     with pytest.raises(UsageError, match="no network here") as refused:
         load_backbone("googlenet")
-    for setting in ("model.weights=FILE", "model.weights=none", "model.backbone=efficientnet_lite0"):
+    for setting in (
+        "model.weights=FILE",
+        "model.weights=none",
+        "model.backbone=efficientnet_lite0",
+    ):
         assert setting in str(refused.value)
 
 

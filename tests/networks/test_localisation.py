@@ -75,14 +75,18 @@ def test_the_start_is_copied():
 def test_regression_is_linear_once_trained():
     regression, features = Regression(4, Affine()), random(3, 4)
     nn.init.normal_(regression.weight)
-    torch.testing.assert_close(regression(features), features @ regression.weight.T + regression.bias)
+    torch.testing.assert_close(
+        regression(features), features @ regression.weight.T + regression.bias
+    )
 
 
 # Layers
 
 
 def linear_sizes(network):
-    return [(layer.in_features, layer.out_features) for layer in network if isinstance(layer, nn.Linear)]
+    return [
+        (layer.in_features, layer.out_features) for layer in network if isinstance(layer, nn.Linear)
+    ]
 
 
 def test_fully_connected_localisation_is_three_layers_of_32_by_default():
@@ -106,8 +110,18 @@ def test_fully_connected_localisation_reads_volumes():
 def test_convolutional_localisation_has_the_layers_of_the_paper(channels):
     network = ConvLocalisation((3, 60, 42), Affine(), channels)
     kinds = [type(layer) for layer in network if not isinstance(layer, nn.ReLU)]
-    assert kinds == [nn.AvgPool2d, nn.Conv2d, nn.MaxPool2d, nn.Conv2d, nn.Flatten, nn.Linear, Regression]
-    assert [(c.in_channels, c.out_channels, c.kernel_size) for c in network if isinstance(c, nn.Conv2d)] == [
+    assert kinds == [
+        nn.AvgPool2d,
+        nn.Conv2d,
+        nn.MaxPool2d,
+        nn.Conv2d,
+        nn.Flatten,
+        nn.Linear,
+        Regression,
+    ]
+    assert [
+        (c.in_channels, c.out_channels, c.kernel_size) for c in network if isinstance(c, nn.Conv2d)
+    ] == [
         (3, channels, (5, 5)),
         (channels, channels, (5, 5)),
     ]
@@ -175,5 +189,7 @@ def test_a_start_of_another_shape_is_refused(start):
 
 @pytest.mark.parametrize("size", [(27, 28), (28, 27), (5, 5)], ids=str)
 def test_a_map_too_small_for_the_convolutions_is_refused(size):
-    with pytest.raises(ValueError, match=rf"needs a feature map of at least 28 x 28, got \({size[0]}, {size[1]}\)"):
+    with pytest.raises(
+        ValueError, match=rf"needs a feature map of at least 28 x 28, got \({size[0]}, {size[1]}\)"
+    ):
         ConvLocalisation((1, *size), Affine())

@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from spatial_transformer.networks.localisation import localisation_networks
-from spatial_transformer.networks.mnist import PARAM_BUDGET, MnistNetwork, fcn_classifier, largest_width
+from spatial_transformer.networks.mnist import (
+    PARAM_BUDGET,
+    MnistNetwork,
+    fcn_classifier,
+    largest_width,
+)
 from spatial_transformer.transformer import Affine, Projective, ThinPlateSpline
 
 GOLDEN = json.loads((Path(__file__).parent / "mnist_networks.json").read_text())
@@ -18,18 +23,26 @@ SIZES = (28, 42, 60)
 FAMILIES = {"affine": Affine, "projective": Projective, "tps": ThinPlateSpline}
 TABLE_1 = {"fcn": partial(MnistNetwork, "fcn"), "cnn": partial(MnistNetwork, "cnn", pool=1)}
 TABLE_1 |= {
-    f"st_{arch}_{name}": lambda size, arch=arch, make=make, **options: MnistNetwork(arch, size, make(), **options)
+    f"st_{arch}_{name}": lambda size, arch=arch, make=make, **options: MnistNetwork(
+        arch, size, make(), **options
+    )
     for arch in ("fcn", "cnn")
     for name, make in FAMILIES.items()
 }
 ADDITION = {
     f"{n}st_fcn_{name}": lambda size, n=n, make=make, **options: MnistNetwork(
-        "fcn", size, make(), **{"transformers": n, "in_channels": 2, "classes": 19, "pool": 2} | options
+        "fcn",
+        size,
+        make(),
+        **{"transformers": n, "in_channels": 2, "classes": 19, "pool": 2} | options,
     )
     for n in (1, 2)
     for name, make in FAMILIES.items()
 }
-ADDITION |= {f"{arch}_of_2_channels": partial(MnistNetwork, arch, in_channels=2, classes=19, pool=1) for arch in ("fcn", "cnn")}
+ADDITION |= {
+    f"{arch}_of_2_channels": partial(MnistNetwork, arch, in_channels=2, classes=19, pool=1)
+    for arch in ("fcn", "cnn")
+}
 NETWORKS = TABLE_1 | ADDITION
 WITH_TRANSFORMER = [name for name in NETWORKS if "st_" in name]
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -69,15 +82,48 @@ def test_the_solved_width_is_the_largest_within_400k_parameters(name, size):
         pytest.skip("two fully connected localisation networks leave nothing of the budget")
     network = build_on_meta(name, size)
     assert 0.97 * 400_000 <= count_parameters(network) <= 1.001 * PARAM_BUDGET
-    assert count_parameters(build_on_meta(name, size, width=width_of(network) + 1)) > 1.001 * PARAM_BUDGET
+    assert (
+        count_parameters(build_on_meta(name, size, width=width_of(network) + 1))
+        > 1.001 * PARAM_BUDGET
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "widths"),
     [
-        (28, {"fcn": 349, "cnn": 89, "st_fcn_affine": 330, "st_fcn_tps": 330, "st_cnn_affine": 87, "st_cnn_tps": 87}),
-        (42, {"fcn": 445, "cnn": 87, "st_fcn_affine": 400, "st_fcn_tps": 399, "st_cnn_affine": 87, "st_cnn_tps": 87}),
-        (60, {"fcn": 323, "cnn": 80, "st_fcn_affine": 244, "st_fcn_tps": 243, "st_cnn_affine": 84, "st_cnn_tps": 84}),
+        (
+            28,
+            {
+                "fcn": 349,
+                "cnn": 89,
+                "st_fcn_affine": 330,
+                "st_fcn_tps": 330,
+                "st_cnn_affine": 87,
+                "st_cnn_tps": 87,
+            },
+        ),
+        (
+            42,
+            {
+                "fcn": 445,
+                "cnn": 87,
+                "st_fcn_affine": 400,
+                "st_fcn_tps": 399,
+                "st_cnn_affine": 87,
+                "st_cnn_tps": 87,
+            },
+        ),
+        (
+            60,
+            {
+                "fcn": 323,
+                "cnn": 80,
+                "st_fcn_affine": 244,
+                "st_fcn_tps": 243,
+                "st_cnn_affine": 84,
+                "st_cnn_tps": 84,
+            },
+        ),
     ],
 )
 def test_the_solved_widths_are_those_of_the_documented_table(size, widths):
@@ -119,12 +165,16 @@ def test_images_have_one_logit_per_class_and_every_parameter_learns(name, size):
     network = NETWORKS[name](size, width=16)
     for localisation in localisation_networks(network):
         for layer in localisation.modules():
-            if hasattr(layer, "start"):  # with zero weights the layers before it have no gradient yet
+            if hasattr(
+                layer, "start"
+            ):  # with zero weights the layers before it have no gradient yet
                 torch.nn.init.normal_(layer.weight, std=0.05)
     logits = network(make_images(name, size))
     assert logits.shape == (4, 19 if name in ADDITION else 10)
     F.cross_entropy(logits, torch.arange(4)).backward()
-    assert not [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not [
+        key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
 
 
 @pytest.mark.parametrize("name", ["fcn", "cnn"])
@@ -159,8 +209,13 @@ def test_the_cnn_accepts_every_size_from_21_px_on(size):
 
 @pytest.mark.parametrize(("arch", "places"), [("fcn", 2), ("cnn", 1)])
 def test_dropout_is_in_the_classifier_after_its_first_layer_and_in_training_only(arch, places):
-    network, images = MnistNetwork(arch, 28, Affine(), width=8, dropout=0.5), torch.rand(4, 1, 28, 28)
-    assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [0.5] * places
+    network, images = (
+        MnistNetwork(arch, 28, Affine(), width=8, dropout=0.5),
+        torch.rand(4, 1, 28, 28),
+    )
+    assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [
+        0.5
+    ] * places
     assert not any(isinstance(module, torch.nn.Dropout) for module in network.transformer.modules())
     assert not torch.equal(network(images), network(images))
     network.eval()

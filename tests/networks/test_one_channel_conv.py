@@ -16,7 +16,8 @@ def gradients(convolve, x, layer):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "kernel"), [(28, 28, 9), (21, 21, 9), (30, 17, 9), (9, 9, 9), (12, 10, 3), (5, 5, 1)]
+    ("height", "width", "kernel"),
+    [(28, 28, 9), (21, 21, 9), (30, 17, 9), (9, 9, 9), (12, 10, 3), (5, 5, 1)],
 )
 def test_output_and_gradients_are_those_of_a_convolution(height, width, kernel):
     torch.manual_seed(0)
@@ -43,7 +44,9 @@ def test_vectorised_jacobian_is_that_of_a_convolution():
     torch.manual_seed(0)
     layer, image = OneChannelConv2d(4, 3), torch.randn(1, 1, 6, 6)
     vectorised = torch.autograd.functional.jacobian(layer, image, vectorize=True)
-    plain = torch.autograd.functional.jacobian(lambda x: F.conv2d(x, layer.weight, layer.bias), image)
+    plain = torch.autograd.functional.jacobian(
+        lambda x: F.conv2d(x, layer.weight, layer.bias), image
+    )
     torch.testing.assert_close(vectorised, plain)
 
 

@@ -26,7 +26,10 @@ def test_the_cnn_has_eleven_hidden_layers_and_five_softmaxes():
     with torch.device("meta"):
         network = cnn(64)
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert [layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels for layer in layers] == [
+    assert [
+        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        for layer in layers
+    ] == [
         *(48, 64, 128, 160, 192, 192, 192, 192),
         *(3072, 3072, 3072),
         5 * 11,
@@ -39,7 +42,9 @@ def test_every_position_gets_logits_and_every_parameter_a_gradient(name, size):
     torch.manual_seed(0)
     network = NETWORKS[name](size, width=0.1)
     x = torch.randn(2, 3, size, size)
-    for module in network.modules():  # a regression that starts at zero weights sends nothing back behind it
+    for (
+        module
+    ) in network.modules():  # a regression that starts at zero weights sends nothing back behind it
         if isinstance(module, SpatialTransformer):
             nn.init.normal_(module.localisation[-1].weight, std=0.01)
     logits = network(x)
@@ -51,7 +56,8 @@ def test_every_position_gets_logits_and_every_parameter_a_gradient(name, size):
 
 
 @pytest.mark.parametrize(
-    ("name", "maps"), [("cnn", []), ("st_single", [(3, 64)]), ("st_multi", [(3, 64), (48, 32), (64, 32), (128, 16)])]
+    ("name", "maps"),
+    [("cnn", []), ("st_single", [(3, 64)]), ("st_multi", [(3, 64), (48, 32), (64, 32), (128, 16)])],
 )
 def test_transformers_are_before_the_convolutions_that_the_paper_names(name, maps):
     network = NETWORKS[name](64)
@@ -76,11 +82,16 @@ def test_dropout_is_everywhere_but_behind_the_first_convolution_and_in_localisat
     assert sum(isinstance(m, nn.Dropout) for m in network.modules()) == 7 + 3
     layers = list(network.features)
     first = next(n for n, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
-    assert [type(layer) for layer in layers[first + 1 : first + 4]] == [nn.ReLU, nn.MaxPool2d, SpatialTransformer]
+    assert [type(layer) for layer in layers[first + 1 : first + 4]] == [
+        nn.ReLU,
+        nn.MaxPool2d,
+        SpatialTransformer,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"size": 60}, "multiple of 16"), ({"size": 64, "width": 0}, "width must be")]
+    ("arguments", "message"),
+    [({"size": 60}, "multiple of 16"), ({"size": 64, "width": 0}, "width must be")],
 )
 def test_what_cannot_be_built_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

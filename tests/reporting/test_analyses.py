@@ -30,7 +30,12 @@ POOLED = ((18.0, "tc", 1), (11.0, "tc", 2), (4.0, "rts", 2))
 
 
 def test_the_gain_is_that_over_the_base_network_of_the_same_recipe_and_length(record):
-    runs = [record(5.0, "model=fcn"), record(1.0), record(1.5, "seed=2"), record(2.0, "trainer.max_steps=100")]
+    runs = [
+        record(5.0, "model=fcn"),
+        record(1.0),
+        record(1.5, "seed=2"),
+        record(2.0, "trainer.max_steps=100"),
+    ]
     table = improvement_table(runs, CONF)
     assert "| **ST-FCN affine** | *paper, 150k* | *0.9* | *4.4* | *1.6* | *0.5* | *11.2* |" in table
     assert "| | fast, 15,000 | not run | 3.75 | not run | not run | not run |" in table
@@ -41,7 +46,10 @@ def test_the_table_of_p_tells_displacements_apart(record):
     before = record(3.6, "data.distortion=p")
     del before["config"]["data"]["corner_std"]  # of the time when 5 px were each coordinate's
     wide = record(3.5, "data.distortion=p", "data.canvas=42")
-    narrow = [record(error, "data.distortion=p", f"data.corner_std={std}") for error, std in ((1.2, 3.54), (0.8, 2.5))]
+    narrow = [
+        record(error, "data.distortion=p", f"data.corner_std={std}")
+        for error, std in ((1.2, 3.54), (0.8, 2.5))
+    ]
     table = projective_table([before, wide, *narrow])
     assert "| *paper* | | *150k* | *1.5* |" in table
     for row in (
@@ -54,7 +62,10 @@ def test_the_table_of_p_tells_displacements_apart(record):
 
 
 def test_the_table_of_pooling_has_a_row_for_each(record):
-    runs = [record(error, "model=fcn", f"data.distortion={d}", f"model.pool={pool}") for error, d, pool in POOLED]
+    runs = [
+        record(error, "model=fcn", f"data.distortion={d}", f"model.pool={pool}")
+        for error, d, pool in POOLED
+    ]
     assert pooling_table(runs).splitlines()[2:] == [
         "| **FCN** | *paper* | *150k* | *5.2* | *13.2* |",
         "| | 1 | 15,000 | not run | 18.00 (1) |",
@@ -83,7 +94,9 @@ def test_the_spread_of_angles():
 def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
     record = orientation.measure(REPOSITORY / "checkpoints" / "st_cnn_mnist.pt", str(mnist_root))
     assert [row["class"] for row in record["rows"]] == list(range(10))
-    assert all(24 < row["before"] < 29 for row in record["rows"]), "uniform in +-45 degrees has a deviation of 26"
+    assert all(24 < row["before"] < 29 for row in record["rows"]), (
+        "uniform in +-45 degrees has a deviation of 26"
+    )
     table = orientation_table([record]).splitlines()
     assert table[2].startswith("| `st_cnn-affine-rts-long-seed1`, 15,000 steps | before | 26 |")
     assert table[3].startswith("|  | after |")
@@ -95,7 +108,9 @@ def test_misread_digits_of_a_shipped_network_are_counted_and_shown(mnist_root):
     assert len(counts) == 1 + redraws.DRAWS
     assert sum(counts) == record["samples"] == 10_000
     assert 9_600 < counts[0] < 9_900, "it errs on 1 % of the test set"
-    record["rows"] = [{"misread": n, "digits": digits} for n, digits in enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))]
+    record["rows"] = [
+        {"misread": n, "digits": digits} for n, digits in enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))
+    ]
     assert redraws_table([record | {"samples": 1000}]).splitlines()[2:] == [
         "| `st_fcn-affine-rts-long-seed2`, 30,000 steps | 0.28 | 995 | 2 | 3 | 91 |"
     ]
@@ -104,7 +119,9 @@ def test_misread_digits_of_a_shipped_network_are_counted_and_shown(mnist_root):
 
 def test_the_table_of_times_has_the_median_of_alike_runs(record):
     runs = [
-        record(1.0, f"seed={seed}") | {"seconds": 60.0 * seed, "device": "cpu (x86_64)", "threads": 1} for seed in (1, 2, 6)
+        record(1.0, f"seed={seed}")
+        | {"seconds": 60.0 * seed, "device": "cpu (x86_64)", "threads": 1}
+        for seed in (1, 2, 6)
     ]
     assert "| mnist | st_fcn | fast, 15,000 | cpu (x86_64), 1 thread | 3 | 2 |" in times_table(runs)
 
@@ -115,14 +132,22 @@ def test_the_window_of_several_transformers_is_their_product(record):
         turned = [0.6 * scale, -0.8 * scale, 0.3, 0.8 * scale, 0.6 * scale, 0.1]
         run["metrics"] |= {f"{name}/mean_{k}": value for k, value in enumerate(turned)}
     plain = record(40.0, "recipe=svhn_part", experiment="svhn_cnn")
-    assert svhn_window_table([run, plain], CONF).splitlines()[2:] == ["| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 (1) |"]
+    assert svhn_window_table([run, plain], CONF).splitlines()[2:] == [
+        "| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 (1) |"
+    ]
     assert svhn_window_table([plain], CONF) == "not run"
 
 
 def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
-    runs = [record(30.0, f"seed={seed}", "recipe=birds_fast", experiment="birds_2st") for seed in (1, 2)]
+    runs = [
+        record(30.0, f"seed={seed}", "recipe=birds_fast", experiment="birds_2st") for seed in (1, 2)
+    ]
     for n, run in enumerate(runs):
-        run["metrics"] |= {"test/parts_1/beak": 60.0 + 20 * n, "test/parts_2/beak": 5.0, "test/parts_random/beak": 33.0}
+        run["metrics"] |= {
+            "test/parts_1/beak": 60.0 + 20 * n,
+            "test/parts_2/beak": 5.0,
+            "test/parts_random/beak": 33.0,
+        }
         run["metrics"] |= {"test/box_1": 40.0, "test/on_box_2": 90.0}
     assert parts_table(runs, CONF, "birds_2st").splitlines()[2:] == [
         "| part | crop 1 | crop 2 | random crop |",
@@ -140,7 +165,14 @@ def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
 
 
 def test_the_table_of_slopes_has_a_row_for_each_distance():
-    row = {"distance": 0.1, "pixels": 22, "gradient": 131.0, "slope": 3.2, "correlation": 0.17, "same sign": 0.57}
+    row = {
+        "distance": 0.1,
+        "pixels": 22,
+        "gradient": 131.0,
+        "slope": 3.2,
+        "correlation": 0.17,
+        "same sign": 0.57,
+    }
     assert slopes_table([{"label": "x", "samples": 40, "rows": [row]}]).splitlines()[2:] == [
         "| `x` | 40 | 22 | 3.2 | 131.0 | 0.17 | 57 % |"
     ]
@@ -150,29 +182,44 @@ def test_the_table_of_slopes_has_a_row_for_each_distance():
 def test_gradient_and_slopes_of_a_parabola_are_the_same_at_any_distance():
     theta = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
     weights = torch.tensor([1.0, 3.0])
-    found = slopes.gradient_and_slopes(lambda t: (weights * t.square()).sum(dim=1), theta, (0.1, 1.0))
+    found = slopes.gradient_and_slopes(
+        lambda t: (weights * t.square()).sum(dim=1), theta, (0.1, 1.0)
+    )
     for values in found:
         torch.testing.assert_close(values, 2 * weights * theta)
 
 
 def test_the_recipe_table_says_what_was_different(record):
-    table = recipe_table([record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0.5"), record(1.25, "seed=2")], CONF)
-    assert "| ST-FCN affine | RTS | fast | dropout 0.5, optimizer.lr 0.1 | 15,000 | 1.00 (1) | 1.50 (1) |" in table
+    table = recipe_table(
+        [record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0.5"), record(1.25, "seed=2")], CONF
+    )
+    assert (
+        "| ST-FCN affine | RTS | fast | dropout 0.5, optimizer.lr 0.1 | 15,000 | 1.00 (1) | 1.50 (1) |"
+        in table
+    )
     assert "| ST-FCN affine | RTS | fast | – | 15,000 | 1.00 (1) | 1.25 (1) |" in table
 
 
 def test_the_chart_of_lengths_has_a_line_for_each_recipe(record):
     runs = [record(1.0, "model=fcn"), record(8.0, "recipe.dropout=0.5")]
     for recipe in ("fast", "paper"):
-        runs += [record(steps / 1000, f"recipe={recipe}", f"trainer.max_steps={steps}") for steps in (9, 99)]
+        runs += [
+            record(steps / 1000, f"recipe={recipe}", f"trainer.max_steps={steps}")
+            for steps in (9, 99)
+        ]
     *lines, _ = steps_chart(runs, CONF).axes[0].lines
-    assert [line.get_label() for line in lines] == [f"ST-FCN affine on RTS, {recipe} recipe" for recipe in ("fast", "paper")]
+    assert [line.get_label() for line in lines] == [
+        f"ST-FCN affine on RTS, {recipe} recipe" for recipe in ("fast", "paper")
+    ]
     assert lines[0].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
 
 
 def test_a_transform_that_the_paper_has_not_is_called_by_its_name(record):
     runs = [record(1.0, "transform=attention", f"trainer.max_steps={steps}") for steps in (9, 99)]
-    assert steps_chart(runs, CONF).axes[0].lines[0].get_label() == "st_fcn attention on RTS, fast recipe"
+    assert (
+        steps_chart(runs, CONF).axes[0].lines[0].get_label()
+        == "st_fcn attention on RTS, fast recipe"
+    )
     assert "| st_fcn attention | RTS | fast |" in recipe_table(runs, CONF)
 
 

@@ -37,18 +37,32 @@ def test_the_chart_shows_the_warps_of_one_thread():
 
 
 def test_the_time_of_table_1_is_the_sum_over_its_cells(tmp_path):
-    rows = [{"network": name, "size": size, "steps/s": speed} for name, size, speed in (("FCN", 28, 10), ("FCN", 42, 5))]
+    rows = [
+        {"network": name, "size": size, "steps/s": speed}
+        for name, size, speed in (("FCN", 28, 10), ("FCN", 42, 5))
+    ]
     (tmp_path / "networks.json").write_text(
-        json.dumps({"machine": {"cpu": "x", "gpu": None, "threads": 1, "packages": {}}, "rows": rows})
+        json.dumps(
+            {"machine": {"cpu": "x", "gpu": None, "threads": 1, "packages": {}}, "rows": rows}
+        )
     )
     hours = 150_000 * (3 / 10 + 1 / 5) / 3600
-    assert f"- `recipe=paper`, 150,000 steps: {hours:.0f} hours" in benchmark_tables(tmp_path, RECIPES)["table 1"]
+    assert (
+        f"- `recipe=paper`, 150,000 steps: {hours:.0f} hours"
+        in benchmark_tables(tmp_path, RECIPES)["table 1"]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_the_benchmark_runs(part):
-    command = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), "--quick", "--only", part]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "benchmark.py"),
+        "--quick",
+        "--only",
+        part,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("{") >= 3

@@ -21,7 +21,16 @@ from spatial_transformer.visualization.drawing import image_grid
 
 CONF, DOCS, RESULTS = (REPOSITORY / name for name in ("conf", "docs", "results"))
 TABLES = ("mnist", "svhn", "addition", "colocalisation", "volumes", "birds")
-SECTIONS = ("numbers", "reading", "means", "colocalisation", "birds", "curves", "speed", "documents")
+SECTIONS = (
+    "numbers",
+    "reading",
+    "means",
+    "colocalisation",
+    "birds",
+    "curves",
+    "speed",
+    "documents",
+)
 BIRDS = "birds_2st/birds_2st-efficientnet_lite0-location-birds_differences-seed1-400.json"
 FOUND = "colocalisation/colocalisation-tc-3-colocalisation-seed1-6000.json"
 RTS = "mnist/st_fcn-affine-rts-fast-seed1-15000.json"
@@ -82,7 +91,9 @@ def run_folder(folder, record, errors=(40.0, 10.0, 2.5), size=42, seed=1, draw=d
     for n in range(len(errors) + 1):
         columns = [[draw(size)] * 2 for _ in range(12)]
         for name in ("crops", "mean_images"):
-            image_grid(columns, ["1"] * 12, f"step {500 * n}").save(folder / "crops" / f"{name}_{500 * n:07d}.png")
+            image_grid(columns, ["1"] * 12, f"step {500 * n}").save(
+                folder / "crops" / f"{name}_{500 * n:07d}.png"
+            )
     return folder
 
 
@@ -124,7 +135,12 @@ def test_every_cell_of_every_table_is_there(page):
         for network in table.networks:
             rows.append([network.name])
             if network.numbers is not None:
-                rows.append([table.paper_row, *("–" if number is None else str(number) for number in network.numbers)])
+                rows.append(
+                    [
+                        table.paper_row,
+                        *("–" if number is None else str(number) for number in network.numbers),
+                    ]
+                )
             rows += [[about, *(cell.text for cell in cells)] for about, cells in network.rows]
         assert page.tables[name] == rows
     paper = page.tables["mnist"][page.tables["mnist"].index(["ST-CNN TPS"]) + 1]
@@ -139,7 +155,8 @@ def test_a_cell_tells_its_runs_and_its_command(written):
     assert record["commit"][:10] in told
     assert "fast, 15,000" in told
     assert re.search(
-        r"python train.py (-m )?experiment=mnist model=st_fcn transform=affine recipe=fast data.distortion=rts seed=1", told
+        r"python train.py (-m )?experiment=mnist model=st_fcn transform=affine recipe=fast data.distortion=rts seed=1",
+        told,
     )
 
 
@@ -194,20 +211,39 @@ def test_links_lead_somewhere(written, page):
     assert set(SECTIONS) <= set(ids)
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     for link in links:
-        assert link.startswith("https://arxiv.org/") or link[1:] in ids or (written.parent / link).is_file(), link
-    assert {(written.parent / link).resolve() for link in links} >= set(DOCS.glob("*.md"))
+        assert (
+            link.startswith("https://arxiv.org/")
+            or link[1:] in ids
+            or (written.parent / link).is_file()
+        ), link
+    assert {(written.parent / link).resolve() for link in links} >= set(DOCS.glob("**/*.md"))
 
 
 def test_pictures_charts_and_tables_are_told(page):
-    shown = [(tag, a) for tag, a in page.elements if tag == "img" or a.get("role") == "img" or tag == "svg"]
+    shown = [
+        (tag, a)
+        for tag, a in page.elements
+        if tag == "img" or a.get("role") == "img" or tag == "svg"
+    ]
     assert len([tag for tag, _ in shown if tag == "svg"]) >= 4
-    assert all((attributes.get("alt") or attributes.get("aria-label", "")).strip() for _, attributes in shown)
+    assert all(
+        (attributes.get("alt") or attributes.get("aria-label", "")).strip()
+        for _, attributes in shown
+    )
     tags = [tag for tag, _ in page.elements]
     assert tags.count("caption") == tags.count("table")
     assert all("scope" in attributes for tag, attributes in page.elements if tag == "th")
-    films = [attributes["aria-label"] for _, attributes in page.elements if "moving" in attributes.get("class", "")]
+    films = [
+        attributes["aria-label"]
+        for _, attributes in page.elements
+        if "moving" in attributes.get("class", "")
+    ]
     assert len(films) == 3
-    described = [attributes["aria-describedby"] for _, attributes in page.elements if "aria-describedby" in attributes]
+    described = [
+        attributes["aria-describedby"]
+        for _, attributes in page.elements
+        if "aria-describedby" in attributes
+    ]
     assert set(described) <= {attributes.get("id") for _, attributes in page.elements}
 
 
@@ -217,13 +253,21 @@ def test_every_data_set_is_shown_before_a_second_network_on_one(tmp_path):
         run_folder(tmp_path / "runs" / record, record)
     write_report(tmp_path / "page.html", RESULTS, [tmp_path / "runs"], CONF, DOCS)
     page = Page((tmp_path / "page.html").read_text())
-    films = [attributes["aria-label"] for _, attributes in page.elements if "moving" in attributes.get("class", "")]
+    films = [
+        attributes["aria-label"]
+        for _, attributes in page.elements
+        if "moving" in attributes.get("class", "")
+    ]
     assert len(films) == 4
     assert "TC" in films[1]
 
 
 def test_seeds_are_one_line_of_a_chart(page):
-    (label,) = [a["aria-label"] for tag, a in page.elements if tag == "svg" and "distorted MNIST" in a["aria-label"]]
+    (label,) = [
+        a["aria-label"]
+        for tag, a in page.elements
+        if tag == "svg" and "distorted MNIST" in a["aria-label"]
+    ]
     line = "ST-FCN affine, fast, 15,000 steps, seeds 1, 2: 42.00 % after 500, 3.00 % at the end"
     assert label == f"Validation error, distorted MNIST, RTS; {line}"
 
@@ -235,7 +279,9 @@ def test_charts_are_in_the_order_of_the_tables_and_show_errors_of_0(tmp_path):
     section = (tmp_path / "index.html").read_text().partition('id="curves"')[2]
     charts = re.findall(r'<svg[^>]*aria-label="Validation error, ([^,]*).*?</svg>', section, re.S)
     assert charts == ["distorted MNIST", "co-localisation"]
-    of_0 = re.search(r'<svg[^>]*aria-label="Validation error, co-localisation.*?</svg>', section, re.S)[0]
+    of_0 = re.search(
+        r'<svg[^>]*aria-label="Validation error, co-localisation.*?</svg>', section, re.S
+    )[0]
     assert re.search(r">\s*0\s*</text>", of_0), "a tick of the axis"
 
 
@@ -246,8 +292,14 @@ def test_the_page_is_light(written):
 @pytest.mark.slow
 def test_the_page_is_light_whatever_the_pictures(tmp_path):
     for n in range(4):
-        for name, record, size in (("digits", RTS, 126), ("found", FOUND, 250), ("birds", BIRDS, 224)):
-            run_folder(tmp_path / "runs" / f"{name} {n}", record, errors=(), size=size, draw=noise, width=n)
+        for name, record, size in (
+            ("digits", RTS, 126),
+            ("found", FOUND, 250),
+            ("birds", BIRDS, 224),
+        ):
+            run_folder(
+                tmp_path / "runs" / f"{name} {n}", record, errors=(), size=size, draw=noise, width=n
+            )
     write_report(tmp_path / "index.html", RESULTS, [tmp_path / "runs"], CONF, DOCS)
     assert (tmp_path / "index.html").stat().st_size < 5e6
 
@@ -276,10 +328,18 @@ def test_what_is_broken_is_named_and_the_rest_is_shown(tmp_path):
     (folders[2] / "metrics.json").write_text("{")
     other = json.loads((folders[3] / "metrics.json").read_text()) | {"model": "no_such_model"}
     (folders[3] / "metrics.json").write_text(json.dumps(other))
-    (folders[4] / "metrics.json").write_text('{"experiment": "mnist", "metrics": {"test/error": 1.0}}')
+    (folders[4] / "metrics.json").write_text(
+        '{"experiment": "mnist", "metrics": {"test/error": 1.0}}'
+    )
     problems = write_report(tmp_path / "index.html", RESULTS, [tmp_path / "runs"], CONF, DOCS)
     assert len(problems) == 5
-    for name in ("a/metrics.csv", "b/crops/crops_0000500.png", "c/metrics.json", "d/metrics.json", "e/metrics.json"):
+    for name in (
+        "a/metrics.csv",
+        "b/crops/crops_0000500.png",
+        "c/metrics.json",
+        "d/metrics.json",
+        "e/metrics.json",
+    ):
         assert any(name in problem for problem in problems), name
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert 'id="problems"' in text
@@ -291,7 +351,9 @@ def test_without_folders_or_with_a_broken_record_nothing_is_written(results, tmp
     out = tmp_path / "report" / "index.html"
     with pytest.raises(UsageError, match=r"absent is not a directory of results"):
         write_report(out, tmp_path / "absent", [], CONF, DOCS)
-    with pytest.raises(UsageError, match=r"--out must be a file, got the directory .*Use --out=.*index.html"):
+    with pytest.raises(
+        UsageError, match=r"--out must be a file, got the directory .*Use --out=.*index.html"
+    ):
         write_report(tmp_path, results, [], CONF, DOCS)
     with pytest.raises(UsageError, match=r"--runs must be directories of runs, got .*absent"):
         write_report(out, results, [tmp_path / "absent"], CONF, DOCS)
@@ -313,17 +375,32 @@ def test_the_program_says_where_the_page_is(runs, tmp_path, monkeypatch, capsys)
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in requirements-dev.txt")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is in requirements-dev.txt"
+    )
     program = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
-        pytest.skip("Chromium or its driver is not here: on Debian, apt-get install chromium chromium-driver")
+        pytest.skip(
+            "Chromium or its driver is not here: on Debian, apt-get install chromium chromium-driver"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = program
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for option in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
-        *("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"),
+        *(
+            "headless=new",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-quic",
+            "no-first-run",
+            "disable-background-networking",
+        ),
+        *(
+            "disable-component-update",
+            "disable-sync",
+            f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+        ),
     ):
         options.add_argument(f"--{option}")
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -334,10 +411,12 @@ def browser(tmp_path_factory):
 def opened(browser, written, width, scheme="light", motion="no-preference"):
     features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
     browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500},
     )
     browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": name, "value": value} for name, value in features.items()]}
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": name, "value": value} for name, value in features.items()]},
     )
     browser.get("about:blank")  # where a hash is left over, the page would not be loaded again
     browser.get(written.as_uri())
@@ -367,17 +446,30 @@ def test_the_page_fits_and_every_section_can_be_reached(browser, written, width,
         assert browser.current_url.endswith(f"#{section}")
         heading = browser.find_element("id", section)
         assert heading.is_displayed()
-        assert 0 <= browser.execute_script("return arguments[0].getBoundingClientRect().top", heading) < 844
+        assert (
+            0
+            <= browser.execute_script("return arguments[0].getBoundingClientRect().top", heading)
+            < 844
+        )
     ground, ink = (
         browser.find_element("css selector", "section.card").value_of_css_property(name)
         for name in ("background-color", "color")
     )
     assert contrast(ink, "rgb(255, 255, 255)" if scheme == "light" else "rgb(0, 0, 0)") > 7
-    for shown in (".verdict.better", ".verdict.worse", ".verdict.same", ".note", ".not-run", "section.card a"):
+    for shown in (
+        ".verdict.better",
+        ".verdict.worse",
+        ".verdict.same",
+        ".note",
+        ".not-run",
+        "section.card a",
+    ):
         text = browser.find_element("css selector", shown).value_of_css_property("color")
         assert contrast(text, ground) >= 4.5, shown
     assert browser.get_log("browser") == []
-    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
     assert all(name.startswith("data:") for name in loaded), loaded
 
 
@@ -398,7 +490,8 @@ def test_the_tab_key_reaches_a_cell_and_shows_its_details(browser, written, widt
         assert re.search(r"python train.py (-m )?experiment=mnist", details.text)
         of_cell, of_details = (
             browser.execute_script(
-                "const r = arguments[0].getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]", e
+                "const r = arguments[0].getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]",
+                e,
             )
             for e in (cell, details)
         )
@@ -406,7 +499,9 @@ def test_the_tab_key_reaches_a_cell_and_shows_its_details(browser, written, widt
         assert of_details[1] >= 0
         assert of_details[2] <= width
         assert of_details[3] <= 844
-        assert of_cell[3] <= of_details[1] + 2 or of_cell[1] >= of_details[3] - 2, "the details lie on their cell"
+        assert of_cell[3] <= of_details[1] + 2 or of_cell[1] >= of_details[3] - 2, (
+            "the details lie on their cell"
+        )
         before = details
         ActionChains(browser).send_keys(Keys.TAB).perform()
         cell = browser.switch_to.active_element
@@ -430,7 +525,9 @@ def test_pointing_at_a_cell_shows_its_details(browser, written):
 def test_films_can_be_stopped_and_wait_where_motion_is_unwelcome(browser, written):
     def motion():
         film = browser.find_element("css selector", ".moving")
-        return film.value_of_css_property("animation-name"), film.value_of_css_property("animation-play-state")
+        return film.value_of_css_property("animation-name"), film.value_of_css_property(
+            "animation-play-state"
+        )
 
     for preference, before, after in (
         ("no-preference", ("film", "running"), ("film", "paused")),

@@ -55,14 +55,24 @@ def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
     def run(error, experiment, *more):
         return record(error, "recipe=svhn_part", *more, experiment=experiment)
 
-    runs = [run(31.0, "svhn_st_multi"), run(33.0, "svhn_st_multi", "seed=2"), run(40.0, "svhn_cnn", "data.size=128")]
+    runs = [
+        run(31.0, "svhn_st_multi"),
+        run(33.0, "svhn_st_multi", "seed=2"),
+        run(40.0, "svhn_cnn", "data.size=128"),
+    ]
     runs += [run(99.9, "svhn_cnn", "model.width=0.5"), run(99.8, "svhn_cnn", "data.augment=false")]
-    runs += [run(99.7, "svhn_st_multi", "transform=tps"), run(99.6, "svhn_cnn", "model=svhn_st_multi", "transform=affine")]
+    runs += [
+        run(99.7, "svhn_st_multi", "transform=tps"),
+        run(99.6, "svhn_cnn", "model=svhn_st_multi", "transform=affine"),
+    ]
     table = svhn_table(runs, CONF).markdown()
     assert "| **ST-CNN Multi** | *paper, 400k* | *3.6* | *3.9* |\n" in table
     assert "; 1,824 images | 32.00 ± 12.71 (2) | not run |" in table
     assert "; 1,824 images | not run | 40.00 (1) |\n" in table
-    assert "| **ST-CNN Single** | *paper, 400k* | *3.7* | *3.9* |\n| | ours | not run | not run |\n" in table
+    assert (
+        "| **ST-CNN Single** | *paper, 400k* | *3.7* | *3.9* |\n| | ours | not run | not run |\n"
+        in table
+    )
     assert "99." not in table
 
 
@@ -81,7 +91,10 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
             }
     runs = [*both, run(40.0, "model=addition_fcn"), run(9.99, "data.fresh=false")]
     table = addition_table(runs, CONF).markdown()
-    assert "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 30,000 | 8.50 ± 6.35 (2) |\n" in table
+    assert (
+        "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 30,000 | 8.50 ± 6.35 (2) |\n"
+        in table
+    )
     assert (
         "| **FCN** | *paper* | *47.7* |\n| | fast, 30,000 | 40.00 (1) |\n| **CNN** | *paper* | *14.7* |\n| | ours | not run |"
         in table
@@ -99,12 +112,20 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
     assert addition_pose_table(runs[2:3], CONF) == "not run"
 
 
-def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for_each_change(record):
+def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for_each_change(
+    record,
+):
     def run(error, digit, *more):
         return record(error, f"data.digit={digit}", *more, experiment="colocalisation")
 
     tried = [run(99.0, 3, "task.locate=0"), run(60.0, 5, "task.locate=0")]
-    runs = [run(20.0, 3), run(10.0, 3, "seed=2"), run(4.0, 9), run(24.0, 3, "data.distortion=tc"), *tried]
+    runs = [
+        run(20.0, 3),
+        run(10.0, 3, "seed=2"),
+        run(4.0, 9),
+        run(24.0, 3, "data.distortion=tc"),
+        *tried,
+    ]
     of_paper = "| **T** | *paper* |" + " *100* |" * 10
     missing = " | ".join(["not run"] * 3)
     ours = f"| | colocalisation, 6,000 | {missing} | 85 ± 64 (2) | {missing} | not run | not run | 96 |"
@@ -125,7 +146,9 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
 
 def test_the_table_of_volumes_has_both_networks(record):
     runs = [record(4.0, f"seed={seed}", experiment="mnist_3d") for seed in (1, 2)]
-    table = volumes_table([*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF).markdown()
+    table = volumes_table(
+        [*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF
+    ).markdown()
     assert table.splitlines()[2:] == [
         "| **projection, FCN** | ours | not run |",
         "| **3-D transformer, projection, FCN** | fast, 3,000 | 4.00 ± 0.00 (2) |",
@@ -138,19 +161,28 @@ def test_the_table_of_birds_says_what_it_was_trained_on(record):
         made["metrics"]["test/accuracy"] = accuracy
         return made
 
-    runs = [run(70.0, "birds_4st"), run(72.0, "birds_4st", "seed=2"), run(9.99, "birds_cnn", "model.backbone=googlenet")]
+    runs = [
+        run(70.0, "birds_4st"),
+        run(72.0, "birds_4st", "seed=2"),
+        run(9.99, "birds_cnn", "model.backbone=googlenet"),
+    ]
     runs += [run(9.98, "birds_4st", "transform=attention"), run(9.97, "birds_cnn", "data.size=448")]
     table = birds_table(runs, CONF).markdown()
     steps = f"{runs[0]['steps']:,}"
     assert "| **4 × ST-CNN, 448 px** | *paper; all species* | *84.1* |\n" in table
-    assert f"| efficientnet_lite0; birds_differences, {steps}; species 1-50, 1,824 images | 71.00 ± 12.71 (2) |" in table
+    assert (
+        f"| efficientnet_lite0; birds_differences, {steps}; species 1-50, 1,824 images | 71.00 ± 12.71 (2) |"
+        in table
+    )
     assert "| **CNN, 224 px** | *paper; all species* | *82.3* |\n| | ours | not run |\n" in table
     assert "9.9" not in table
 
 
 def test_a_shorter_run_of_a_recipe_has_a_row_of_its_own(record):
     of_another_place = ["data.root=elsewhere", "data.eval_batch_size=50", "trainer.accelerator=cpu"]
-    table = mnist_table([record(1.0), record(3.0, "trainer.max_steps=500", *of_another_place)], CONF).markdown()
+    table = mnist_table(
+        [record(1.0), record(3.0, "trainer.max_steps=500", *of_another_place)], CONF
+    ).markdown()
     assert "| | fast, 500 | not run | 3.00 (1) |" in table
 
 
@@ -194,12 +226,23 @@ def test_a_run_with_settings_of_its_own_stays_out_of_the_table(record, override)
 
 def test_a_spline_with_another_grid_is_not_the_papers(record):
     assert "9.99" in mnist_table([record(9.99, "transform=tps")], CONF).markdown()
-    assert "9.99" not in mnist_table([record(9.99, "transform=tps", "transform.points=[5,5]")], CONF).markdown()
+    assert (
+        "9.99"
+        not in mnist_table(
+            [record(9.99, "transform=tps", "transform.points=[5,5]")], CONF
+        ).markdown()
+    )
 
 
-@pytest.mark.parametrize("table", ["mnist", "svhn", "addition", "colocalisation", "volumes", "birds"])
+@pytest.mark.parametrize(
+    "table", ["mnist", "svhn", "addition", "colocalisation", "volumes", "birds"]
+)
 def test_the_command_of_a_cell_runs_what_its_records_are_of(composed, table):
-    rows = [row for network in paper_tables(REPOSITORY / "results", CONF)[table].networks for _, row in network.rows]
+    rows = [
+        row
+        for network in paper_tables(REPOSITORY / "results", CONF)[table].networks
+        for _, row in network.rows
+    ]
     places = [next((place for place in row if place.runs), row[0]) for row in rows]
     assert any(place.runs for place in places)
     for place in places:
@@ -214,4 +257,6 @@ def test_the_command_of_a_cell_runs_what_its_records_are_of(composed, table):
             assert settings["trainer"]["max_steps"] == run["steps"]
             for name in ("distortion", "digit", "size", "species"):
                 assert settings["data"].get(name) == run["config"]["data"].get(name)
-        assert {str(run["seed"]) for run in place.runs} <= set(words[-1].removeprefix("seed=").split(","))
+        assert {str(run["seed"]) for run in place.runs} <= set(
+            words[-1].removeprefix("seed=").split(",")
+        )

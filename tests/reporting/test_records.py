@@ -48,7 +48,9 @@ def test_no_result_is_overwritten(record, tmp_path):
     file = tmp_path / "run" / "metrics.json"
     file.write_text(json.dumps(record(1.0)))
     added = add_record(tmp_path / "run", tmp_path / "results")
-    assert add_record(tmp_path / "run", tmp_path / "results") == added, "the same result again changes nothing"
+    assert add_record(tmp_path / "run", tmp_path / "results") == added, (
+        "the same result again changes nothing"
+    )
     file.write_text(json.dumps(record(2.0)))
     with pytest.raises(UsageError, match="holds the result of an earlier run of it"):
         add_record(tmp_path / "run", tmp_path / "results")
@@ -63,7 +65,12 @@ def test_measurements_are_numbered_and_not_overwritten(tmp_path):
 
 
 def test_lists_of_numbers_are_written_on_one_line(tmp_path):
-    value = {"curve": {"step": [1, 2], "loss": [1.5e-07, -2.0]}, "names": ["a", "b"], "nested": [[1], [2]], "none": []}
+    value = {
+        "curve": {"step": [1, 2], "loss": [1.5e-07, -2.0]},
+        "names": ["a", "b"],
+        "nested": [[1], [2]],
+        "none": [],
+    }
     write_json(value, tmp_path / "value.json")
     text = (tmp_path / "value.json").read_text()
     assert json.loads(text) == value
@@ -81,7 +88,9 @@ def test_what_is_no_record_is_named(tmp_path):
 def written(folder, result, **changed):
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "metrics.json"
-    file.write_text(json.dumps({name: value for name, value in (result | changed).items() if value is not None}))
+    file.write_text(
+        json.dumps({name: value for name, value in (result | changed).items() if value is not None})
+    )
     return file
 
 
@@ -89,7 +98,15 @@ def test_a_name_that_hydra_would_evaluate_is_refused(record, tmp_path, monkeypat
     monkeypatch.setenv("WANDB_API_KEY", "SECRET")
     result = record(1.0)
     for group in ("experiment", "model", "transform", "recipe"):
-        for name in ("${oc.env:WANDB_API_KEY}", "cnn,fcn", "../cnn", "cnn seed=2", "a\x1b[31m", "", "x\n"):
+        for name in (
+            "${oc.env:WANDB_API_KEY}",
+            "cnn,fcn",
+            "../cnn",
+            "cnn seed=2",
+            "a\x1b[31m",
+            "",
+            "x\n",
+        ):
             file = written(tmp_path / "run", result, **{group: name})
             expected = rf"metrics\.json .*{group} must be letters, digits and underscores"
             with pytest.raises(UsageError, match=expected) as refused:
@@ -100,7 +117,17 @@ def test_a_name_that_hydra_would_evaluate_is_refused(record, tmp_path, monkeypat
 
 def test_a_label_writes_nothing_elsewhere_and_does_not_reach_the_terminal(record, tmp_path):
     result = record(1.0)
-    for label in ("/tmp/owned", "../owned", "a/../../owned", ".hidden", "red\x1b[31m", "a\nb", "", 7, "x" * 300):
+    for label in (
+        "/tmp/owned",
+        "../owned",
+        "a/../../owned",
+        ".hidden",
+        "red\x1b[31m",
+        "a\nb",
+        "",
+        7,
+        "x" * 300,
+    ):
         written(tmp_path / "run", result, label=label)
         with pytest.raises(UsageError, match="label") as refused:
             add_record(tmp_path / "run", tmp_path / "results")
@@ -131,14 +158,18 @@ def test_options_that_the_configuration_does_not_have_are_named(record):
         standard_settings(record(1.0) | {"model": "no_such_model"}, CONF)
 
 
-def test_a_run_without_a_record_is_named_and_the_others_are_taken(record, tmp_path, monkeypatch, capsys):
+def test_a_run_without_a_record_is_named_and_the_others_are_taken(
+    record, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(make_tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(make_tables, "documents", dict)
     monkeypatch.setattr(make_tables, "charts", dict)
     for name in ("whole", "half"):
         (tmp_path / name).mkdir()
     (tmp_path / "whole" / "metrics.json").write_text(json.dumps(record(1.0)))
-    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--add", str(tmp_path / "half"), str(tmp_path / "whole")])
+    monkeypatch.setattr(
+        sys, "argv", ["make_tables.py", "--add", str(tmp_path / "half"), str(tmp_path / "whole")]
+    )
     with pytest.raises(SystemExit, match=r"half is not the directory of a finished run"):
         make_tables.main()
     assert len(list((tmp_path / "results" / "mnist").iterdir())) == 1

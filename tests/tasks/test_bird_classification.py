@@ -38,7 +38,9 @@ def test_accuracy_and_its_mean_over_species(network):
     network.forward = lambda images: nn.functional.one_hot(read, 3).float()
     task.test_step((torch.zeros(7, 3, 32, 32), labels), 0)
     read = read[:0]
-    task.test_step((torch.zeros(0, 3, 32, 32), labels[:0]), 1)  # as a device has of a last batch that is too small for all
+    task.test_step(
+        (torch.zeros(0, 3, 32, 32), labels[:0]), 1
+    )  # as a device has of a last batch that is too small for all
     task.on_test_epoch_end()
     assert float(logged["test/accuracy"]) == pytest.approx(100 * 4 / 7)
     assert float(logged["test/macro_accuracy"]) == pytest.approx(100 * (3 / 4 + 1 / 2 + 0) / 3)
@@ -105,7 +107,9 @@ def test_spsa_leaves_the_gradient_of_the_streams_as_it_is(network):
         network.zero_grad()
         make_task(network, spsa_delta).compute_loss(images, labels)[1].backward()
         gradients.append([p.grad.clone() for p in network.streams.parameters()])
-        assert all(p.grad.abs().sum() > 0 for p in network.transformer.localisation.head.parameters())
+        assert all(
+            p.grad.abs().sum() > 0 for p in network.transformer.localisation.head.parameters()
+        )
     for sampler, spsa in zip(*gradients, strict=True):
         torch.testing.assert_close(spsa, sampler)
 

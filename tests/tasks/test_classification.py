@@ -21,7 +21,9 @@ def test_the_error_is_the_share_of_wrong_predictions_in_percent():
         for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
             wrong += row.index(max(row)) != label
             seen += 1
-    assert scored.test_scores.compute()["test/error"].item() == pytest.approx(100 * wrong / seen, abs=1e-4)
+    assert scored.test_scores.compute()["test/error"].item() == pytest.approx(
+        100 * wrong / seen, abs=1e-4
+    )
 
 
 def task(network, factor=1.0, optimizer=torch.optim.SGD, scheduler=None):
@@ -43,18 +45,27 @@ def test_the_localisation_network_has_a_named_group_with_its_own_rate():
 
 
 def test_a_network_without_transformer_has_one_group():
-    assert [group["name"] for group in task(MnistNetwork("fcn", 28, width=8)).parameter_groups()] == ["network"]
+    assert [
+        group["name"] for group in task(MnistNetwork("fcn", 28, width=8)).parameter_groups()
+    ] == ["network"]
 
 
 @pytest.mark.parametrize("kind", [Classification, NumberReading])
 def test_labels_are_smoothed_in_training_alone(kind):
-    smoothed, plain = kind(nn.Identity(), torch.optim.SGD, label_smoothing=0.2), kind(nn.Identity(), torch.optim.SGD)
+    smoothed, plain = (
+        kind(nn.Identity(), torch.optim.SGD, label_smoothing=0.2),
+        kind(nn.Identity(), torch.optim.SGD),
+    )
     positions = () if kind is Classification else (3,)
     logits, labels = torch.randn(4, *positions, 11), torch.randint(11, (4, *positions))
     uniform = -logits.log_softmax(-1).mean(-1)
-    expected = plain.per_sample_loss(logits, labels) * 0.8 + 0.2 * (uniform.sum(-1) if positions else uniform)
+    expected = plain.per_sample_loss(logits, labels) * 0.8 + 0.2 * (
+        uniform.sum(-1) if positions else uniform
+    )
     torch.testing.assert_close(smoothed.train().per_sample_loss(logits, labels), expected)
-    assert torch.equal(smoothed.eval().per_sample_loss(logits, labels), plain.per_sample_loss(logits, labels))
+    assert torch.equal(
+        smoothed.eval().per_sample_loss(logits, labels), plain.per_sample_loss(logits, labels)
+    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
@@ -106,28 +117,42 @@ def test_noise_on_theta_depends_on_the_step_and_the_sample_but_not_on_the_number
     alone, _ = thetas_of(noisy_task(network, global_step=5), images, labels)
     for rank in (0, 1):
         share = slice(rank, None, 2)
-        half, _ = thetas_of(noisy_task(network, global_step=5, global_rank=rank, world_size=2), images[share], labels[share])
+        half, _ = thetas_of(
+            noisy_task(network, global_step=5, global_rank=rank, world_size=2),
+            images[share],
+            labels[share],
+        )
         assert torch.equal(half, alone[share])
     other_step, _ = thetas_of(noisy_task(network, global_step=6), images, labels)
     assert (other_step != alone).all()
 
 
-@pytest.mark.parametrize("network", [MnistNetwork("fcn", 28, width=8), nn.Flatten()], ids=["of_the_package", "of_torch"])
+@pytest.mark.parametrize(
+    "network", [MnistNetwork("fcn", 28, width=8), nn.Flatten()], ids=["of_the_package", "of_torch"]
+)
 def test_a_network_without_a_transformer_trains_without_noise(network):
     images = torch.rand(8, 1, 28, 28)
     noisy = Classification(network, torch.optim.SGD, theta_noise=0.3)
-    assert torch.equal(noisy.compute_loss(images, torch.zeros(8, dtype=torch.long))[0], network(images))
+    assert torch.equal(
+        noisy.compute_loss(images, torch.zeros(8, dtype=torch.long))[0], network(images)
+    )
 
 
 def own_network():
     network = nn.Sequential()
-    network.add_module("transformer", SpatialTransformer(FcLocalisation((1, 28, 28), Affine()), Affine()))
+    network.add_module(
+        "transformer", SpatialTransformer(FcLocalisation((1, 28, 28), Affine()), Affine())
+    )
     return network.extend([nn.Flatten(), nn.Linear(784, 10)])
 
 
-@pytest.mark.parametrize("build", [own_network, lambda: st_multi(16, Affine(), width=0.01)], ids=["own", "several"])
+@pytest.mark.parametrize(
+    "build", [own_network, lambda: st_multi(16, Affine(), width=0.01)], ids=["own", "several"]
+)
 def test_noise_is_an_error_for_a_network_that_has_transformers_and_does_not_take_theta(build):
-    with pytest.raises(UsageError, match=r"recipe.theta_noise needs a network with one `transformer`"):
+    with pytest.raises(
+        UsageError, match=r"recipe.theta_noise needs a network with one `transformer`"
+    ):
         Classification(build(), torch.optim.SGD, theta_noise=0.3)
 
 

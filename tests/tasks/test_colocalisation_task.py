@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from spatial_transformer.data.mnist import files as mnist_files
+from spatial_transformer.geometry import box_to_theta
 from spatial_transformer.networks.colocalisation import colocalisation
 from spatial_transformer.tasks.colocalisation import ColocalisationTask, paired_iou, triplet_loss
 from spatial_transformer.tasks.digit_encoder import load_or_train_encoder
 from spatial_transformer.transformer import Attention
 from spatial_transformer.utils.errors import UsageError
-from spatial_transformer.windows import windows_of
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -39,8 +39,10 @@ def test_the_loss_is_the_papers_sum_over_pairs_in_the_mean(margin):
 def test_overlaps_worked_out_by_hand():
     box = [0.0, 0, 28, 28]
     others = torch.tensor([box, [14.0, 0, 42, 28], [0, 0, 14, 14], [28, 0, 56, 28], [7, 7, 35, 35]])
-    windows = windows_of(torch.tensor([box] * 5), 84)
-    assert paired_iou(windows, windows_of(others, 84)).tolist() == pytest.approx([1, 1 / 3, 1 / 4, 0, 441 / 1127], abs=1e-5)
+    windows = box_to_theta(torch.tensor([box] * 5), 84)
+    assert paired_iou(windows, box_to_theta(others, 84)).tolist() == pytest.approx(
+        [1, 1 / 3, 1 / 4, 0, 441 / 1127], abs=1e-5
+    )
 
 
 class _Trainer:
@@ -60,7 +62,9 @@ def task_at(step, monkeypatch, **settings):
 
 @pytest.mark.parametrize("step", [0, 60, 99])
 def test_only_the_localisation_network_learns(step, monkeypatch):
-    task = task_at(step, monkeypatch, margin=1e3)  # no pair is apart by that, so all have a gradient
+    task = task_at(
+        step, monkeypatch, margin=1e3
+    )  # no pair is apart by that, so all have a gradient
     task.on_train_batch_start(None, 0)
     _, loss = task.compute_loss(torch.rand(6, 1, 84, 84), torch.zeros(6, 3))
     loss.backward()
@@ -69,7 +73,9 @@ def test_only_the_localisation_network_learns(step, monkeypatch):
     assert last.bias.grad[1:].abs().min() > 0
     assert (last.bias.grad[0] != 0) == (step > 50), "the scale is fixed in the first stage"
     (group,) = task.parameter_groups()
-    assert {id(p) for p in group["params"]} == {id(p) for p in task.network.transformer.localisation.parameters()}
+    assert {id(p) for p in group["params"]} == {
+        id(p) for p in task.network.transformer.localisation.parameters()
+    }
 
 
 def test_the_scale_is_freed_after_the_first_stage(monkeypatch):
@@ -84,8 +90,10 @@ def test_the_scale_is_freed_after_the_first_stage(monkeypatch):
 def test_images_count_as_found_above_half(monkeypatch):
     task = task_at(0, monkeypatch)
     boxes = torch.tensor([[0.0, 0, 28, 28], [0, 0, 28, 28]])
-    near = torch.tensor([[0.0, 9, 28, 37], [0, 10, 28, 38]])  # 19 and 18 of 28 rows: 0.514 and 0.474
-    errors = task.per_sample_errors(windows_of(near, 84), windows_of(boxes, 84))
+    near = torch.tensor(
+        [[0.0, 9, 28, 37], [0, 10, 28, 38]]
+    )  # 19 and 18 of 28 rows: 0.514 and 0.474
+    errors = task.per_sample_errors(box_to_theta(near, 84), box_to_theta(boxes, 84))
     assert errors["error"].tolist() == [0, 100]
     assert errors["overlap"].tolist() == pytest.approx([100 * 19 / 37, 100 * 18 / 38])
 
@@ -100,5 +108,7 @@ def test_shares_out_of_range_are_refused(setting):
 def test_a_place_that_cannot_keep_the_encoder_is_told_with_its_setting(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(mnist_files, "prepare", lambda root: tmp_path)
-    with pytest.raises(UsageError, match=r"digit encoder cannot be written to (.|\n)*Set task\.cache"):
+    with pytest.raises(
+        UsageError, match=r"digit encoder cannot be written to (.|\n)*Set task\.cache"
+    ):
         load_or_train_encoder(tmp_path, tmp_path / "file")

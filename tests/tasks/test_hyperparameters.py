@@ -29,12 +29,16 @@ def test_every_field_of_the_recipe_is_taken_by_a_task():
 def test_experiments_do_not_repeat_the_recipe():
     fields = Recipe.__dataclass_fields__
     for file in (REPOSITORY / "conf" / "experiment").glob("*.yaml"):
-        assert not [name for name in fields if f"{name}: ${{recipe.{name}}}" in file.read_text()], file
+        assert not [name for name in fields if f"{name}: ${{recipe.{name}}}" in file.read_text()], (
+            file
+        )
 
 
 @pytest.mark.parametrize("experiment", WITH_LONG)
 def test_the_recipe_sets_the_hyperparameters_of_the_task(composed, experiment):
-    config = composed(f"experiment={experiment}", "recipe=long", "recipe.localisation_lr_factor=0.5")
+    config = composed(
+        f"experiment={experiment}", "recipe=long", "recipe.localisation_lr_factor=0.5"
+    )
     validate(config)
     _, task = build(config)
     assert task.theta_noise == 0.03
@@ -61,7 +65,9 @@ def test_a_hyperparameter_that_the_task_does_not_take_is_an_error(composed, expe
 @pytest.mark.parametrize("experiment", ["mnist_addition", "mnist_3d"])
 def test_the_long_recipe_trains_in_every_experiment(composed, drawn_mnist, tmp_path, experiment):
     small = ["data.batch_size=4", "data.eval_batch_size=4", "logger=none", f"data.root={tmp_path}"]
-    config = composed(f"experiment={experiment}", "recipe=long", "debug=short", *small, "callbacks.mistakes=null")
+    config = composed(
+        f"experiment={experiment}", "recipe=long", "debug=short", *small, "callbacks.mistakes=null"
+    )
     record = train(config)
     assert record["steps"] == 2
     assert record["config"]["recipe"]["theta_noise"] == 0.03

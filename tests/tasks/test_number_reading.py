@@ -40,7 +40,11 @@ def slow_scores(logits, labels):
         length = next((n for n, digit in enumerate(read) if digit == NO_DIGIT), len(read))
         wrong_length += length != len(digits)
     n = len(labels)
-    return {"error": 100 * wrong / n, "digit_error": 100 * sum(wrong_digits) / n, "length_error": 100 * wrong_length / n}
+    return {
+        "error": 100 * wrong / n,
+        "digit_error": 100 * sum(wrong_digits) / n,
+        "length_error": 100 * wrong_length / n,
+    }
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.1, 0.5, 1.0])
@@ -58,7 +62,9 @@ def test_scores_are_those_of_a_slow_reference(wrong):
 def test_a_number_with_the_right_digits_and_one_too_many_is_wrong():
     labels = torch.tensor([[1, 2, NO_DIGIT, NO_DIGIT, NO_DIGIT]])
     logits = logits_that_say(torch.tensor([[1, 2, 3, NO_DIGIT, NO_DIGIT]])) * 100
-    assert {name: value.item() for name, value in task().per_sample_errors(logits, labels).items()} == {
+    assert {
+        name: value.item() for name, value in task().per_sample_errors(logits, labels).items()
+    } == {
         "error": 100,
         "digit_error": 0,
         "length_error": 100,
@@ -71,7 +77,10 @@ def test_the_loss_is_the_sum_over_the_positions():
     logits = torch.randn(3, 5, 11)
     for n, loss in enumerate(task().per_sample_loss(logits, labels).tolist()):
         positions = zip(logits[n].tolist(), labels[n].tolist(), strict=True)
-        assert loss == pytest.approx(sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in positions), rel=1e-5)
+        assert loss == pytest.approx(
+            sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in positions),
+            rel=1e-5,
+        )
 
 
 def test_task_and_data_agree_on_what_is_no_digit():

@@ -40,7 +40,9 @@ def test_the_recipes_of_the_paper_divide_the_rate_by_ten_at_its_steps(composed, 
     assert schedule.gamma == 0.1
 
 
-@pytest.mark.parametrize(("total_steps", "falls"), [(9, [3, 6]), (10, [3, 7]), (3, [1, 2]), (300, [100, 200])])
+@pytest.mark.parametrize(
+    ("total_steps", "falls"), [(9, [3, 6]), (10, [3, 7]), (3, [1, 2]), (300, [100, 200])]
+)
 def test_milestones_scale_with_the_length_of_training(total_steps, falls):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = multi_step_decay(optimizer, total_steps, [50, 100], reference_steps=150)

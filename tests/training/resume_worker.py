@@ -88,7 +88,9 @@ def run(settings: list[str], run_dir: Path, kill: tuple[str, int, int] | None = 
             if kill:
                 arm(*kill)
             (run_dir.parent / "log").mkdir(exist_ok=True)
-            output = os.open(run_dir.parent / "log" / run_dir.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            output = os.open(
+                run_dir.parent / "log" / run_dir.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            )
             os.dup2(output, 1)
             os.dup2(output, 2)
             try:
@@ -150,13 +152,18 @@ def main(directory: str, data: str, first: int, last: int) -> None:
     for seed in range(first, last):
         settings, place, times, number = draw(seed)
         settings = [*settings, f"data.root={data}"]
-        expected, found = Path(directory) / f"{seed}-undisturbed", Path(directory) / f"{seed}-killed"
+        expected, found = (
+            Path(directory) / f"{seed}-undisturbed",
+            Path(directory) / f"{seed}-killed",
+        )
         codes = [run(settings, expected), run(settings, found, (place, times, number))]
         codes.append(run(settings, found))
         reason = "" if codes[0] == codes[2] == 0 else f"exit codes {codes}"
         reason = reason or difference(found, expected)
         kill = f"{signal.Signals(number).name} at {place} {times}"
-        print(json.dumps({"seed": seed, "kill": kill, "codes": codes, "reason": reason}), flush=True)
+        print(
+            json.dumps({"seed": seed, "kill": kill, "codes": codes, "reason": reason}), flush=True
+        )
 
 
 if __name__ == "__main__":

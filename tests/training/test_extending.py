@@ -1,4 +1,4 @@
-"""Components of users' own modules and of other packages; docs/extending.md as it stands."""
+"""Components of users' own modules and of other packages; docs/guides/extending.md as it stands."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from spatial_transformer import SpatialTransformer
 from spatial_transformer.training.runner import train
 from spatial_transformer.utils.errors import UsageError
 
-PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
+PAGE = (REPOSITORY / "docs" / "guides" / "extending.md").read_text()
 MODULE = """
 import pytorch_lightning as pl
 import torch
@@ -87,7 +87,9 @@ def optimizer(target, *settings):
 
 
 @pytest.mark.parametrize("factory", ["my_module.MySGD", "my_module.my_optimizer"])
-def test_a_network_a_callback_and_an_optimizer_of_a_user_train(composed, drawn_mnist, module, factory):
+def test_a_network_a_callback_and_an_optimizer_of_a_user_train(
+    composed, drawn_mnist, module, factory
+):
     own = ["model=custom", "model._target_=my_module.MyNet", "+model.hidden=[8, 8]"]
     own += ["+callbacks.mine={_target_: my_module.MyCallback}"]
     record = train(composed(*TINY, *own, *optimizer(factory)))

@@ -35,7 +35,10 @@ SETTINGS = [
 
 PIPES = {
     "cwd": REPOSITORY,
-    "env": {**os.environ, "OMP_NUM_THREADS": "1"},  # another number of threads adds up in another order
+    "env": {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    },  # another number of threads adds up in another order
     "stdout": subprocess.PIPE,
     "stderr": subprocess.STDOUT,
     "text": True,
@@ -43,7 +46,14 @@ PIPES = {
 
 
 def command(folder, root, *more):
-    return [sys.executable, "train.py", *SETTINGS, f"data.root={root}", f"hydra.run.dir={folder}", *more]
+    return [
+        sys.executable,
+        "train.py",
+        *SETTINGS,
+        f"data.root={root}",
+        f"hydra.run.dir={folder}",
+        *more,
+    ]
 
 
 def start(folder, root, *more, **options):
@@ -59,14 +69,20 @@ def finish(folder, root, *more):
 
 def outcome(folder):
     """Weights, metrics, learning curve, misclassified samples and table of a finished run."""
-    checkpoints = {name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best")}
+    checkpoints = {
+        name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("last", "best")
+    }
     result = json.loads((folder / "metrics.json").read_text())
     metrics = {name: result[name] for name in ("metrics", "curve", "misclassified")}
     return checkpoints, metrics, (folder / "metrics.csv").read_text()
 
 
 def assert_same(folder, undisturbed):
-    (checkpoints, metrics, table), (expected_checkpoints, expected_metrics, expected_table) = outcome(folder), undisturbed
+    (checkpoints, metrics, table), (expected_checkpoints, expected_metrics, expected_table) = (
+        outcome(folder),
+        undisturbed,
+    )
     for name, expected in expected_checkpoints.items():
         assert checkpoints[name]["global_step"] == expected["global_step"]
         for key, tensor in expected["state_dict"].items():
@@ -102,7 +118,12 @@ def test_a_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undistu
     killed = 0
     for _ in range(5):
         process = start(tmp_path, mnist_root)
-        killed += kill(process, tmp_path, "checkpoints/last.ckpt" if killed else "config.yaml", moments.uniform(0, 2))
+        killed += kill(
+            process,
+            tmp_path,
+            "checkpoints/last.ckpt" if killed else "config.yaml",
+            moments.uniform(0, 2),
+        )
         process.communicate()
     assert killed >= 2
     finish(tmp_path, mnist_root)
@@ -114,7 +135,10 @@ def ended_at(place, times, number, folder, root, *more):
     lines = {
         "saving": "from pathlib import Path; owner, name = Path, 'write_bytes'",
         "renaming": "owner, name = os, 'replace'",
-    }.get(place, f"from spatial_transformer.callbacks.misclassified import MisclassifiedSamples as owner; name = {place!r}")
+    }.get(
+        place,
+        f"from spatial_transformer.callbacks.misclassified import MisclassifiedSamples as owner; name = {place!r}",
+    )
     program = f"""
 import os, runpy
 import pytorch_lightning
@@ -129,19 +153,28 @@ def deadly(*arguments, **more):
 setattr(owner, name, deadly)
 runpy.run_path("train.py", run_name="__main__")
 """
-    return subprocess.run([sys.executable, "-c", program, *command(folder, root, *more)[2:]], **PIPES)
+    return subprocess.run(
+        [sys.executable, "-c", program, *command(folder, root, *more)[2:]], **PIPES
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["on_train_batch_end", "on_validation_batch_end", "saving", "renaming", "on_test_epoch_end"])
+@pytest.mark.parametrize(
+    "place",
+    ["on_train_batch_end", "on_validation_batch_end", "saving", "renaming", "on_test_epoch_end"],
+)
 def test_a_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
-    killed = ended_at(place, 1 if place == "on_test_epoch_end" else 10, signal.SIGKILL, tmp_path, mnist_root)
+    killed = ended_at(
+        place, 1 if place == "on_test_epoch_end" else 10, signal.SIGKILL, tmp_path, mnist_root
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     finish(tmp_path, mnist_root)
     assert_same(tmp_path, undisturbed[0])
 
 
-def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
+def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(
+    mnist_root, tmp_path, undisturbed
+):
     expected, _ = undisturbed
     process = start(tmp_path, mnist_root, "checkpoint_minutes=60", "trainer.max_steps=40")
     terminated = kill(process, tmp_path, "checkpoints/last.ckpt", 0.02, signal.SIGTERM)
@@ -164,7 +197,9 @@ def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(mnist_root,
         pytest.param("on_test_batch_end", 1, STEPS, id="test"),
     ],
 )
-def test_a_run_ended_by_sigterm_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place, times, step):
+def test_a_run_ended_by_sigterm_at_this_place_ends_bit_equal(
+    mnist_root, tmp_path, undisturbed, place, times, step
+):
     asked = ended_at(place, times, signal.SIGTERM, tmp_path, mnist_root, "checkpoint_minutes=60")
     assert asked.returncode == 143
     assert f"Interrupted by SIGTERM at step {step}." in asked.stdout
@@ -176,7 +211,15 @@ def test_a_run_ended_by_sigterm_at_this_place_ends_bit_equal(mnist_root, tmp_pat
 def test_a_run_ended_within_a_step_of_several_batches_ends_bit_equal(mnist_root, tmp_path):
     several = "+trainer.accumulate_grad_batches=2"
     finish(tmp_path / "undisturbed", mnist_root, several)
-    asked = ended_at("on_train_batch_end", 17, signal.SIGTERM, tmp_path / "asked", mnist_root, several, "checkpoint_minutes=60")
+    asked = ended_at(
+        "on_train_batch_end",
+        17,
+        signal.SIGTERM,
+        tmp_path / "asked",
+        mnist_root,
+        several,
+        "checkpoint_minutes=60",
+    )
     assert "Interrupted by SIGTERM at step 8." in asked.stdout
     for folder, more in (("asked", []), ("often", ["checkpoint_minutes=0"])):
         finish(tmp_path / folder, mnist_root, several, *more)
@@ -200,13 +243,18 @@ def stopped(mnist_root, tmp_path):
 
 def assert_all_rows_are_in_wandb(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        table = [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        table = [
+            {name: value for name, value in row.items() if value != ""}
+            for row in csv.DictReader(file)
+        ]
     rows = wandb_file.rows(wandb_file.newest(folder))
     by_number = {row["_step"]: row for row in rows}
     assert len(rows) == len(table)
     for number, expected in enumerate(table):
         for name, value in expected.items():
-            assert by_number[number]["trainer/global_step" if name == "step" else name] == float(value), (number, name)
+            assert by_number[number]["trainer/global_step" if name == "step" else name] == float(
+                value
+            ), (number, name)
     pictures = 1 + sum("val/error" in row for row in table)  # one before training
     assert sum("pictures/crops/_type" in row for row in rows) == pictures
 
@@ -217,7 +265,10 @@ def test_a_killed_run_stays_one_run_in_wandb_with_each_row_once(mnist_root, tmp_
     process.communicate()
     finish(tmp_path, mnist_root, "logger=wandb", "logger.wandb.offline=true")
     assert_same(tmp_path, undisturbed[0])
-    assert len({path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")}) == 1
+    assert (
+        len({path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")})
+        == 1
+    )
     assert_all_rows_are_in_wandb(tmp_path)
     file = wandb_file.newest(tmp_path)
     best = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val/best_error"]
@@ -230,14 +281,18 @@ def test_a_killed_run_stays_one_run_in_wandb_with_each_row_once(mnist_root, tmp_
 def test_training_continues_offline_where_wandb_cannot_be_reached(mnist_root, tmp_path):
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     environment = PIPES["env"] | nobody
-    result = subprocess.run(command(tmp_path, mnist_root, "logger=wandb"), **PIPES | {"env": environment})
+    result = subprocess.run(
+        command(tmp_path, mnist_root, "logger=wandb"), **PIPES | {"env": environment}
+    )
     assert result.returncode == 0, result.stdout
     assert "W&B cannot be reached" in result.stdout
     assert "upload it with `wandb sync`" in result.stdout
     assert_all_rows_are_in_wandb(tmp_path)
 
 
-def test_a_broken_last_checkpoint_is_named_and_the_one_before_it_used(mnist_root, stopped, undisturbed):
+def test_a_broken_last_checkpoint_is_named_and_the_one_before_it_used(
+    mnist_root, stopped, undisturbed
+):
     last = stopped / "checkpoints" / "last.ckpt"
     last.write_bytes(b"PK" + os.urandom(5000))
     errors = finish(stopped, mnist_root)
@@ -282,13 +337,17 @@ def test_a_run_continues_when_the_reader_of_its_output_ends(mnist_root, tmp_path
     assert (tmp_path / "metrics.json").is_file()
 
 
-def test_a_full_disk_ends_the_run_clearly_and_keeps_the_last_good_checkpoint(mnist_root, stopped, undisturbed):
+def test_a_full_disk_ends_the_run_clearly_and_keeps_the_last_good_checkpoint(
+    mnist_root, stopped, undisturbed
+):
     def small_files():  # a file that grows past this fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     checkpoints = stopped / "checkpoints"
     good = {
-        (checkpoints / f"{name}.ckpt").read_bytes() for name in ("last", "previous") if (checkpoints / f"{name}.ckpt").exists()
+        (checkpoints / f"{name}.ckpt").read_bytes()
+        for name in ("last", "previous")
+        if (checkpoints / f"{name}.ckpt").exists()
     }
     process = start(stopped, mnist_root, preexec_fn=small_files)
     errors, _ = process.communicate()

@@ -152,10 +152,14 @@ def test_a_run_is_started_over_with_null_and_its_result_kept(finished):
     assert json.loads((finished.path / "metrics.1.json").read_text()) == RESULT
 
 
-@pytest.mark.parametrize("config", [None, "name: my other project\n", "- a list\n", "a: [", "fingerprint: 3\n"])
+@pytest.mark.parametrize(
+    "config", [None, "name: my other project\n", "- a list\n", "a: [", "fingerprint: 3\n"]
+)
 @pytest.mark.parametrize("ckpt_path", ["auto", None])
 def test_the_directory_of_somebody_else_is_left_alone(tmp_path, config, ckpt_path):
-    files = [tmp_path / name for name in ("checkpoints/a.ckpt", "crops/b.png", "wandb/c", "metrics.csv")]
+    files = [
+        tmp_path / name for name in ("checkpoints/a.ckpt", "crops/b.png", "wandb/c", "metrics.csv")
+    ]
     for path in files:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")

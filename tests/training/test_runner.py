@@ -41,7 +41,14 @@ def short(composed, mnist_root):
 def evaluation(folder, data_root=None, **settings):
     trainer = {"accelerator": "auto", "devices": 1, "num_nodes": 1}
     return OmegaConf.create(
-        {"run": str(folder), "checkpoint": "best", "data": {"root": data_root}, "trainer": trainer, "trust": []} | settings
+        {
+            "run": str(folder),
+            "checkpoint": "best",
+            "data": {"root": data_root},
+            "trainer": trainer,
+            "trust": [],
+        }
+        | settings
     )
 
 
@@ -73,13 +80,23 @@ def test_every_network_trains_on_every_distortion(short, model, transform, disto
 @pytest.mark.slow
 def test_the_fast_recipe_learns_to_read_rotated_digits(composed, mnist_root):
     """A tenth of the fast recipe: far from the paper's error, and far below that of a network that does not learn to look."""
-    config = composed("data.distortion=r", "trainer.max_steps=1500", f"data.root={mnist_root}", "logger=none")
+    config = composed(
+        "data.distortion=r", "trainer.max_steps=1500", f"data.root={mnist_root}", "logger=none"
+    )
     assert train(config)["metrics"]["test/error"] < 4
 
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_both_recipes_lower_the_loss(short, tmp_path, recipe):
-    train(short(f"recipe={recipe}", "trainer.max_steps=60", "data.batch_size=64", "data.distortion=r", "model=fcn"))
+    train(
+        short(
+            f"recipe={recipe}",
+            "trainer.max_steps=60",
+            "data.batch_size=64",
+            "data.distortion=r",
+            "model=fcn",
+        )
+    )
     losses = [float(row["train/loss"]) for row in rows(tmp_path / "run") if row["train/loss"]]
     assert sum(losses[-5:]) < sum(losses[:5])
 
@@ -93,7 +110,9 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
     record = train(short("trainer.max_steps=4", "recipe.validate_every=2", "seed=7"))
     folder = tmp_path / "run"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    pictures = {f"crops/{name}_000000{step}.png" for name in ("crops", "mean_images") for step in (2, 4)}
+    pictures = {
+        f"crops/{name}_000000{step}.png" for name in ("crops", "mean_images") for step in (2, 4)
+    }
     assert names >= pictures | {
         "config.yaml",
         "metrics.json",
@@ -105,16 +124,29 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
         "crops/mistakes.csv",
         "crops/confusion.png",
     }
-    assert [name for name in names if "/." in name or name.startswith(".")] == [".lock"], "half-written files"
+    assert [name for name in names if "/." in name or name.startswith(".")] == [".lock"], (
+        "half-written files"
+    )
     assert json.loads((folder / "metrics.json").read_text()) == record
     assert OmegaConf.load(folder / "config.yaml").seed == 7
     assert record["seed"] == 7
-    assert set(record) >= {"commit", "dirty", "device", "seconds", "packages", "parameters", "config", "label"}
+    assert set(record) >= {
+        "commit",
+        "dirty",
+        "device",
+        "seconds",
+        "packages",
+        "parameters",
+        "config",
+        "label",
+    }
     assert record["curve"].keys() == {"step", "val/error", "val/loss"}
     assert record["curve"]["step"] == [2, 4]
     assert record["curve"]["val/error"][-1] == pytest.approx(record["metrics"]["val/error"])
     with (folder / "crops" / "mistakes.csv").open() as file:
-        assert record["misclassified"] == sorted(int(row["test sample"]) for row in csv.DictReader(file))
+        assert record["misclassified"] == sorted(
+            int(row["test sample"]) for row in csv.DictReader(file)
+        )
     with Image.open(folder / "crops" / "training.gif") as animation:
         assert animation.n_frames == 3, "before training and after each validation"
     with Image.open(folder / "crops" / "crops_0000004.png") as picture:
@@ -125,11 +157,16 @@ def test_a_run_that_is_started_over_keeps_the_earlier_result(short, tmp_path):
     first = train(short("trainer.max_steps=1", "seed=1"))
     second = train(short("trainer.max_steps=1", "seed=2"))
     third = train(short("trainer.max_steps=1", "seed=3"))
-    kept = [json.loads((tmp_path / "run" / name).read_text()) for name in ("metrics.1.json", "metrics.2.json", "metrics.json")]
+    kept = [
+        json.loads((tmp_path / "run" / name).read_text())
+        for name in ("metrics.1.json", "metrics.2.json", "metrics.json")
+    ]
     assert kept == [first, second, third]
 
 
-def test_a_run_from_another_ones_checkpoint_resumes_from_its_own_once_stopped(short, tmp_path, monkeypatch, caplog):
+def test_a_run_from_another_ones_checkpoint_resumes_from_its_own_once_stopped(
+    short, tmp_path, monkeypatch, caplog
+):
     caplog.set_level("INFO")
     settings = ["recipe.scheduler=null", "recipe.validate_every=1"]
     train(short(*settings))
@@ -149,7 +186,9 @@ def test_a_run_from_another_ones_checkpoint_resumes_from_its_own_once_stopped(sh
 def test_a_record_has_the_time_that_the_run_took(short):
     start = time.monotonic()
     record = train(short("trainer.max_steps=40"))
-    assert 0 < record["seconds"] < time.monotonic() - start + 0.1, "rounded to a tenth; nothing of it is counted twice"
+    assert 0 < record["seconds"] < time.monotonic() - start + 0.1, (
+        "rounded to a tenth; nothing of it is counted twice"
+    )
 
 
 def test_figures_are_logged_under_their_names(short, tmp_path):
@@ -203,22 +242,33 @@ def test_a_resumed_run_ends_bit_equal_to_an_undisturbed_one(short, tmp_path, mon
 
     whole = weights("whole", "trainer.max_steps=10")
     weights("stopped", f"trainer.max_steps={stop}")
-    resumed = weights("resumed", "trainer.max_steps=10", f"ckpt_path={tmp_path}/stopped/checkpoints/last.ckpt")
+    resumed = weights(
+        "resumed", "trainer.max_steps=10", f"ckpt_path={tmp_path}/stopped/checkpoints/last.ckpt"
+    )
     assert resumed["global_step"] == whole["global_step"] == 10
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][name]), name
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(short):
-    first, again, other = (train(short(f"seed={seed}"))["metrics"]["test/loss"] for seed in (1, 1, 2))
+    first, again, other = (
+        train(short(f"seed={seed}"))["metrics"]["test/loss"] for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(short, tmp_path):
-    settings = ["recipe.optimizer.lr=1e18", "trainer.max_steps=40", "recipe.validate_every=1", "recipe.scheduler=null"]
+    settings = [
+        "recipe.optimizer.lr=1e18",
+        "trainer.max_steps=40",
+        "recipe.validate_every=1",
+        "recipe.scheduler=null",
+    ]
     with pytest.raises(UsageError, match=r"loss is not finite at step \d+"):
-        train(short(*settings, "recipe.optimizer._target_=torch.optim.SGD", "~recipe.optimizer.fused"))
+        train(
+            short(*settings, "recipe.optimizer._target_=torch.optim.SGD", "~recipe.optimizer.fused")
+        )
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] >= 1
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -231,7 +281,10 @@ def test_a_checkpoint_of_another_network_is_refused(short, tmp_path):
         train(short("model=st_fcn", f"ckpt_path={checkpoint}", f"run_dir={tmp_path}/another"))
 
 
-@pytest.mark.parametrize("other", ["recipe.optimizer.lr=0.5", "recipe.localisation_lr_factor=0.5", "recipe.scheduler=null"])
+@pytest.mark.parametrize(
+    "other",
+    ["recipe.optimizer.lr=0.5", "recipe.localisation_lr_factor=0.5", "recipe.scheduler=null"],
+)
 def test_a_checkpoint_goes_on_with_its_own_optimiser_and_schedule_alone(short, tmp_path, other):
     before = train(short())
     with pytest.raises(UsageError, match=f"{other.partition('=')[0]}.* is .* there"):
@@ -253,7 +306,10 @@ def fail(*arguments):
 def test_a_run_anew_leaves_no_picture_of_the_one_before(short, tmp_path):
     train(short("trainer.max_steps=4"))
     train(short("trainer.max_steps=2"))
-    assert {path.name[-5] for path in (tmp_path / "run" / "crops").glob("crops_*.png")} == {"0", "2"}
+    assert {path.name[-5] for path in (tmp_path / "run" / "crops").glob("crops_*.png")} == {
+        "0",
+        "2",
+    }
 
 
 def test_a_run_keeps_no_best_weights_if_asked(short, tmp_path):
@@ -278,7 +334,10 @@ def test_a_broken_checkpoint_is_named(short, tmp_path):
         ("data.batch_size=0", "data.batch_size must be a positive integer"),
         ("data.distortion=x", "one of r, rts"),
         ("data.canvas=20", "data.canvas must be"),
-        ("++trainer.limit_test_batches=0.001", "limit_test_batches must leave at least one of 200 batches, got 0.001"),
+        (
+            "++trainer.limit_test_batches=0.001",
+            "limit_test_batches must leave at least one of 200 batches, got 0.001",
+        ),
         ("++trainer.limit_train_batches=0.0001", "limit_train_batches must leave at least one of"),
         ("model.width=0", "width must be at least 1"),
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor must be at least 0"),
@@ -295,17 +354,29 @@ def test_bad_settings_are_refused_before_training(short, tmp_path, override, mes
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(short, tmp_path, monkeypatch):
+def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(
+    short, tmp_path, monkeypatch
+):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     train(short("logger=wandb"))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    media = {path.name.rsplit("_", 2)[0] for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")}
+    media = {
+        path.name.rsplit("_", 2)[0]
+        for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")
+    }
     assert media >= {"crops", "mean_images", "confusion", "mistakes"}
     logged = set().union(*wandb_file.rows(wandb_file.newest(tmp_path / "run")))
-    assert logged >= {"train/loss", "val/error", "test/error", "theta/outside", "localisation/gradient_norm", "mistakes/_type"}
+    assert logged >= {
+        "train/loss",
+        "val/error",
+        "test/error",
+        "theta/outside",
+        "localisation/gradient_norm",
+        "mistakes/_type",
+    }
     assert "WANDB_MODE" not in os.environ
     assert wandb_file.messages(wandb_file.newest(tmp_path / "run"), "exit")[0].exit_code == 0
     monkeypatch.setattr(MisclassifiedSamples, "on_train_start", fail)
@@ -324,7 +395,9 @@ def test_a_run_without_any_logger_works(short):
 
 
 def test_figures_of_theta_are_of_the_validation_samples_whatever_else_is_drawn(short):
-    with_pictures, without = (train(short(*more))["metrics"] for more in ((), ("~callbacks.crops",)))
+    with_pictures, without = (
+        train(short(*more))["metrics"] for more in ((), ("~callbacks.crops",))
+    )
     assert with_pictures["theta/std_2"] == without["theta/std_2"] > 0
 
 
@@ -335,7 +408,11 @@ def test_sums_are_trained_on_and_evaluated_alike(short, tmp_path, model, transfo
     assert evaluate(evaluation(tmp_path / "run"))["test/error"] == metrics["test/error"]
     transformers = {"addition_st_fcn": 1, "addition_2st_fcn": 2}.get(model, 0)
     for k in (1, 2):
-        assert (f"test/pose_{k}_1" in metrics) is (f"test/resolves_first_{k}" in metrics) is (k <= transformers)
+        assert (
+            (f"test/pose_{k}_1" in metrics)
+            is (f"test/resolves_first_{k}" in metrics)
+            is (k <= transformers)
+        )
     if transformers:
         assert metrics["test/pose_input_1"] > 3
         assert (tmp_path / "run" / "crops" / "mean_images_0000002.png").is_file()
@@ -343,7 +420,9 @@ def test_sums_are_trained_on_and_evaluated_alike(short, tmp_path, model, transfo
 
 @pytest.mark.parametrize("model", [[], ["model=volume_fcn"]], ids=["with a transformer", "without"])
 def test_volumes_are_trained_on_evaluated_alike_and_shown(short, tmp_path, model):
-    metrics = train(short("experiment=mnist_3d", "data.canvas=40", "data.eval_batch_size=10", *model))["metrics"]
+    metrics = train(
+        short("experiment=mnist_3d", "data.canvas=40", "data.eval_batch_size=10", *model)
+    )["metrics"]
     assert evaluate(evaluation(tmp_path / "run"))["test/error"] == metrics["test/error"]
     assert ("theta/std_11" in metrics) is not bool(model)
     views = Image.open(tmp_path / "run" / "crops" / "crops_0000002.png")
@@ -352,7 +431,9 @@ def test_volumes_are_trained_on_evaluated_alike_and_shown(short, tmp_path, model
     assert (tmp_path / "run" / "crops" / "mistakes.png").is_file()
 
 
-def test_windows_are_learned_with_an_encoder_that_is_trained_once(short, mnist_root, tmp_path, monkeypatch):
+def test_windows_are_learned_with_an_encoder_that_is_trained_once(
+    short, mnist_root, tmp_path, monkeypatch
+):
     monkeypatch.setitem(digit_encoder.RECIPE, "steps", 2)
     settings = ["experiment=colocalisation", "data.digit=1", f"task.cache={tmp_path}/kept"]
     metrics = train(short(*settings))["metrics"]
@@ -360,10 +441,16 @@ def test_windows_are_learned_with_an_encoder_that_is_trained_once(short, mnist_r
     assert not {"root", "cache"} & {*record["config"]["task"], *record["config"]["data"]}
     (kept,) = (tmp_path / "kept").rglob("encoder.pt")
     made = kept.stat().st_mtime_ns
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     for name, tensor in torch.load(kept, weights_only=True).items():
-        assert torch.equal(checkpoint[f"network.encoder.{name}"], tensor), "the encoder does not learn"
-    assert evaluate(evaluation(tmp_path / "run"))["test/overlap"] == pytest.approx(metrics["test/overlap"])
+        assert torch.equal(checkpoint[f"network.encoder.{name}"], tensor), (
+            "the encoder does not learn"
+        )
+    assert evaluate(evaluation(tmp_path / "run"))["test/overlap"] == pytest.approx(
+        metrics["test/overlap"]
+    )
     assert (tmp_path / "run" / "crops" / "training.gif").is_file()
     again = train(short(*settings))["metrics"]
     assert again["test/overlap"] == metrics["test/overlap"]
@@ -378,9 +465,17 @@ def test_windows_are_learned_with_an_encoder_that_is_trained_once(short, mnist_r
 
 
 @pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])
-def test_house_numbers_are_trained_on_and_evaluated_alike(composed, mnist_root, tmp_path, experiment):
+def test_house_numbers_are_trained_on_and_evaluated_alike(
+    composed, mnist_root, tmp_path, experiment
+):
     make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
-    settings = [f"experiment={experiment}", f"data.root={tmp_path}/numbers", "model.width=0.05", "logger=csv", *SHORT]
+    settings = [
+        f"experiment={experiment}",
+        f"data.root={tmp_path}/numbers",
+        "model.width=0.05",
+        "logger=csv",
+        *SHORT,
+    ]
     record = train(composed(*settings, "recipe.validate_every=1"))
     assert {"test/error", "test/digit_error", "test/length_error"} <= set(record["metrics"])
     figures = evaluate(evaluation(tmp_path / "run"))
@@ -393,26 +488,55 @@ def test_house_numbers_are_trained_on_and_evaluated_alike(composed, mnist_root, 
 
 @pytest.mark.parametrize(
     "experiment",
-    ["birds_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("birds_2st", "birds_2st_448", "birds_4st"))],
+    [
+        "birds_cnn",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("birds_2st", "birds_2st_448", "birds_4st")
+        ),
+    ],
 )
 def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment):
-    birds = [Bird(species, training, parts=((20.0, 20.0, 1),) * 3) for species in (1, 2, 3) for training in (True, True, False)]
-    settings = [f"experiment={experiment}", f"data.root={write_birds(tmp_path / 'birds', birds)}", "data.species=1-3"]
-    record = train(composed(*settings, "model.weights=none", "logger=csv", *SHORT, "data.batch_size=2", "data.workers=1"))
+    birds = [
+        Bird(species, training, parts=((20.0, 20.0, 1),) * 3)
+        for species in (1, 2, 3)
+        for training in (True, True, False)
+    ]
+    settings = [
+        f"experiment={experiment}",
+        f"data.root={write_birds(tmp_path / 'birds', birds)}",
+        "data.species=1-3",
+    ]
+    record = train(
+        composed(
+            *settings,
+            "model.weights=none",
+            "logger=csv",
+            *SHORT,
+            "data.batch_size=2",
+            "data.workers=1",
+        )
+    )
     assert record["samples"] == {"train": 3, "val": 3, "test": 3}
     figures = evaluate(evaluation(tmp_path / "run"))
     for name in ("test/accuracy", "test/macro_accuracy"):
         assert figures[name] == pytest.approx(record["metrics"][name])
     transformers = {"birds_cnn": 0, "birds_4st": 4}.get(experiment, 2)
     for k in range(1, 5):
-        for name in (f"test/parts_{k}/beak", f"test/box_{k}", "theta/outside" if k == 1 else f"theta_{k}/outside"):
+        for name in (
+            f"test/parts_{k}/beak",
+            f"test/box_{k}",
+            "theta/outside" if k == 1 else f"theta_{k}/outside",
+        ):
             assert (name in record["metrics"]) is (k <= transformers)
     assert (tmp_path / "run" / "crops" / "parts.csv").is_file() is (transformers > 0)
     with Image.open(tmp_path / "run" / "crops" / "contact_sheet.jpg") as sheet:
         assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
     if transformers:
         measured = slopes.measure(tmp_path / "run", samples=2, data_root=None)
-        assert [row["pixels"] for row in measured["rows"]] == ([2, 11, 28] if experiment == "birds_2st" else [4, 22, 56])
+        assert [row["pixels"] for row in measured["rows"]] == (
+            [2, 11, 28] if experiment == "birds_2st" else [4, 22, 56]
+        )
     else:
         with pytest.raises(UsageError, match="no network of birds with transformers"):
             slopes.measure(tmp_path / "run", samples=2, data_root=None)
@@ -423,12 +547,17 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
 
 
 def test_a_folder_without_a_run_keeps_its_files(short, tmp_path):
-    mine = [tmp_path / "run" / name for name in ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")]
+    mine = [
+        tmp_path / "run" / name
+        for name in ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")
+    ]
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
     for start in ("auto", "null"):
-        with pytest.raises(UsageError, match=r"has no config.yaml but metrics.csv, mine.ckpt, crops"):
+        with pytest.raises(
+            UsageError, match=r"has no config.yaml but metrics.csv, mine.ckpt, crops"
+        ):
             train(short("trainer.max_steps=1", f"ckpt_path={start}"))
     assert all(path.read_text() == "mine" for path in mine)
 
@@ -438,7 +567,13 @@ def test_a_run_from_a_checkpoint_does_not_take_another_runs_folder(short, tmp_pa
         train(short("trainer.max_steps=1", f"run_dir={tmp_path}/{folder}"))
     record = (tmp_path / "second" / "metrics.json").read_bytes()
     with pytest.raises(UsageError, match=r"second holds another run: .* is 1 there and 2 here"):
-        train(short("trainer.max_steps=2", f"run_dir={tmp_path}/second", f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt"))
+        train(
+            short(
+                "trainer.max_steps=2",
+                f"run_dir={tmp_path}/second",
+                f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt",
+            )
+        )
     assert (tmp_path / "second" / "metrics.json").read_bytes() == record
     assert RunDir(tmp_path / "second").state().name == "finished"
 
@@ -467,14 +602,22 @@ def test_a_record_tells_of_callbacks_and_checkpoints_that_change_what_comes_out(
     plain = result_settings(composed("experiment=mnist"))
     assert plain["start"] == {"ckpt_path": None}
     assert list(plain["callbacks"]) == ["best"]
-    other = result_settings(composed("experiment=mnist", stop, "+callbacks.stop.monitor=val/loss", "ckpt_path=some.ckpt"))
+    other = result_settings(
+        composed(
+            "experiment=mnist", stop, "+callbacks.stop.monitor=val/loss", "ckpt_path=some.ckpt"
+        )
+    )
     assert other["start"] == {"ckpt_path": "some.ckpt"}
     assert other["callbacks"]["stop"]["monitor"] == "val/loss"
 
 
 @pytest.mark.parametrize("accumulate", [1, 3, 4])
-def test_validation_intervals_and_epochs_count_steps_whatever_the_accumulation(short, tmp_path, monkeypatch, accumulate):
-    monkeypatch.setattr("spatial_transformer.data.mnist.distorted.VALIDATION_SIZE", 60_000 - 16 * 14)  # 14 batches an epoch
+def test_validation_intervals_and_epochs_count_steps_whatever_the_accumulation(
+    short, tmp_path, monkeypatch, accumulate
+):
+    monkeypatch.setattr(
+        "spatial_transformer.data.mnist.distorted.VALIDATION_SIZE", 60_000 - 16 * 14
+    )  # 14 batches an epoch
     several = f"++trainer.accumulate_grad_batches={accumulate}"
     result = train(short("model=fcn", "trainer.max_steps=12", "recipe.validate_every=4", several))
     assert result["curve"]["step"] == [4, 8, 12]
@@ -488,7 +631,9 @@ SHORT_INTERVALS = ("model=fcn", "trainer.max_steps=4", "recipe.validate_every=2"
 
 def test_a_run_whose_directory_is_moved_ends(short, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        MisclassifiedSamples, "on_train_start", lambda *arguments: (tmp_path / "run").rename(tmp_path / "moved")
+        MisclassifiedSamples,
+        "on_train_start",
+        lambda *arguments: (tmp_path / "run").rename(tmp_path / "moved"),
     )
     with pytest.raises(UsageError, match="run was moved or removed during the run"):
         train(short(*SHORT_INTERVALS))
@@ -527,8 +672,16 @@ def test_weights_that_are_not_finite_are_never_saved(short, tmp_path, monkeypatc
 
 def test_a_run_leaves_the_process_as_it_was(short):
     def state():
-        loggers = [logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")]
-        return dict(os.environ), list(warnings.filters), loggers, matplotlib.get_backend(), signal.getsignal(signal.SIGTERM)
+        loggers = [
+            logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")
+        ]
+        return (
+            dict(os.environ),
+            list(warnings.filters),
+            loggers,
+            matplotlib.get_backend(),
+            signal.getsignal(signal.SIGTERM),
+        )
 
     before = state()
     train(short("trainer.max_steps=1"))

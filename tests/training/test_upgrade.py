@@ -17,7 +17,10 @@ def old_config(model, recipe=None, task=None):
     return {
         "model": {"_target_": f"spatial_transformer.networks.{model.pop('_target_')}", **model},
         "recipe": recipe or {},
-        "task": {"_target_": "spatial_transformer.tasks.classification.Classification", **(task or {})},
+        "task": {
+            "_target_": "spatial_transformer.tasks.classification.Classification",
+            **(task or {}),
+        },
     }
 
 
@@ -38,7 +41,10 @@ def old_config(model, recipe=None, task=None):
 )
 def test_networks_become_settings_of_one_class(old, new):
     upgraded = upgrade_settings(old_config(old))
-    assert upgraded["model"] == {"_target_": "spatial_transformer.networks.mnist.MnistNetwork", **new}
+    assert upgraded["model"] == {
+        "_target_": "spatial_transformer.networks.mnist.MnistNetwork",
+        **new,
+    }
     assert upgrade_settings(upgraded) == upgraded
 
 
@@ -52,9 +58,17 @@ def test_recipe_and_task_have_the_names_of_today_and_the_old_ones_are_kept():
         "frozen_steps": 0,
         "theta_step": 0.15,
         "theta_noise": 0.03,
-        "scheduler": {"_target_": f"{SCHEDULES}.falling_steps", "_partial_": True, "total_steps": 9, "parts": 3, "factor": 0.1},
+        "scheduler": {
+            "_target_": f"{SCHEDULES}.falling_steps",
+            "_partial_": True,
+            "total_steps": 9,
+            "parts": 3,
+            "factor": 0.1,
+        },
     }
-    config = old_config({"_target_": "svhn.cnn"}, recipe, {"theta_noise": 0.03, "frozen_steps": 0, "margin": 1.0})
+    config = old_config(
+        {"_target_": "svhn.cnn"}, recipe, {"theta_noise": 0.03, "frozen_steps": 0, "margin": 1.0}
+    )
     before = copy.deepcopy(config)
     upgraded = upgrade_settings(config)
     assert config == before
@@ -78,6 +92,10 @@ def test_recipe_and_task_have_the_names_of_today_and_the_old_ones_are_kept():
 def test_recorded_runs_differ_from_the_configuration_of_today_as_they_did(experiment):
     """Old runs, that had other defaults, are the only ones that differ."""
     records = read_records(REPOSITORY / "results" / experiment)
-    differ = Counter(setting.partition("=")[0] for record in records for setting in changed_settings(record, CONF))
+    differ = Counter(
+        setting.partition("=")[0]
+        for record in records
+        for setting in changed_settings(record, CONF)
+    )
     assert not {name for name in differ if name.startswith(("model.", "task."))}, differ
     assert sum(not changed_settings(record, CONF) for record in records) > len(records) / 2

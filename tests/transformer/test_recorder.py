@@ -34,12 +34,17 @@ def test_parallel_transformers_are_recorded_together():
     network = MnistNetwork("fcn", 28, Affine(), transformers=3, width=8)
     with ThetaRecorder(network) as recorder:
         network(torch.rand(2, 1, 28, 28))
-    assert {t: tuple(theta.shape) for t, theta in recorder.latest.items()} == {network.transformer: (2, 18)}
+    assert {t: tuple(theta.shape) for t, theta in recorder.latest.items()} == {
+        network.transformer: (2, 18)
+    }
 
 
 def test_nothing_is_recorded_once_it_is_closed_also_after_an_error():
     network, images = make_transformer(Affine(), 0), torch.rand(3, 1, 12, 12)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), ThetaRecorder(network) as recorder:
+    with (
+        pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
+        ThetaRecorder(network) as recorder,
+    ):
         network(images[..., 1:])
     network(images)
     assert recorder.latest == {}

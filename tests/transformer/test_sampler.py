@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from families import FAMILIES, both_modes, every_family
 from scipy import ndimage
 
-from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, pixel_centres, sample
+from spatial_transformer.transformer import (
+    Affine,
+    Affine3d,
+    Attention,
+    Projective,
+    pixel_centres,
+    sample,
+)
 
 SIZES = [(1, 1), (2, 3), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (17, 100), (224, 224)]
 VOLUMES = [(1, 1, 1), (4, 4, 4), (5, 7, 9), (6, 28, 28), (3, 33, 17)]
@@ -28,7 +35,9 @@ def identity_grid(transform, size, batch=1):
 
 def thetas(transform, batch=2, spread=0.2, dtype=torch.float32, seed=1):
     """Random thetas around the identity."""
-    return transform.identity().to(dtype) + spread * random(batch, transform.n_params, dtype=dtype, seed=seed)
+    return transform.identity().to(dtype) + spread * random(
+        batch, transform.n_params, dtype=dtype, seed=seed
+    )
 
 
 def normalised(pixels, sizes):
@@ -38,7 +47,9 @@ def normalised(pixels, sizes):
 
 def random_pixels(count, sizes, seed=2):
     """Points in pixel units in and around an image, none on a pixel."""
-    share = torch.rand(count, len(sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    share = torch.rand(
+        count, len(sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     return share * (torch.tensor(list(reversed(sizes))) + 2) - 1.5
 
 
@@ -63,10 +74,14 @@ def assert_equal_to_rounding(out, expected, size, mode="bilinear"):
 
 @both_modes
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("affine3d", "attention_fixed")])
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if name not in ("affine3d", "attention_fixed")]
+)
 def test_identity_returns_the_input(name, size, mode):
     x = torch.rand(2, 3, *size)
-    assert_equal_to_rounding(sample(x, identity_grid(FAMILIES[name](), size, 2), mode), x, size, mode)
+    assert_equal_to_rounding(
+        sample(x, identity_grid(FAMILIES[name](), size, 2), mode), x, size, mode
+    )
 
 
 @both_modes
@@ -105,18 +120,24 @@ def shifted(x, right, down):
     height, width = x.shape[-2:]
     out = torch.zeros_like(x)
     to = [slice(max(0, by), max(0, n + min(0, by))) for by, n in ((down, height), (right, width))]
-    come = [slice(max(0, -by), max(0, n - max(0, by))) for by, n in ((down, height), (right, width))]
+    come = [
+        slice(max(0, -by), max(0, n - max(0, by))) for by, n in ((down, height), (right, width))
+    ]
     out[..., to[0], to[1]] = x[..., come[0], come[1]]
     return out
 
 
 @both_modes
-@pytest.mark.parametrize("size", [(28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (224, 224)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (224, 224)], ids=str
+)
 @pytest.mark.parametrize(("right", "down"), [(1, 0), (0, -1), (-3, 5), (10, 16), (100, 0)])
 def test_a_shift_by_whole_pixels_is_a_copy_with_zeros_from_outside(size, right, down, mode):
     x = torch.rand(1, 2, *size)
     theta = torch.tensor([[1.0, 0, -2 * right / size[1], 0, 1, -2 * down / size[0]]])
-    assert_equal_to_rounding(sample(x, Affine().grid(theta, size), mode), shifted(x, right, down), size, mode)
+    assert_equal_to_rounding(
+        sample(x, Affine().grid(theta, size), mode), shifted(x, right, down), size, mode
+    )
 
 
 @both_modes
@@ -124,7 +145,9 @@ def test_a_shift_of_a_volume_by_whole_slices_is_a_copy(mode):
     x = torch.rand(1, 2, 6, 5, 7)
     theta = torch.tensor([[1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2 * 2 / 6]])
     expected = torch.cat([x[:, :, 2:], torch.zeros_like(x[:, :, :2])], dim=2)
-    assert_equal_to_rounding(sample(x, Affine3d().grid(theta, (6, 5, 7)), mode), expected, (7,), mode)
+    assert_equal_to_rounding(
+        sample(x, Affine3d().grid(theta, (6, 5, 7)), mode), expected, (7,), mode
+    )
 
 
 @both_modes
@@ -132,7 +155,9 @@ def test_a_shift_of_a_volume_by_whole_slices_is_a_copy(mode):
 def test_a_window_of_half_the_size_is_a_crop_of_the_centre(size, mode):
     x, quarter = torch.rand(1, 2, size, size), size // 4
     window = identity_grid(Attention(scale=0.5), (size // 2, size // 2))
-    assert_equal_to_rounding(sample(x, window, mode), x[..., quarter:-quarter, quarter:-quarter], (size,), mode)
+    assert_equal_to_rounding(
+        sample(x, window, mode), x[..., quarter:-quarter, quarter:-quarter], (size,), mode
+    )
 
 
 @both_modes
@@ -149,10 +174,15 @@ def test_other_warps_are_as_accurate_as_those_of_torch():
     x = torch.rand(1, 1, 224, 224)
 
     def torchs(x, theta):
-        return F.grid_sample(x, F.affine_grid(theta.view(1, 2, 3), x.shape, align_corners=False), align_corners=False)
+        return F.grid_sample(
+            x, F.affine_grid(theta.view(1, 2, 3), x.shape, align_corners=False), align_corners=False
+        )
 
     exact = torchs(x.double(), theta.double())
-    errors = [(out - exact).square().mean().sqrt() for out in (sample(x, Affine().grid(theta, (224, 224))), torchs(x, theta))]
+    errors = [
+        (out - exact).square().mean().sqrt()
+        for out in (sample(x, Affine().grid(theta, (224, 224))), torchs(x, theta))
+    ]
     assert errors[0] < 1.5 * errors[1]
 
 
@@ -197,7 +227,10 @@ def test_far_outside_is_zero_or_the_fill_of_the_channel(mode):
     x = random(1, 2, 5, 6)
     grid = torch.tensor([-3.0, 2.5, 1e4, -1e9, 1e30]).view(1, 1, -1, 1).expand(1, 1, -1, 2)
     assert torch.equal(sample(x, grid, mode), torch.zeros(1, 2, 1, 5))
-    assert torch.equal(sample(x, grid, mode, fill=[0.25, -2]), torch.tensor([0.25, -2]).view(1, 2, 1, 1).expand(1, 2, 1, 5))
+    assert torch.equal(
+        sample(x, grid, mode, fill=[0.25, -2]),
+        torch.tensor([0.25, -2]).view(1, 2, 1, 1).expand(1, 2, 1, 5),
+    )
 
 
 @both_modes
@@ -211,7 +244,9 @@ def test_a_fill_is_what_an_input_with_a_wide_border_of_it_would_give(mode):
     x = random(2, 1, 6, 7)
     grid = Affine().grid(thetas(Affine()), (6, 7))
     wide = F.pad(x, [7, 7, 6, 6], value=0.4)
-    torch.testing.assert_close(sample(x, grid, mode, fill=0.4), sample(wide, grid / 3, mode), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        sample(x, grid, mode, fill=0.4), sample(wide, grid / 3, mode), rtol=0, atol=1e-4
+    )
 
 
 # The paper's equations, literally
@@ -227,8 +262,12 @@ def equation_5(image, x, y):
 def test_bilinear_is_equation_5(size):
     x = random(1, 2, *size, dtype=torch.float64)
     pixels = random_pixels(40, size)
-    expected = [[equation_5(channel, *point) for point in pixels.tolist()] for channel in x[0].numpy()]
-    torch.testing.assert_close(sample(x, as_row(pixels, size))[0, :, 0], torch.tensor(expected, dtype=torch.float64))
+    expected = [
+        [equation_5(channel, *point) for point in pixels.tolist()] for channel in x[0].numpy()
+    ]
+    torch.testing.assert_close(
+        sample(x, as_row(pixels, size))[0, :, 0], torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 def test_trilinear_is_equation_5_with_a_third_factor():
@@ -244,7 +283,9 @@ def test_trilinear_is_equation_5_with_a_third_factor():
         )
         for px, py, pz in pixels.tolist()
     ]
-    torch.testing.assert_close(sample(x, as_row(pixels, size)).flatten(), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(
+        sample(x, as_row(pixels, size)).flatten(), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 def equation_4(image, *point):
@@ -315,14 +356,20 @@ def test_gradient_of_the_points_is_equation_7(size):
                     pixel = (upstream[0, channel, 0, i] * x[0, channel, n, m]).item()
                     expected[i, 0] += pixel * hat(py - n) * slope(px, m)
                     expected[i, 1] += pixel * hat(px - m) * slope(py, n)
-    expected *= torch.tensor([size[1] / 2, size[0] / 2], dtype=torch.float64)  # pixels to normalised coordinates
-    torch.testing.assert_close(gradients(x, as_row(pixels, size), upstream)[1].reshape(-1, 2), expected)
+    expected *= torch.tensor(
+        [size[1] / 2, size[0] / 2], dtype=torch.float64
+    )  # pixels to normalised coordinates
+    torch.testing.assert_close(
+        gradients(x, as_row(pixels, size), upstream)[1].reshape(-1, 2), expected
+    )
 
 
 def test_float32_gradients_are_those_of_float64():
     x, grid = random(2, 3, 9, 10), Projective().grid(thetas(Projective()), (7, 6))
     upstream = random(2, 3, 7, 6, seed=3)
-    for single, double in zip(gradients(x, grid, upstream), gradients(x.double(), grid.double(), upstream.double())):
+    for single, double in zip(
+        gradients(x, grid, upstream), gradients(x.double(), grid.double(), upstream.double())
+    ):
         torch.testing.assert_close(single, double.float(), rtol=1e-3, atol=1e-4)
 
 
@@ -338,7 +385,10 @@ def small_image(transform):
 @every_family
 def test_bilinear_gradients_are_the_numerical_ones_through_theta_and_input(make):
     transform = make()
-    x, theta = small_image(transform).requires_grad_(), thetas(transform, dtype=torch.float64).requires_grad_()
+    x, theta = (
+        small_image(transform).requires_grad_(),
+        thetas(transform, dtype=torch.float64).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(warp_of(transform, "bilinear"), (x, theta))
 
 
@@ -353,7 +403,9 @@ def test_nearest_gradient_of_the_input_is_the_numerical_one(make):
 def test_nearest_has_no_gradient_through_theta(make):
     transform = make()
     theta = thetas(transform, dtype=torch.float64).requires_grad_()
-    warp_of(transform, "nearest")(small_image(transform).requires_grad_(), theta).square().sum().backward()
+    warp_of(transform, "nearest")(
+        small_image(transform).requires_grad_(), theta
+    ).square().sum().backward()
     assert torch.equal(theta.grad, torch.zeros_like(theta))
 
 
@@ -388,14 +440,22 @@ def test_a_fill_does_not_change_the_gradient_of_the_input():
 
 def test_gradient_through_a_fill_is_the_numerical_one():
     transform = Affine()
-    x, theta = small_image(transform).requires_grad_(), thetas(transform, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda u, t: sample(u, transform.grid(t, (3, 4)), fill=[0.5, -1]), (x, theta))
+    x, theta = (
+        small_image(transform).requires_grad_(),
+        thetas(transform, dtype=torch.float64).requires_grad_(),
+    )
+    assert torch.autograd.gradcheck(
+        lambda u, t: sample(u, transform.grid(t, (3, 4)), fill=[0.5, -1]), (x, theta)
+    )
 
 
 @both_modes
 def test_the_warp_is_the_same_with_and_without_gradients(mode):
     x, grid = random(2, 1, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
-    assert torch.equal(sample(x.clone().requires_grad_(), grid.clone().requires_grad_(), mode), sample(x, grid, mode))
+    assert torch.equal(
+        sample(x.clone().requires_grad_(), grid.clone().requires_grad_(), mode),
+        sample(x, grid, mode),
+    )
 
 
 # Against scipy
@@ -405,7 +465,10 @@ def test_the_warp_is_the_same_with_and_without_gradients(mode):
 @pytest.mark.parametrize("seed", range(3))
 def test_affine_warp_is_that_of_scipy(out_size, seed):
     size = (9, 12)
-    x, theta = random(1, 1, *size, dtype=torch.float64), thetas(Affine(), 1, 0.4, torch.float64, seed)
+    x, theta = (
+        random(1, 1, *size, dtype=torch.float64),
+        thetas(Affine(), 1, 0.4, torch.float64, seed),
+    )
     matrix = np.vstack([theta.reshape(2, 3).numpy(), [0, 0, 1]])
 
     def pixels_to_points(height, width):
@@ -422,7 +485,9 @@ def test_affine_warp_is_that_of_scipy(out_size, seed):
 
 def test_rotating_a_volume_about_the_depth_axis_rotates_each_slice():
     x, c, s = random(1, 2, 3, 9, 12), math.cos(0.4), math.sin(0.4)
-    volume = sample(x, Affine3d().grid(torch.tensor([[c, -s, 0, 0, s, c, 0, 0, 0, 0, 1, 0]]), (3, 9, 12)))
+    volume = sample(
+        x, Affine3d().grid(torch.tensor([[c, -s, 0, 0, s, c, 0, 0, 0, 0, 1, 0]]), (3, 9, 12))
+    )
     plane = Affine().grid(torch.tensor([[c, -s, 0, s, c, 0]]), (9, 12))
     for depth in range(3):
         torch.testing.assert_close(volume[:, :, depth], sample(x[:, :, depth], plane))
@@ -449,7 +514,9 @@ def test_each_sample_is_read_with_its_own_grid(mode):
 def test_the_layout_in_memory_does_not_matter(mode):
     x, grid = random(2, 3, 9, 10), Affine().grid(thetas(Affine()), (7, 6))
     expected = sample(x, grid, mode)
-    torch.testing.assert_close(sample(x.to(memory_format=torch.channels_last), grid, mode), expected)
+    torch.testing.assert_close(
+        sample(x.to(memory_format=torch.channels_last), grid, mode), expected
+    )
     torch.testing.assert_close(sample(x.mT.contiguous().mT, grid.contiguous(), mode), expected)
 
 
@@ -475,7 +542,9 @@ def test_half_precision_is_sampled_in_float32_and_rounded_once(dtype, mode):
 
 
 @half_precision
-def test_the_gradient_of_a_half_precision_input_is_in_its_dtype_and_that_of_the_grid_in_float32(dtype):
+def test_the_gradient_of_a_half_precision_input_is_in_its_dtype_and_that_of_the_grid_in_float32(
+    dtype,
+):
     x, grid = random(2, 3, 9, 10).to(dtype), Affine().grid(thetas(Affine()), (7, 6))
     of_x, of_grid = gradients(x, grid, 1.0)
     assert (of_x.dtype, of_grid.dtype) == (dtype, torch.float32)
@@ -500,7 +569,12 @@ def test_autocast_leaves_the_warp_as_it_is(mode):
     ],
 )
 def test_the_output_has_the_dtype_of_the_input(x_dtype, grid_dtype, out_dtype):
-    assert sample(random(1, 1, 4, 4, dtype=x_dtype), pixel_centres((1, 4)).T[None, None].to(grid_dtype)).dtype == out_dtype
+    assert (
+        sample(
+            random(1, 1, 4, 4, dtype=x_dtype), pixel_centres((1, 4)).T[None, None].to(grid_dtype)
+        ).dtype
+        == out_dtype
+    )
 
 
 # Refusals
@@ -514,13 +588,17 @@ def test_an_input_that_is_no_batch_of_images_or_volumes_is_refused(shape):
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 3), (1, 4, 5, 2), (2, 5, 2), (2, 3, 4, 5, 3)], ids=str)
 def test_a_grid_that_does_not_fit_the_images_is_refused(shape):
-    with pytest.raises(ValueError, match=r"grid must be \(2, \*size, 2\) for x of \(2, 1, 4, 5\), got \("):
+    with pytest.raises(
+        ValueError, match=r"grid must be \(2, \*size, 2\) for x of \(2, 1, 4, 5\), got \("
+    ):
         sample(torch.zeros(2, 1, 4, 5), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 2), (1, 3, 4, 5, 3), (2, 4, 5, 2)], ids=str)
 def test_a_grid_that_does_not_fit_the_volumes_is_refused(shape):
-    with pytest.raises(ValueError, match=r"grid must be \(2, \*size, 3\) for x of \(2, 1, 3, 4, 5\), got \("):
+    with pytest.raises(
+        ValueError, match=r"grid must be \(2, \*size, 3\) for x of \(2, 1, 3, 4, 5\), got \("
+    ):
         sample(torch.zeros(2, 1, 3, 4, 5), torch.zeros(shape))
 
 
@@ -540,9 +618,13 @@ def test_empty_dimensions_are_refused(x_shape, grid_shape):
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.uint8, torch.bool], ids=str)
 def test_images_and_grids_that_are_not_of_floating_point_are_refused(dtype):
-    with pytest.raises(TypeError, match=f"x and grid must be of floating point, got {dtype} and torch.float32"):
+    with pytest.raises(
+        TypeError, match=f"x and grid must be of floating point, got {dtype} and torch.float32"
+    ):
         sample(torch.zeros(1, 1, 4, 5, dtype=dtype), torch.zeros(1, 4, 5, 2))
-    with pytest.raises(TypeError, match=f"x and grid must be of floating point, got torch.float32 and {dtype}"):
+    with pytest.raises(
+        TypeError, match=f"x and grid must be of floating point, got torch.float32 and {dtype}"
+    ):
         sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2, dtype=dtype))
 
 
@@ -554,11 +636,16 @@ def test_an_unknown_mode_is_refused(mode):
 
 @pytest.mark.parametrize("fill", [[], [0.1, 0.2], [0.1] * 4])
 def test_as_many_fills_as_neither_one_nor_the_channels_are_refused(fill):
-    with pytest.raises(ValueError, match=f"fill must be one number or one for each of the 3 channels, got {len(fill)}"):
+    with pytest.raises(
+        ValueError,
+        match=f"fill must be one number or one for each of the 3 channels, got {len(fill)}",
+    ):
         sample(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, 2), fill=fill)
 
 
-@pytest.mark.parametrize("fill", [math.nan, math.inf, [0.0, -math.inf, 1.0], torch.tensor(math.nan)], ids=str)
+@pytest.mark.parametrize(
+    "fill", [math.nan, math.inf, [0.0, -math.inf, 1.0], torch.tensor(math.nan)], ids=str
+)
 def test_a_fill_that_is_not_finite_is_refused(fill):
     with pytest.raises(ValueError, match="fill must be finite, got"):
         sample(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, 2), fill=fill)
@@ -571,7 +658,15 @@ def test_a_fill_that_is_not_numeric_is_refused(fill):
 
 
 @pytest.mark.parametrize(
-    "fill", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), np.full(3, 0.5), torch.full((3,), 0.5), (0.5,)]
+    "fill",
+    [
+        np.float32(0.5),
+        np.array(0.5),
+        torch.tensor(0.5),
+        np.full(3, 0.5),
+        torch.full((3,), 0.5),
+        (0.5,),
+    ],
 )
 def test_a_fill_may_be_an_array_or_a_tensor(fill):
     x, grid = random(1, 3, 4, 5), Affine().grid(thetas(Affine(), 1), (4, 5))
@@ -618,11 +713,17 @@ def test_points_far_outside_read_nothing_of_channels_last_maps():
 
 
 def test_second_derivatives_of_channels_last_maps_need_the_general_path():
-    x = random(1, 64, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = (
+        random(1, 64, 4, 5, dtype=torch.float64)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     grid = Affine().grid(thetas(Affine(), 1, dtype=torch.float64), (2, 3)).requires_grad_()
 
     def second(**options):
-        (first,) = torch.autograd.grad(sample(x, grid, **options).square().sum(), grid, create_graph=True)
+        (first,) = torch.autograd.grad(
+            sample(x, grid, **options).square().sum(), grid, create_graph=True
+        )
         return torch.autograd.grad(first.sum(), grid)[0]
 
     assert second(second_order=True).abs().sum() > 0
@@ -660,7 +761,10 @@ def test_antialiasing_is_near_area_averaging_for_other_factors(factor):
     noise = random(8, 1, size, size)
     averaged = F.interpolate(noise, (out_size, out_size), mode="area")
     grid = identity_grid(Affine(), (out_size, out_size), 8)
-    plain, smooth = ((sample(noise, grid, antialias=on) - averaged).square().mean().sqrt() for on in (False, True))
+    plain, smooth = (
+        (sample(noise, grid, antialias=on) - averaged).square().mean().sqrt()
+        for on in (False, True)
+    )
     assert smooth < 0.4 * plain
 
 
@@ -681,12 +785,18 @@ def test_antialiasing_of_a_sample_does_not_depend_on_the_batch():
 def test_antialiasing_has_the_numerical_gradient():
     transform = Affine()
     x = random(1, 1, 9, 11, dtype=torch.float64).requires_grad_()
-    theta = torch.tensor([[1.1, 0.2, 0.05, -0.1, 0.9, 0.1]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda u, t: sample(u, transform.grid(t, (3, 4)), antialias=True), (x, theta))
+    theta = torch.tensor(
+        [[1.1, 0.2, 0.05, -0.1, 0.9, 0.1]], dtype=torch.float64, requires_grad=True
+    )
+    assert torch.autograd.gradcheck(
+        lambda u, t: sample(u, transform.grid(t, (3, 4)), antialias=True), (x, theta)
+    )
 
 
 def test_antialiasing_needs_bilinear_mode_and_two_points_along_each_axis():
-    with pytest.raises(ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"):
+    with pytest.raises(
+        ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"
+    ):
         sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2), "nearest", antialias=True)
     with pytest.raises(ValueError, match="antialias needs a grid of two points along each axis"):
         sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 5, 2), antialias=True)

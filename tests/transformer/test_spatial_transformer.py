@@ -44,7 +44,9 @@ def random(*shape, dtype=torch.float32, seed=0):
 
 def thetas(transform, batch, parallel=1, seed=1):
     """Random thetas around the identity, ``(batch, parallel * n_params)``."""
-    return transform.identity().repeat(parallel) + 0.2 * random(batch, parallel * transform.n_params, seed=seed)
+    return transform.identity().repeat(parallel) + 0.2 * random(
+        batch, parallel * transform.n_params, seed=seed
+    )
 
 
 def image(transform, batch=3, channels=2):
@@ -52,7 +54,9 @@ def image(transform, batch=3, channels=2):
 
 
 def untrained(transform, in_shape, **options):
-    return SpatialTransformer(FcLocalisation(in_shape, transform, hidden=(8,)), transform, **options)
+    return SpatialTransformer(
+        FcLocalisation(in_shape, transform, hidden=(8,)), transform, **options
+    )
 
 
 def trained(transform, x, parallel=1, **options):
@@ -74,7 +78,9 @@ def trained(transform, x, parallel=1, **options):
 def test_at_the_start_the_input_is_returned(make, size, mode):
     x = torch.rand(2, 1, *size)
     tolerance = max(2e-6, 3e-5 * max(size) / 224)
-    torch.testing.assert_close(untrained(make(), (1, *size), mode=mode)(x), x, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        untrained(make(), (1, *size), mode=mode)(x), x, rtol=0, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("size", [(4, 4, 4), (5, 7, 9), (3, 28, 28)], ids=str)
@@ -159,7 +165,10 @@ def test_transformers_in_parallel_are_as_many_alone_side_by_side_as_channels(mak
     x, theta = image(transform), thetas(transform, 3, parallel=3)
     size = (3, 5, 6)[-transform.dims :]
     together = SpatialTransformer(Given(theta), transform, size, mode, 0.3, parallel=3)(x)
-    alone = [SpatialTransformer(Given(one), transform, size, mode, 0.3)(x) for one in theta.chunk(3, dim=1)]
+    alone = [
+        SpatialTransformer(Given(one), transform, size, mode, 0.3)(x)
+        for one in theta.chunk(3, dim=1)
+    ]
     torch.testing.assert_close(together, torch.cat(alone, dim=1))
 
 
@@ -167,9 +176,15 @@ def test_transformers_in_parallel_are_as_many_alone_side_by_side_as_channels(mak
 def test_gradients_in_parallel_are_those_of_as_many_alone(mode):
     gradients = []
     for parallel in (2, 1):
-        x, theta = random(3, 2, 9, 7).requires_grad_(), thetas(Affine(), 3, parallel=2).requires_grad_()
+        x, theta = (
+            random(3, 2, 9, 7).requires_grad_(),
+            thetas(Affine(), 3, parallel=2).requires_grad_(),
+        )
         parts = theta.chunk(2 // parallel, dim=1)
-        out = [SpatialTransformer(Given(part), Affine(), (5, 6), mode, parallel=parallel)(x) for part in parts]
+        out = [
+            SpatialTransformer(Given(part), Affine(), (5, 6), mode, parallel=parallel)(x)
+            for part in parts
+        ]
         gradients.append(torch.autograd.grad(torch.cat(out, dim=1).square().sum(), (x, theta)))
     for in_parallel, alone in zip(*gradients):
         torch.testing.assert_close(in_parallel, alone, rtol=1e-3, atol=1e-3)
@@ -186,7 +201,9 @@ def test_theta_in_parallel_is_one_row_for_each_transformer(output_size):
 
 def test_in_parallel_each_transformer_starts_where_it_is_told():
     x, transform = random(2, 3, 28, 28), Attention(scale=0.5)
-    localisation = ConvLocalisation((3, 28, 28), transform, start=torch.tensor([[-0.5, -0.5], [0.5, 0.5]]))
+    localisation = ConvLocalisation(
+        (3, 28, 28), transform, start=torch.tensor([[-0.5, -0.5], [0.5, 0.5]])
+    )
     out = SpatialTransformer(localisation, transform, (14, 14), parallel=2)(x)
     expected = torch.cat([x[..., :14, :14], x[..., 14:, 14:]], dim=1)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
@@ -204,20 +221,30 @@ def test_transformers_in_series_at_several_depths_learn_together():
 
 def test_transformers_in_series_at_the_start_return_the_input():
     x = torch.rand(2, 3, 42, 28)
-    series = nn.Sequential(*[untrained(make(), x.shape[1:]) for make in (Affine, Attention, Affine)])
+    series = nn.Sequential(
+        *[untrained(make(), x.shape[1:]) for make in (Affine, Attention, Affine)]
+    )
     torch.testing.assert_close(series(x), x, rtol=0, atol=2e-5)
 
 
 def test_two_affine_transformers_in_series_are_their_product_on_a_smooth_image():
     row = torch.linspace(-1, 1, 41)
     x = (torch.exp(-12 * (row[:, None] ** 2 + (row[None] - 0.2) ** 2)))[None, None]
-    first, second = torch.tensor([[0.9, 0.1, 0.0], [-0.1, 0.9, 0.05]]), torch.tensor([[0.95, 0.0, 0.1], [0.0, 0.9, 0.0]])
-    product = (torch.vstack([first, torch.tensor([0, 0, 1.0])]) @ torch.vstack([second, torch.tensor([0, 0, 1.0])]))[:2]
+    first, second = (
+        torch.tensor([[0.9, 0.1, 0.0], [-0.1, 0.9, 0.05]]),
+        torch.tensor([[0.95, 0.0, 0.1], [0.0, 0.9, 0.0]]),
+    )
+    product = (
+        torch.vstack([first, torch.tensor([0, 0, 1.0])])
+        @ torch.vstack([second, torch.tensor([0, 0, 1.0])])
+    )[:2]
 
     def warp(matrix):
         return SpatialTransformer(Given(matrix.reshape(1, 6)), Affine())
 
-    torch.testing.assert_close(nn.Sequential(warp(first), warp(second))(x), warp(product)(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        nn.Sequential(warp(first), warp(second))(x), warp(product)(x), rtol=0, atol=0.02
+    )
 
 
 # Precision
@@ -246,7 +273,9 @@ def test_theta_of_a_whole_network_is_float32_under_autocast():
 
 def test_a_theta_in_half_precision_is_taken_as_float32():
     theta = thetas(Affine(), 2).bfloat16()
-    out, returned = SpatialTransformer(Given(theta), Affine())(random(2, 1, 9, 7), return_theta=True)
+    out, returned = SpatialTransformer(Given(theta), Affine())(
+        random(2, 1, 9, 7), return_theta=True
+    )
     assert (out.dtype, returned.dtype) == (torch.float32, torch.float32)
     assert torch.equal(returned, theta.float())
 
@@ -255,15 +284,21 @@ def test_a_theta_in_half_precision_is_taken_as_float32():
 @pytest.mark.parametrize("output_size", [None, (60, 60)], ids=str)
 def test_a_module_in_half_precision_starts_at_the_identity(dtype, output_size):
     x = torch.rand(2, 3, 60, 60).to(dtype)
-    out, theta = untrained(Affine(), x.shape[1:], output_size=output_size).to(dtype)(x, return_theta=True)
+    out, theta = untrained(Affine(), x.shape[1:], output_size=output_size).to(dtype)(
+        x, return_theta=True
+    )
     assert (out.dtype, theta.dtype) == (dtype, torch.float32)
-    torch.testing.assert_close(out, x, rtol=torch.finfo(dtype).eps, atol=1e-5)  # at most one rounding
+    torch.testing.assert_close(
+        out, x, rtol=torch.finfo(dtype).eps, atol=1e-5
+    )  # at most one rounding
 
 
 @pytest.mark.parametrize("output_size", [None, (9, 7)], ids=str)
 def test_a_module_in_float64_is_float64_throughout(output_size):
     x = torch.rand(2, 3, 9, 7).double()
-    out, theta = untrained(Affine(), x.shape[1:], output_size=output_size).double()(x, return_theta=True)
+    out, theta = untrained(Affine(), x.shape[1:], output_size=output_size).double()(
+        x, return_theta=True
+    )
     assert (out.dtype, theta.dtype) == (torch.float64, torch.float64)
     torch.testing.assert_close(out, x, rtol=0, atol=1e-14)
 
@@ -290,7 +325,9 @@ def test_state_dict_holds_the_localisation_network_alone(make):
     x = image(transform)
     transformer = trained(transform, x)
     transformer(x)
-    assert list(transformer.state_dict()) == [f"localisation.{name}" for name in transformer.localisation.state_dict()]
+    assert list(transformer.state_dict()) == [
+        f"localisation.{name}" for name in transformer.localisation.state_dict()
+    ]
 
 
 def test_a_state_dict_gives_another_transformer_the_same_warp():
@@ -315,7 +352,9 @@ def test_a_deep_copy_of_a_used_transformer_is_its_own_and_warps_alike(make):
 
 def test_the_settings_are_shown():
     fill = torch.tensor([0.25, 0.5])
-    shown = SpatialTransformer(Given(None), Affine(), (5, 6), "nearest", fill, 2, second_order=True).extra_repr()
+    shown = SpatialTransformer(
+        Given(None), Affine(), (5, 6), "nearest", fill, 2, second_order=True
+    ).extra_repr()
     options = "parallel=2, antialias=False, second_order=True"
     assert shown == f"output_size=(5, 6), mode='nearest', fill=(0.25, 0.5), {options}"
 
@@ -324,10 +363,19 @@ def test_the_settings_are_shown():
 
 
 @pytest.mark.parametrize(
-    ("make", "wrong"), [(Affine, (5,)), (Affine, (5, 6, 7)), (Affine, (0, 5)), (Affine3d, (5, 6)), (Affine3d, (1, 2, -3))]
+    ("make", "wrong"),
+    [
+        (Affine, (5,)),
+        (Affine, (5, 6, 7)),
+        (Affine, (0, 5)),
+        (Affine3d, (5, 6)),
+        (Affine3d, (1, 2, -3)),
+    ],
 )
 def test_an_output_size_that_does_not_fit_is_refused(make, wrong):
-    with pytest.raises(ValueError, match=rf"output_size must be {make().dims} positive sizes, got \("):
+    with pytest.raises(
+        ValueError, match=rf"output_size must be {make().dims} positive sizes, got \("
+    ):
         SpatialTransformer(nn.Identity(), make(), wrong)
 
 
@@ -337,7 +385,9 @@ def test_an_unknown_mode_is_refused():
 
 
 def test_antialiasing_in_nearest_mode_is_refused():
-    with pytest.raises(ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"):
+    with pytest.raises(
+        ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"
+    ):
         SpatialTransformer(nn.Identity(), Affine(), mode="nearest", antialias=True)
 
 
@@ -363,10 +413,14 @@ def test_too_few_thetas_for_the_transformers_in_parallel_are_refused():
 def test_a_given_theta_takes_the_place_of_the_regressed_one(parallel):
     transform = Attention()
     start = torch.tensor([[0.5, 0.1, 0.2]] * parallel)
-    transformer = SpatialTransformer(FcLocalisation((1, 8, 8), transform, start=start), transform, (4, 4), parallel=parallel)
+    transformer = SpatialTransformer(
+        FcLocalisation((1, 8, 8), transform, start=start), transform, (4, 4), parallel=parallel
+    )
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(transformer(x, theta=start.flatten().expand(2, -1)), transformer(x))
-    assert not torch.equal(transformer(x, theta=start.flatten().expand(2, -1) + 0.1), transformer(x))
+    assert not torch.equal(
+        transformer(x, theta=start.flatten().expand(2, -1) + 0.1), transformer(x)
+    )
     with pytest.raises(ValueError, match=f"theta must be .2, {3 * parallel}.* got .2, 5"):
         transformer(x, theta=torch.zeros(2, 5))
 
@@ -386,6 +440,9 @@ def test_parallel_windows_are_antialiased_each_for_itself():
     x = torch.rand(2, 1, 24, 24)
     theta = torch.tensor([[1.0, 0, 0, 0.5, 0.2, 0.1]]).repeat(2, 1)
     together = SpatialTransformer(Given(theta), Attention(), (6, 6), parallel=2, antialias=True)(x)
-    alone = [SpatialTransformer(Given(one), Attention(), (6, 6), antialias=True)(x) for one in theta.chunk(2, dim=1)]
+    alone = [
+        SpatialTransformer(Given(one), Attention(), (6, 6), antialias=True)(x)
+        for one in theta.chunk(2, dim=1)
+    ]
     torch.testing.assert_close(together, torch.cat(alone, dim=1))
     torch.testing.assert_close(together[:, :1], torch.nn.functional.avg_pool2d(x, 4))

@@ -12,7 +12,13 @@ from families import every_class, every_family
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from spatial_transformer import Affine3d, FcLocalisation, SpatialTransformer, ThinPlateSpline, sample
+from spatial_transformer import (
+    Affine3d,
+    FcLocalisation,
+    SpatialTransformer,
+    ThinPlateSpline,
+    sample,
+)
 from spatial_transformer.transformer.transforms import is_eager
 
 SIZES = {"input_size": None, "output_size": (3, 5, 6)}
@@ -31,13 +37,17 @@ def trained(transform, x, size=None, **options):
     for layer in (localisation[1], localisation[-1]):
         nn.init.normal_(layer.weight, std=0.05)
     with torch.no_grad():
-        localisation[-1].bias += 0.02 * torch.randn_like(localisation[-1].bias)  # off the kinks at pixel centres
+        localisation[-1].bias += 0.02 * torch.randn_like(
+            localisation[-1].bias
+        )  # off the kinks at pixel centres
     output_size = None if size is None else size[-transform.dims :]
     return SpatialTransformer(localisation, transform, output_size, **options)
 
 
 def thetas(transform, batch=2):
-    noise = torch.randn(batch, transform.n_params, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = torch.randn(
+        batch, transform.n_params, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     return transform.identity().double() + 0.2 * noise
 
 
@@ -47,7 +57,13 @@ def small_warp(transform):
 
 
 def small_inputs(transform):
-    x = torch.randn(2, 1, *(3, 4, 5)[-transform.dims :], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(
+        2,
+        1,
+        *(3, 4, 5)[-transform.dims :],
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(2),
+    )
     return x.requires_grad_(), thetas(transform).requires_grad_()
 
 
@@ -78,7 +94,10 @@ def test_forward_mode_gives_the_directional_derivative(make, size):
 def test_vectorised_jacobians_are_those_of_the_loop(make):
     transform = make()
     inputs = small_inputs(transform)
-    jacobians = [torch.autograd.functional.jacobian(small_warp(transform), inputs, vectorize=v) for v in (True, False)]
+    jacobians = [
+        torch.autograd.functional.jacobian(small_warp(transform), inputs, vectorize=v)
+        for v in (True, False)
+    ]
     for vectorised, looped in zip(*jacobians, strict=True):
         torch.testing.assert_close(vectorised, looped)
 
@@ -161,7 +180,9 @@ def test_an_exported_program_takes_any_batch(make, size, used):
 @every_class
 @both_sizes
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
 def test_a_traced_transformer_gives_what_the_module_gives(make, size, used):
     x = image(make())
     transformer = trained(make(), x, size).eval()
@@ -183,7 +204,12 @@ def test_onnxruntime_gives_what_the_module_gives(make, size, dynamo):
     transformer, file = trained(make(), x, size).eval(), io.BytesIO()
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
-            transformer, (x,), None if dynamo else file, dynamo=dynamo, opset_version=20, input_names=["x"]
+            transformer,
+            (x,),
+            None if dynamo else file,
+            dynamo=dynamo,
+            opset_version=20,
+            input_names=["x"],
         )
     if dynamo:
         program.save(file)
@@ -209,9 +235,13 @@ def test_make_fx_takes_fake_tensors(make):
 def test_a_transformer_on_the_meta_device_has_shapes_and_gets_its_start_back(make, size):
     with torch.device("meta"):
         x = torch.empty(image(make()).shape)
-        transformer = SpatialTransformer(FcLocalisation(x.shape[1:], make()), make(), size and size[-make().dims :])
+        transformer = SpatialTransformer(
+            FcLocalisation(x.shape[1:], make()), make(), size and size[-make().dims :]
+        )
         out = transformer(x)
-    expected = SpatialTransformer(FcLocalisation(x.shape[1:], make()), make(), size and size[-make().dims :])
+    expected = SpatialTransformer(
+        FcLocalisation(x.shape[1:], make()), make(), size and size[-make().dims :]
+    )
     assert out.shape == expected(image(make())).shape
     transformer.to_empty(device="cpu")
     for module in transformer.modules():

@@ -10,7 +10,15 @@ import torch
 from families import every_family
 from scipy.interpolate import RBFInterpolator
 
-from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, pixel_centres, sample
+from spatial_transformer.transformer import (
+    Affine,
+    Affine3d,
+    Attention,
+    Projective,
+    ThinPlateSpline,
+    pixel_centres,
+    sample,
+)
 from spatial_transformer.transformer.transforms import MAX_CACHE_BYTES
 
 SIZES = [(1, 1), (28, 28), (42, 42), (60, 60), (64, 64), (33, 17), (5, 224), (224, 224)]
@@ -23,7 +31,9 @@ def small_size(transform):
 
 def thetas(transform, batch=3, spread=0.2, dtype=torch.float64, seed=0):
     """Random thetas around the identity."""
-    noise = torch.randn(batch, transform.n_params, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(
+        batch, transform.n_params, dtype=dtype, generator=torch.Generator().manual_seed(seed)
+    )
     return transform.identity().to(dtype) + spread * noise
 
 
@@ -41,7 +51,9 @@ def test_pixel_centres_are_half_pixel_x_first_and_in_memory_order():
 
 def test_pixel_centres_of_a_volume_are_x_y_z_with_x_fastest():
     x, y, z = pixel_centres((2, 3, 4)).unflatten(1, (2, 3, 4))
-    torch.testing.assert_close(x[1, 2], torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64))
+    torch.testing.assert_close(
+        x[1, 2], torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64)
+    )
     torch.testing.assert_close(y[1, :, 3], torch.tensor([-2 / 3, 0, 2 / 3], dtype=torch.float64))
     torch.testing.assert_close(z[:, 2, 3], torch.tensor([-0.5, 0.5], dtype=torch.float64))
 
@@ -86,7 +98,9 @@ def test_grid_has_one_point_for_each_output_pixel(make):
 def test_grid_is_the_transformation_of_the_pixel_centres(make):
     transform = make()
     theta, size = thetas(transform), small_size(transform)
-    torch.testing.assert_close(transform.grid(theta, size).flatten(1, -2), transform(theta, target_points(size)))
+    torch.testing.assert_close(
+        transform.grid(theta, size).flatten(1, -2), transform(theta, target_points(size))
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -99,7 +113,9 @@ def test_identity_grid_is_the_pixel_centres_to_rounding(make, size):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(
-    "make", [Projective, ThinPlateSpline, lambda: ThinPlateSpline((3, 5))], ids=["projective", "tps", "tps_3x5"]
+    "make",
+    [Projective, ThinPlateSpline, lambda: ThinPlateSpline((3, 5))],
+    ids=["projective", "tps", "tps_3x5"],
 )
 def test_identity_grid_is_the_pixel_centres_to_1e_6(make, size):
     transform = make()
@@ -144,7 +160,10 @@ def test_the_size_used_last_is_kept_and_large_volumes_are_not():
 @every_family
 def test_threads_share_the_cache(make):
     transform = make()
-    theta, sizes = thetas(transform, dtype=torch.float32), [(n,) * transform.dims for n in range(2, 9)] * 8
+    theta, sizes = (
+        thetas(transform, dtype=torch.float32),
+        [(n,) * transform.dims for n in range(2, 9)] * 8,
+    )
     expected = {size: make().grid(theta, size) for size in set(sizes)}
     with ThreadPoolExecutor(4) as threads:
         grids = list(threads.map(lambda size: transform.grid(theta, size), sizes))
@@ -155,7 +174,9 @@ def test_threads_share_the_cache(make):
 def test_a_basis_has_no_structural_zeros_and_one_row_for_each_coefficient(make):
     transform = make()
     basis = transform.basis((3, 4, 5)[-transform.dims :], torch.float32, torch.device("cpu"))
-    assert len(basis) == {"ThinPlateSpline": transform.n_params // 2 + 2}.get(type(transform).__name__, transform.dims + 1)
+    assert len(basis) == {"ThinPlateSpline": transform.n_params // 2 + 2}.get(
+        type(transform).__name__, transform.dims + 1
+    )
     assert (basis != 0).any(dim=1).all()
 
 
@@ -163,7 +184,11 @@ def test_a_basis_has_no_structural_zeros_and_one_row_for_each_coefficient(make):
 def test_grid_of_an_empty_batch_is_empty(make):
     transform = make()
     size = small_size(transform)
-    assert transform.grid(torch.empty(0, transform.n_params), size).shape == (0, *size, transform.dims)
+    assert transform.grid(torch.empty(0, transform.n_params), size).shape == (
+        0,
+        *size,
+        transform.dims,
+    )
 
 
 @every_family
@@ -186,13 +211,17 @@ def test_affine_theta_is_the_rows_of_a_2x3_matrix():
 def test_attention_is_one_scale_and_a_translation():
     s, t_x, t_y = theta = torch.tensor([0.7, 0.2, -0.1], dtype=torch.float64)
     as_affine = torch.stack([s, s * 0, t_x, s * 0, s, t_y])
-    torch.testing.assert_close(Attention().grid(theta[None], (4, 5)), Affine().grid(as_affine[None], (4, 5)))
+    torch.testing.assert_close(
+        Attention().grid(theta[None], (4, 5)), Affine().grid(as_affine[None], (4, 5))
+    )
 
 
 def test_attention_of_fixed_scale_takes_the_translation_alone():
     theta = torch.tensor([[0.2, -0.1]], dtype=torch.float64)
     with_scale = torch.tensor([[0.5, 0.2, -0.1]], dtype=torch.float64)
-    torch.testing.assert_close(Attention(scale=0.5).grid(theta, (4, 5)), Attention().grid(with_scale, (4, 5)))
+    torch.testing.assert_close(
+        Attention(scale=0.5).grid(theta, (4, 5)), Attention().grid(with_scale, (4, 5))
+    )
 
 
 def test_identity_of_a_fixed_scale_is_the_central_window():
@@ -215,7 +244,10 @@ def test_affine3d_rotation_about_the_depth_axis_is_the_plane_rotation_of_each_sl
     plane = Affine().grid(torch.stack([c, -s, o, s, c, o])[None], (4, 5))
     for depth in range(3):
         torch.testing.assert_close(volume[:, depth, ..., :2], plane)
-        torch.testing.assert_close(volume[:, depth, ..., 2], torch.full((1, 4, 5), 2 * (depth - 1) / 3, dtype=torch.float64))
+        torch.testing.assert_close(
+            volume[:, depth, ..., 2],
+            torch.full((1, 4, 5), 2 * (depth - 1) / 3, dtype=torch.float64),
+        )
 
 
 # Projective
@@ -249,11 +281,19 @@ def test_projective_is_the_quotient_by_w_wherever_w_is_above_min_w():
 
 @pytest.mark.parametrize("slope", [-0.95, -1.0, -3.0, -100.0, -1e6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_projective_is_finite_with_a_gradient_at_every_pixel_when_w_is_near_or_below_zero(slope, dtype):
+def test_projective_is_finite_with_a_gradient_at_every_pixel_when_w_is_near_or_below_zero(
+    slope, dtype
+):
     points = target_points((8, 8)).to(dtype)
-    theta = torch.tensor([1, 0, 0.1, 0, 1, 0.2, slope, slope / 2], dtype=dtype).repeat(len(points), 1).requires_grad_()
+    theta = (
+        torch.tensor([1, 0, 0.1, 0, 1, 0.2, slope, slope / 2], dtype=dtype)
+        .repeat(len(points), 1)
+        .requires_grad_()
+    )
     assert (1 + points @ theta[0, 6:]).min() < 0.1
-    mapped = Projective()(theta, points).diagonal().T  # point i by theta i, so that each pixel has a gradient of its own
+    mapped = (
+        Projective()(theta, points).diagonal().T
+    )  # point i by theta i, so that each pixel has a gradient of its own
     gradient = torch.autograd.grad(mapped.sum(), theta)[0]
     assert mapped.isfinite().all()
     assert gradient.isfinite().all()
@@ -272,7 +312,9 @@ def test_projective_goes_on_without_a_step_or_a_kink_at_min_w():
     point = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
     values, slopes = [], []
     for w in (0.2 - 1e-9, 0.2 + 1e-9):
-        theta = torch.tensor([[1, 0, 0, 0, 1, 0, w - 1, 0]], dtype=torch.float64, requires_grad=True)
+        theta = torch.tensor(
+            [[1, 0, 0, 0, 1, 0, w - 1, 0]], dtype=torch.float64, requires_grad=True
+        )
         value = transform(theta, point)
         values.append(value.detach())
         slopes.append(torch.autograd.grad(value.sum(), theta)[0])
@@ -281,7 +323,9 @@ def test_projective_goes_on_without_a_step_or_a_kink_at_min_w():
 
 
 def test_projective_gradient_is_the_numerical_one_below_min_w_too():
-    theta = torch.tensor([[1, 0, 0.1, 0, 1, 0.2, -2.1, -0.7]], dtype=torch.float64, requires_grad=True)
+    theta = torch.tensor(
+        [[1, 0, 0.1, 0, 1, 0.2, -2.1, -0.7]], dtype=torch.float64, requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda t: Projective().grid(t, (4, 5)), theta)
 
 
@@ -310,7 +354,9 @@ def test_tps_maps_its_control_points_to_theta(points):
 
 
 @control_grids
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)], ids=str
+)
 def test_tps_is_the_thin_plate_spline_of_scipy(points, dtype, tolerance):
     transform = ThinPlateSpline(points)
     theta = thetas(transform, batch=1)
@@ -335,7 +381,11 @@ def test_tps_of_an_affine_image_of_the_control_grid_is_that_affine_map():
 def test_grid_is_float64_for_a_float64_theta_and_float32_otherwise(make):
     transform = make()
     size = small_size(transform)
-    for given, made in {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32}.items():
+    for given, made in {
+        torch.float64: torch.float64,
+        torch.float32: torch.float32,
+        torch.bfloat16: torch.float32,
+    }.items():
         assert transform.grid(thetas(transform).to(given), size).dtype == made
 
 
@@ -366,7 +416,10 @@ def test_float32_grid_is_the_float64_one_to_1e_6_at_224_px(make):
     transform = make()
     theta = thetas(transform, batch=1, spread=0.05, dtype=torch.float32)
     torch.testing.assert_close(
-        transform.grid(theta, (224, 224)).double(), transform.grid(theta.double(), (224, 224)), rtol=1e-6, atol=1e-6
+        transform.grid(theta, (224, 224)).double(),
+        transform.grid(theta.double(), (224, 224)),
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
@@ -454,7 +507,10 @@ def test_compose_and_inverse_are_float32_under_autocast_and_have_gradients(make)
 def test_one_warp_by_the_composed_theta_is_two_warps():
     row = torch.linspace(-1, 1, 48)
     x = torch.exp(-12 * (row[:, None] ** 2 + (row - 0.2) ** 2))[None, None]
-    a, b = (torch.tensor([theta]) for theta in ([0.9, 0.1, 0.0, -0.1, 0.9, 0.05], [0.8, 0.0, 0.1, 0.1, 0.7, 0.0]))
+    a, b = (
+        torch.tensor([theta])
+        for theta in ([0.9, 0.1, 0.0, -0.1, 0.9, 0.05], [0.8, 0.0, 0.1, 0.1, 0.7, 0.0])
+    )
     transform = Affine()
     twice = sample(sample(x, transform.grid(a, (48, 48))), transform.grid(b, (48, 48)))
     once = sample(x, transform.grid(transform.compose(a, b), (48, 48)))
@@ -465,7 +521,9 @@ def test_one_warp_by_the_composed_theta_is_two_warps():
 def test_families_that_are_not_closed_refuse_compose_and_inverse(transform):
     theta = transform.identity()[None]
     for call in (lambda: transform.compose(theta, theta), lambda: transform.inverse(theta)):
-        with pytest.raises(TypeError, match="has neither compose nor inverse: their results are outside the family"):
+        with pytest.raises(
+            TypeError, match="has neither compose nor inverse: their results are outside the family"
+        ):
             call()
 
 
@@ -489,13 +547,16 @@ def test_compose_and_inverse_check_their_thetas():
 def test_a_size_that_is_no_image_is_refused(make, wrong):
     transform = make()
     with pytest.raises(
-        ValueError, match=rf"size must be {transform.dims} positive numbers for {type(transform).__name__}, got"
+        ValueError,
+        match=rf"size must be {transform.dims} positive numbers for {type(transform).__name__}, got",
     ):
         transform.grid(thetas(transform), wrong)
 
 
 @every_family
-@pytest.mark.parametrize("change", [lambda theta: theta[:, 1:], lambda theta: theta[0], lambda theta: theta[None]])
+@pytest.mark.parametrize(
+    "change", [lambda theta: theta[:, 1:], lambda theta: theta[0], lambda theta: theta[None]]
+)
 def test_a_theta_of_another_shape_is_refused(make, change):
     transform = make()
     theta, size = change(thetas(transform)), small_size(transform)
@@ -540,7 +601,9 @@ def test_a_control_grid_without_two_rows_and_columns_is_refused(points):
         ThinPlateSpline(points)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where products may be in TF32")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU, where products may be in TF32"
+)
 @every_family
 def test_a_program_that_allows_coarse_products_gets_the_same_grid(make):
     transform = make()

@@ -88,7 +88,9 @@ class Grid(Sweeper):
         self.params = [f"{name}={values}" for name, values in params.items()]
         self.show = show
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=Job(task_function), config=config
@@ -109,7 +111,10 @@ class Grid(Sweeper):
                 raise UsageError(f"Two runs of the sweep have the same directory {run.path}.")
             runs[name] = (job, run, finished)
         jobs = [job for job, _, finished in runs.values() if not finished]
-        print(f"{len(runs)} runs, {len(runs) - len(jobs)} already finished, in {sweep_dir}", flush=True)
+        print(
+            f"{len(runs)} runs, {len(runs) - len(jobs)} already finished, in {sweep_dir}",
+            flush=True,
+        )
         if self.show or not jobs:
             return _print_states(runs) and None
         try:
@@ -142,9 +147,9 @@ class Grid(Sweeper):
                 raise UsageError(f"{override.input_line} must list its values.")
             else:
                 values[key] = list(override.sweep_string_iterator())
-        for key in ("ablation", "cluster"):
+        for key in ("sweep", "ablation", "launcher"):
             if len(values.get(key, ())) > 1:
-                raise UsageError(f"A sweep must have one {key}, got {', '.join(values[key])}.")
+                raise UsageError(f"Choose one {key}, got {', '.join(values[key])}.")
         rows = self.rows
         for key in set().union(*rows) & values.keys():
             known = {row.get(key) for row in self.rows}
@@ -156,7 +161,9 @@ class Grid(Sweeper):
             del values[key]
         settings = [[f"{key}={value}" for value in values[key]] for key in values]
         return [
-            [*(f"{key}={value}" for key, value in row.items()), *rest] for row in rows for rest in itertools.product(*settings)
+            [*(f"{key}={value}" for key, value in row.items()), *rest]
+            for row in rows
+            for rest in itertools.product(*settings)
         ]
 
     def _check(self, job: list[str], number: int) -> tuple[Any, bool]:
@@ -226,7 +233,9 @@ class Job:
 class Joblib(JoblibLauncher):
     """Hydra's launcher for several runs at once, which leaves no worker behind."""
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         from spatial_transformer.utils.errors import Stopped, UsageError
@@ -264,7 +273,9 @@ class SlurmArray(SlurmLauncher):
         extra = ["hydra.output_subdir=null"] if rank() > 0 else []
         return super().__call__([*sweep_overrides, *extra], *arguments)
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         import submitit
 
         from spatial_transformer.utils.errors import UsageError
@@ -311,9 +322,9 @@ def _squeue(columns: str, *options: str) -> list[str]:
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        raise UsageError("cluster=slurm needs SLURM: squeue is missing on this machine.") from None
+        raise UsageError("launcher=slurm needs SLURM: squeue is missing on this machine.") from None
     if result.returncode and "Invalid job id" not in result.stderr:
-        raise UsageError(f"cluster=slurm: {result.stderr.strip()}.")
+        raise UsageError(f"launcher=slurm: {result.stderr.strip()}.")
     return result.stdout.split("\n")[:-1]
 
 

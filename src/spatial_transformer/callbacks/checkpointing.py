@@ -24,12 +24,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ``last.ckpt`` keeps the one before it as ``previous.ckpt``.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         keep = path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
         save_tensors(checkpoint, path, durable=True, keep=keep)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return load_tensors(Path(path))
 
 
@@ -56,7 +60,9 @@ class BestCheckpoint(ModelCheckpoint):
         """
         path = Path(self.dirpath or "") / "best.ckpt"
         if not path.is_file():
-            raise UsageError(f"{path} is missing. Restore it, or use ckpt_path=null to train again.")
+            raise UsageError(
+                f"{path} is missing. Restore it, or use ckpt_path=null to train again."
+            )
         return path
 
 
@@ -79,7 +85,9 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         is_final: whether training has ended.
     """
 
-    def __init__(self, run_dir: Any, fingerprint: dict[str, str], minutes: float, signals: Any) -> None:
+    def __init__(
+        self, run_dir: Any, fingerprint: dict[str, str], minutes: float, signals: Any
+    ) -> None:
         self.run_dir = run_dir
         self.fingerprint = fingerprint
         self.minutes = minutes

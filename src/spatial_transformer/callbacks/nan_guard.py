@@ -32,7 +32,9 @@ class NanGuard(pl.Callback):
         loss, step = outputs["loss"].detach(), trainer.global_step
         if self._bad_step is None:
             self._bad_step = torch.full((), _NEVER, device=loss.device)
-        self._bad_step = torch.where(loss.isfinite(), self._bad_step, self._bad_step.clamp(max=step))
+        self._bad_step = torch.where(
+            loss.isfinite(), self._bad_step, self._bad_step.clamp(max=step)
+        )
         is_cheap = loss.device.type == "cpu" and trainer.world_size == 1
         if is_cheap or step % self.every == 0:
             self._check(trainer)

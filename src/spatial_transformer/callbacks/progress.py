@@ -7,7 +7,14 @@ from datetime import timedelta
 
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from torch import nn
 
@@ -57,13 +64,20 @@ class RunProgress(ProgressBar):
             TextColumn("{task.fields[figures]}"),
             console=self._console,
         )
-        self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, rate="", figures="")
+        self._task = self._bar.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, rate="", figures=""
+        )
         self._bar.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
         if self._bar is not None and (step % self.every == 0 or step == trainer.max_steps):
-            self._bar.update(self._task, completed=step, rate=f"{self._rate(step):.1f} steps/s", figures=self._figures(trainer))
+            self._bar.update(
+                self._task,
+                completed=step,
+                rate=f"{self._rate(step):.1f} steps/s",
+                figures=self._figures(trainer),
+            )
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if self._bar is None and self._enabled and not trainer.sanity_checking:
@@ -90,12 +104,17 @@ class RunProgress(ProgressBar):
         return (step - self._first_step) / max(time.monotonic() - self._start, 1e-9)
 
     def _figures(self, trainer) -> str:
-        return "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.progress_bar_metrics.items()))
+        return "  ".join(
+            f"{name} {float(value):.4g}"
+            for name, value in sorted(trainer.progress_bar_metrics.items())
+        )
 
 
 def _parameter_table(network: nn.Module, name: str | None) -> Table:
     total = sum(p.numel() for p in network.parameters())
-    localisation = sum(p.numel() for net in localisation_networks(network) for p in net.parameters())
+    localisation = sum(
+        p.numel() for net in localisation_networks(network) for p in net.parameters()
+    )
     table = Table("part", "parameters", box=None, title=name, title_justify="left")
     table.columns[1].justify = "right"
     table.add_row("localisation", f"{localisation:,}")

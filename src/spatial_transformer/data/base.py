@@ -159,7 +159,9 @@ class BatchedData(pl.LightningDataModule, ABC):
 def check_fits(batch_size: int, n: int) -> None:
     """Raise UsageError if a batch is larger than a training set of ``n`` samples."""
     if batch_size > n:
-        raise UsageError(f"data.batch_size must be at most {n:,}, the size of the training set, got {batch_size:,}.")
+        raise UsageError(
+            f"data.batch_size must be at most {n:,}, the size of the training set, got {batch_size:,}."
+        )
 
 
 def check_shares(batch_size: int, devices: int) -> None:
@@ -171,7 +173,9 @@ def check_shares(batch_size: int, devices: int) -> None:
     if batch_size % devices:
         lower = batch_size // devices * devices
         near = " or ".join(str(size) for size in (lower, lower + devices) if size)
-        raise UsageError(f"data.batch_size must be a multiple of the {devices} devices, got {batch_size}. Use {near}.")
+        raise UsageError(
+            f"data.batch_size must be a multiple of the {devices} devices, got {batch_size}. Use {near}."
+        )
 
 
 def in_order(parts: Sequence[Tensor]) -> Tensor:

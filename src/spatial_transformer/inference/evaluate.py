@@ -30,7 +30,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         Stopped: a signal asked the program to stop.
     """
     with unchanged_process(), StopSignals(_HINT):
-        trained = load_trained(Path(config.run), config.checkpoint, config.data.root, config.get("trust") or ())
+        trained = load_trained(
+            Path(config.run), config.checkpoint, config.data.root, config.get("trust") or ()
+        )
         trained.config.trainer.update(config.trainer)
         trainer = build_trainer(trained.config)
         processes = DistributedContext(trainer)

@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from ..data.base import BatchedData
 from ..tasks.classification import Classification
@@ -27,8 +25,9 @@ from ..training.result import check_result, read_result
 from ..training.run_dir import RunDir
 from ..training.upgrade import upgrade_settings
 from ..training.validation import check_component, find_target
+from ..training.weights import check_fit, read_checkpoint, read_weights
 from ..utils.errors import UsageError
-from ..utils.serialization import load_tensors, save_tensors
+from ..utils.serialization import save_tensors
 
 _PACKAGES = {
     "data": "spatial_transformer.data.",
@@ -120,7 +119,9 @@ def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) 
     """Return the parts of a run's settings that are needed, after all checks."""
     config: dict[str, Any] = {name: settings.get(name) for name in ("seed", "label", *_GROUPS)}
     for n, value in enumerate(_leaves(config)):
-        if not isinstance(value, str | int | float | None) or re.search(r"\$\{|^\?{3}$", str(value)):
+        if not isinstance(value, str | int | float | None) or re.search(
+            r"\$\{|^\?{3}$", str(value)
+        ):
             raise UsageError(f"settings must be plain values, got {str(value)[:100]!r}.")
         if n > _MOST_VALUES:
             raise UsageError(f"there must be at most {_MOST_VALUES} settings.")
@@ -186,7 +187,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_packed(file: Path) -> dict[str, Any]:
-    packed = _read(file)
+    packed = read_checkpoint(file)
     parts = {"config": dict, "classes": list, "record": dict, "state_dict": dict}
     try:
         for name, kind in parts.items():
@@ -198,45 +199,3 @@ def _read_packed(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{file} is not a packed network: {error}.") from error
     return packed
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the weights in a checkpoint of a run.
-
-    Raises:
-        UsageError: it does not exist or is damaged.
-    """
-    if not file.is_file():
-        raise UsageError(f"{file} does not exist. Set checkpoint=best or checkpoint=last.")
-    saved = _read(file)
-    if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
-        raise UsageError(f"{file} cannot be read as a checkpoint: it has no weights.")
-    return saved["state_dict"]
-
-
-def _read(file: Path) -> Any:
-    try:
-        return load_tensors(file)
-    except ValueError as error:
-        raise UsageError(f"{file} cannot be read as a checkpoint: {error}.") from error
-
-
-def check_fit(weights: dict[str, Tensor], task: pl.LightningModule, file: Path) -> None:
-    """Check that the weights of a file are those of this network.
-
-    Raises:
-        UsageError: they are not.
-    """
-
-    def shapes(state: dict[str, Any]) -> dict[str, str]:
-        return {k: str(tuple(v.shape)) if isinstance(v, Tensor) else "no tensor" for k, v in state.items()}
-
-    expected, got = shapes(task.state_dict()), shapes(weights)
-    names = sorted(expected.keys() | got.keys(), key=str)
-    different = [name for name in names if expected.get(name) != got.get(name)]
-    if different:
-        name = different[0]
-        raise UsageError(
-            f"{file} holds the weights of another network: {len(different)} of {len(names)} tensors "
-            f"differ. {name} must be {expected.get(name)}, got {got.get(name)}."
-        )

@@ -187,7 +187,9 @@ def predict(config: DictConfig) -> list[FilePrediction]:
     files = list_pictures(place)
     if out.resolve() == (place if place.is_dir() else place.parent).resolve():
         raise UsageError(f"out must not be the directory of the pictures, got {out}.")
-    trained = load_trained(Path(config.run), config.checkpoint, config.data.root, config.get("trust") or ())
+    trained = load_trained(
+        Path(config.run), config.checkpoint, config.data.root, config.get("trust") or ()
+    )
     _check_takes_pictures(trained, config.run)
     trained.task.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -280,7 +282,10 @@ def _read(file: Path) -> Image.Image:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a pipe would wait for ever
         raise UsageError("it is not a regular file, but a pipe, a socket or a device.")
     if stat.S_ISREG(mode):
-        with contextlib.suppress(*DECODING_ERRORS), file.open("rb") as opened:  # reported by read_picture
+        with (
+            contextlib.suppress(*DECODING_ERRORS),
+            file.open("rb") as opened,
+        ):  # reported by read_picture
             _check_header(opened)
     return read_picture(file)
 

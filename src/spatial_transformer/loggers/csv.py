@@ -56,7 +56,9 @@ class MetricsCSV(Logger):
             if len(kept) < rows:
                 raise ValueError(f"it has {len(kept):,} of {rows:,} rows")
         except (OSError, ValueError, csv.Error) as error:
-            raise UsageError(f"{self.path} is damaged: {error}.\nRestore it, or use ckpt_path=null to start over.") from error
+            raise UsageError(
+                f"{self.path} is damaged: {error}.\nRestore it, or use ckpt_path=null to start over."
+            ) from error
         self._rows, self._written, self._columns = kept, 0, []
         self._add_columns()
         self._rewrite(durable=True)
@@ -116,13 +118,19 @@ class MetricsCSV(Logger):
     def _add_columns(self) -> bool:
         """Add the columns of the rows to come, in a fixed order; return whether there are new ones."""
         columns = {name for row in self._rows for name in row} | set(self._columns)
-        before, self._columns = self._columns, sorted(columns, key=lambda name: (name != "step", name))
+        before, self._columns = (
+            self._columns,
+            sorted(columns, key=lambda name: (name != "step", name)),
+        )
         return self._columns != before
 
     def _rewrite(self, durable: bool) -> None:
         if not self._rows:
             return
-        with atomic_write(self.path, durable) as path, path.open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_write(self.path, durable) as path,
+            path.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(self._rows)

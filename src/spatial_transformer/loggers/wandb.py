@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from ..naming import chosen_data, data_words, network_name
+from ..paper import data_tags, describe_data, network_name
 from ..utils.errors import UsageError
 from ..utils.failures import warn_on_failure
 
@@ -60,7 +60,9 @@ class WandbRun(WandbLogger):
         self.keep_model = keep_model
         if offline is None:
             offline = not _can_log_in()
-        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # the command `wandb disabled`
+        mode = (
+            os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+        )  # the command `wandb disabled`
         if mode != "disabled":
             settings["id"] = _run_id(self.folder / "wandb_id")
         # The mode too: Lightning only sets the environment, and W&B may have read it by now.
@@ -71,7 +73,9 @@ class WandbRun(WandbLogger):
         else:  # in seconds: training does not wait for a server for long, nor does its end
             settings["settings"] = {"init_timeout": 30, "finish_timeout": 120}
         super().__init__(save_dir=save_dir or run_dir, offline=offline, **settings)
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it, though it is Lightning that sets it
+        self._wandb_init.pop(
+            "anonymous", None
+        )  # W&B warns of it, though it is Lightning that sets it
         self._pictures: dict[str, Any] = {}
         self._next = 0
         self._there: int | None = None
@@ -108,9 +112,16 @@ class WandbRun(WandbLogger):
         """
         choices, data = params["choices"], params["data"]
         network = network_name(choices["experiment"], choices["model"], choices["transform"])
-        tags = [*(self._wandb_init.get("tags") or ()), choices["model"], choices["transform"], choices["recipe"]]
-        self._wandb_init["tags"] = [tag[:_LONGEST_TAG] for tag in [*tags, *data_words(data)] if tag != "none"]
-        super().log_hyperparams({**params, **chosen_data(data), "network": network})
+        tags = [
+            *(self._wandb_init.get("tags") or ()),
+            choices["model"],
+            choices["transform"],
+            choices["recipe"],
+        ]
+        self._wandb_init["tags"] = [
+            tag[:_LONGEST_TAG] for tag in [*tags, *describe_data(data)] if tag != "none"
+        ]
+        super().log_hyperparams({**params, **data_tags(data), "network": network})
 
     @rank_zero_only
     def log_result(self, record: Mapping[str, Any], checkpoint: str) -> None:
@@ -128,16 +139,24 @@ class WandbRun(WandbLogger):
         run = self.experiment
         run.summary.update({name: record[name] for name in ("parameters", "seconds")})
         best = record["metrics"].get("val/best_error")
-        if best is not None:  # in W&B's own place, too, as of a run that went on it may have seen only a part
+        if (
+            best is not None
+        ):  # in W&B's own place, too, as of a run that went on it may have seen only a part
             run.summary.update({"val/best_error": best, "val/error": {"min": best}})
         if checkpoint and self.keep_model:
             told = {name: record[name] for name in ("label", "seed", "steps", "commit")}
             told |= {name: record["metrics"].get(name) for name in ("val/best_error", "test/error")}
             model = wandb.Artifact(f"model-{run.id}", type="model", metadata=told)
             try:
-                model.add_file(str(Path(checkpoint).absolute()), policy="immutable", skip_cache=True)
+                model.add_file(
+                    str(Path(checkpoint).absolute()), policy="immutable", skip_cache=True
+                )
                 run.log_artifact(model, aliases=["best", _row(record)])
-            except (OSError, ValueError, wandb.Error) as error:  # no place for W&B's staging directory, say
+            except (
+                OSError,
+                ValueError,
+                wandb.Error,
+            ) as error:  # no place for W&B's staging directory, say
                 log.warning("W&B did not take the model: %s", error)
 
     @rank_zero_only
@@ -152,7 +171,9 @@ class WandbRun(WandbLogger):
             step = int(row["step"])
             figures = {name: float(value) for name, value in row.items() if name != "step"}
             if self._is_lacking and (self._next == 0 or "val/error" in figures):
-                self._add_pictures(step + 1 if self._next else 0)  # those before training go with the first row
+                self._add_pictures(
+                    step + 1 if self._next else 0
+                )  # those before training go with the first row
             self.log_metrics(figures, step)
 
     def _add_pictures(self, step: int) -> None:
@@ -176,7 +197,9 @@ class WandbRun(WandbLogger):
             return
         if self._is_lacking:
             row = {STEP: step, **metrics}
-            with warn_on_failure("Sending images and tables to W&B"):  # tables are staged below HOME, which may be full
+            with warn_on_failure(
+                "Sending images and tables to W&B"
+            ):  # tables are staged below HOME, which may be full
                 self.experiment.log({**row, **self._pictures}, step=self._next, commit=True)
                 row = {}
             if row:
@@ -201,7 +224,7 @@ def _row(record: Mapping[str, Any]) -> str:
         return re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")
 
     row = plain(network_name(record["experiment"], record["model"], record["transform"]))
-    columns = [plain(word) for word in data_words(record["config"]["data"])]
+    columns = [plain(word) for word in describe_data(record["config"]["data"])]
     return "-".join([row, *(column for column in columns if f"-{column}-" not in f"-{row}-")])
 
 
@@ -220,4 +243,7 @@ def _can_log_in() -> bool:
 
 def _say_offline(error: Exception) -> None:
     reason = str(error).splitlines()[0]
-    log.warning("W&B cannot be reached (%s). The run is logged offline; upload it with `wandb sync`.", reason)
+    log.warning(
+        "W&B cannot be reached (%s). The run is logged offline; upload it with `wandb sync`.",
+        reason,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..projection import project
+from ..geometry import project_volume
 from ..transformer import SpatialTransformer, Transform
 from .localisation import Regression
 from .mnist import fcn_classifier
@@ -47,9 +47,9 @@ class VolumeNetwork(nn.Module):
         """
         depth = volumes.shape[2]
         if self.transformer is None:
-            image = F.avg_pool2d(project(volumes, depth), _POOL)
+            image = F.avg_pool2d(project_volume(volumes, depth), _POOL)
         else:
-            image = project(self.transformer(volumes, theta=theta), depth)
+            image = project_volume(self.transformer(volumes, theta=theta), depth)
         return self.classifier(image)
 
 

@@ -13,11 +13,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ..data.mnist.distortions import DISTORTIONS
-from ..naming import network_name
-from ..paper import ADDITION, ADDITION_NETWORKS, CLUTTERED, NETWORKS, SVHN_NETWORKS, TABLE_1
+from ..paper import (
+    ADDITION,
+    ADDITION_NETWORKS,
+    CLUTTERED,
+    NETWORKS,
+    SVHN_NETWORKS,
+    TABLE_1,
+    network_name,
+)
 from ..utils.errors import UsageError
-from .paper_tables import NOT_RUN, birds_options, format_mean, format_percent, mnist_table, species_of
-from .records import changed_settings, diff_keys, flatten, matches_config, overrides_for, standard_settings
+from .paper_tables import (
+    NOT_RUN,
+    birds_options,
+    format_mean,
+    format_percent,
+    mnist_table,
+    species_of,
+)
+from .records import (
+    changed_settings,
+    diff_keys,
+    flatten,
+    matches_config,
+    overrides_for,
+    standard_settings,
+)
 
 
 def addition_pose_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
@@ -35,7 +56,9 @@ def addition_pose_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
             if f"test/pose_{who}_1" in figures:
                 nearer = "–" if who == "input" else f"{figures[f'test/resolves_first_{who}']:.0f}"
                 reader = "nothing: the image" if who == "input" else f"transformer {who}"
-                distances = f"{figures[f'test/pose_{who}_1']:.1f} | {figures[f'test/pose_{who}_2']:.1f}"
+                distances = (
+                    f"{figures[f'test/pose_{who}_1']:.1f} | {figures[f'test/pose_{who}_2']:.1f}"
+                )
                 rows.append(f"| {run} | {reader} | {distances} | {nearer} |")
     lines = [
         "| network | recipe, steps | seed | read by | first digit, px | second digit, px | first is nearer, % of samples |",
@@ -58,14 +81,24 @@ def projective_table(records: Iterable[dict[str, Any]]) -> str:
     rows: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         data = record["config"]["data"]
-        row = (data.get("corner_std") or 5.0, data["canvas"] or DISTORTIONS["p"].canvas, record["steps"])
+        row = (
+            data.get("corner_std") or 5.0,
+            data["canvas"] or DISTORTIONS["p"].canvas,
+            record["steps"],
+        )
         rows[row][record["model"], record["transform"]].append(record["metrics"]["test/error"])
-    names = {name: options for name, options in NETWORKS.items() if any(options in found for found in rows.values())}
+    names = {
+        name: options
+        for name, options in NETWORKS.items()
+        if any(options in found for found in rows.values())
+    }
     lines = [
         "| deviation of each coordinate, px | canvas | steps | " + " | ".join(names) + " |",
         "|---|---|---|" + "---|" * len(names),
     ]
-    lines.append("| *paper* | | *150k* | " + " | ".join(f"*{TABLE_1[name]['p']}*" for name in names) + " |")
+    lines.append(
+        "| *paper* | | *150k* | " + " | ".join(f"*{TABLE_1[name]['p']}*" for name in names) + " |"
+    )
     for (std, canvas, steps), found in sorted(rows.items()):
         cells = [format_mean(found.get(options, [])) for options in names.values()]
         lines.append(f"| {std:.2f} | {canvas} | {steps:,} | " + " | ".join(cells) + " |")
@@ -80,18 +113,37 @@ def pooling_table(records: Iterable[dict[str, Any]], addition: bool = False) -> 
         addition: whether they are of MNIST addition, not of distorted MNIST.
     """
     columns = {"error": "error"} if addition else {"rts": "RTS", "tc": "TC"}
-    names = {options: name for name, options in (ADDITION_NETWORKS if addition else NETWORKS).items()}
+    names = {
+        options: name for name, options in (ADDITION_NETWORKS if addition else NETWORKS).items()
+    }
     rows: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        row = (names[record["model"], record["transform"]], record["config"]["model"].get("pool") or 1, record["steps"])
-        rows[row][record["config"]["data"].get("distortion", "error")].append(record["metrics"]["test/error"])
-    lines = [f"| network | pooled by | steps | {' | '.join(columns.values())} |", "|---|---|---|" + "---|" * len(columns)]
+        row = (
+            names[record["model"], record["transform"]],
+            record["config"]["model"].get("pool") or 1,
+            record["steps"],
+        )
+        rows[row][record["config"]["data"].get("distortion", "error")].append(
+            record["metrics"]["test/error"]
+        )
+    lines = [
+        f"| network | pooled by | steps | {' | '.join(columns.values())} |",
+        "|---|---|---|" + "---|" * len(columns),
+    ]
     for name in dict.fromkeys(name for name, _, _ in sorted(rows)):
         of_paper = [ADDITION[name]] if addition else [TABLE_1[name]["rts"], CLUTTERED[name]]
-        lines.append(f"| **{name}** | *paper* | *150k* | " + " | ".join(f"*{number}*" for number in of_paper) + " |")
+        lines.append(
+            f"| **{name}** | *paper* | *150k* | "
+            + " | ".join(f"*{number}*" for number in of_paper)
+            + " |"
+        )
         for (who, pool, steps), found in sorted(rows.items()):
             if who == name:
-                lines.append(f"| | {pool} | {steps:,} | " + " | ".join(format_mean(found[column]) for column in columns) + " |")
+                lines.append(
+                    f"| | {pool} | {steps:,} | "
+                    + " | ".join(format_mean(found[column]) for column in columns)
+                    + " |"
+                )
     return "\n".join(lines) if rows else NOT_RUN
 
 
@@ -102,13 +154,18 @@ def improvement_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """
     table = mnist_table(records, conf)
     of_name = {network.name: network for network in table.networks}
-    lines = [f"| {' | '.join([*table.header, *table.columns])} |", "|---|---|" + "---|" * len(table.columns)]
+    lines = [
+        f"| {' | '.join([*table.header, *table.columns])} |",
+        "|---|---|" + "---|" * len(table.columns),
+    ]
     for name, network in of_name.items():
         base = of_name.get(name.removeprefix("ST-").partition(" ")[0])
         if base is None or base is network:
             continue
         pairs = zip(base.numbers or [], network.numbers or [])
-        numbers = ["–" if plain is None or own is None else f"*{plain - own:.1f}*" for plain, own in pairs]
+        numbers = [
+            "–" if plain is None or own is None else f"*{plain - own:.1f}*" for plain, own in pairs
+        ]
         lines.append(f"| **{name}** | *{table.paper_row}* | {' | '.join(numbers)} |")
         of_base = dict(base.rows)
         for about, cells in network.rows:
@@ -126,8 +183,11 @@ def _gain(plain: list[float], transformed: list[float]) -> str:
 
 
 def orientation_table(records: Iterable[dict[str, Any]]) -> str:
-    """The spread of angles within each class before and after the transformer, of ``scripts/orientation.py``, as Markdown."""
-    lines = ["| run | | mean | " + " | ".join(map(str, range(10))) + " |", "|---|---|---|" + "---|" * 10]
+    """The spread of angles within each class before and after the transformer, of ``scripts/analysis/orientation.py``, as Markdown."""
+    lines = [
+        "| run | | mean | " + " | ".join(map(str, range(10))) + " |",
+        "|---|---|---|" + "---|" * 10,
+    ]
     for record in sorted(records, key=lambda record: (record["label"], record["steps"])):
         name = f"`{record['label']}`, {record['steps']:,} steps"
         for side in ("before", "after"):
@@ -139,8 +199,15 @@ def orientation_table(records: Iterable[dict[str, Any]]) -> str:
 
 
 def redraws_table(records: Iterable[dict[str, Any]]) -> str:
-    """How often test digits are misread over several draws of their distortion, of ``scripts/redraws.py``, as Markdown."""
-    heads = ("run", "error, %", "digits misread in no draw", "in less than half", "in half or more", "their share of errors, %")
+    """How often test digits are misread over several draws of their distortion, of ``scripts/analysis/redraws.py``, as Markdown."""
+    heads = (
+        "run",
+        "error, %",
+        "digits misread in no draw",
+        "in less than half",
+        "in half or more",
+        "their share of errors, %",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
     for record in sorted(records, key=lambda record: (record["label"], record["steps"])):
         digits = {row["misread"]: row["digits"] for row in record["rows"]}
@@ -150,7 +217,9 @@ def redraws_table(records: Iterable[dict[str, Any]]) -> str:
         counts = (digits[0], record["samples"] - digits[0] - sum(hard.values()), sum(hard.values()))
         numbers = " | ".join(f"{n:,}" for n in counts)
         error = 100 * errors / draws / record["samples"]
-        lines.append(f"| `{record['label']}`, {record['steps']:,} steps | {error:.2f} | {numbers} | {100 * share:.0f} |")
+        lines.append(
+            f"| `{record['label']}`, {record['steps']:,} steps | {error:.2f} | {numbers} | {100 * share:.0f} |"
+        )
     return "\n".join(lines) if len(lines) > 2 else NOT_RUN
 
 
@@ -158,13 +227,20 @@ def times_table(records: Iterable[dict[str, Any]]) -> str:
     """How long the recorded runs took, as Markdown, by experiment, recipe and machine."""
     minutes: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
-        device = record["device"] + (f", {record['threads']} thread" if record["device"].startswith("cpu") else "")
+        device = record["device"] + (
+            f", {record['threads']} thread" if record["device"].startswith("cpu") else ""
+        )
         about = (record["experiment"], record["model"], record["recipe"], record["steps"], device)
         minutes[about].append(record["seconds"] / 60)
-    lines = ["| experiment | model | recipe, steps | on | runs | minutes a run, median |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| experiment | model | recipe, steps | on | runs | minutes a run, median |",
+        "|---|---|---|---|---|---|",
+    ]
     for (experiment, model, recipe, steps, device), values in sorted(minutes.items()):
         median = statistics.median(values)
-        lines.append(f"| {experiment} | {model} | {recipe}, {steps:,} | {device} | {len(values)} | {median:.0f} |")
+        lines.append(
+            f"| {experiment} | {model} | {recipe}, {steps:,} | {device} | {len(values)} | {median:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -179,12 +255,18 @@ def colocalisation_ablation_table(records: Iterable[dict[str, Any]], conf: Path)
         other = ", ".join(f"`{setting}`" for setting in changed_settings(record, conf))
         data = record["config"]["data"]
         key = (other or standard, record["steps"])
-        found[key][data["distortion"].upper(), data["digit"]].append(100 - record["metrics"]["test/error"])
+        found[key][data["distortion"].upper(), data["digit"]].append(
+            100 - record["metrics"]["test/error"]
+        )
     times = Counter(column for values in found.values() for column in values)
     columns = sorted(column for column in times if times[column] > 1)
-    lines = ["| changed | steps | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |"]
+    lines = [
+        "| changed | steps | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |"
+    ]
     lines.append("|---|---|" + "---|" * len(columns))
-    for (other, steps), values in sorted(found.items(), key=lambda item: (item[0][0] != standard, item[0])):
+    for (other, steps), values in sorted(
+        found.items(), key=lambda item: (item[0][0] != standard, item[0])
+    ):
         cells = [format_percent(values.get(column, [])) for column in columns]
         lines.append(f"| {other} | {steps:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if columns else NOT_RUN
@@ -201,7 +283,11 @@ def svhn_window_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
             for name in ("theta", "theta_2", "theta_3", "theta_4")
             if f"{name}/mean_0" in figures
         ]
-        if matrices and (record["model"], record["transform"]) in names and matches_config(record, conf):
+        if (
+            matrices
+            and (record["model"], record["transform"]) in names
+            and matches_config(record, conf)
+        ):
             # The area of a product is the product of the areas.
             area = math.prod(abs(a * d - b * c) for (a, b), (c, d) in matrices)
             key = (
@@ -226,7 +312,9 @@ def bird_part_coverage(
     """
     runs: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
-        if birds_options(experiment).items() <= overrides_for(record, conf).items() and matches_config(record, conf):
+        if birds_options(experiment).items() <= overrides_for(
+            record, conf
+        ).items() and matches_config(record, conf):
             runs[record["recipe"], record["steps"], species_of(record)].append(record["metrics"])
     return {
         f"{recipe}, {steps:,} steps; {species}; seeds: {len(metrics)}": _parts_of(metrics)
@@ -249,14 +337,20 @@ def _parts_of(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
                 if name.startswith(prefix):
                     figures[title][name.removeprefix(prefix)].append(value)
     return {
-        part: {f"crop {who}" if who.isdigit() else f"{who} crop": statistics.fmean(values[who]) for who in values}
+        part: {
+            f"crop {who}" if who.isdigit() else f"{who} crop": statistics.fmean(values[who])
+            for who in values
+        }
         for part, values in figures.items()
     }
 
 
 def crop_names(parts: dict[str, dict[str, float]]) -> list[str]:
     """Names of the crops of :func:`bird_part_coverage`, the network's before those that it is compared with."""
-    return sorted({crop for values in parts.values() for crop in values}, key=lambda crop: (not crop.startswith("crop "), crop))
+    return sorted(
+        {crop for values in parts.values() for crop in values},
+        key=lambda crop: (not crop.startswith("crop "), crop),
+    )
 
 
 def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> str:
@@ -264,16 +358,24 @@ def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) 
     tables = []
     for title, parts in bird_part_coverage(records, conf, experiment).items():
         crops = crop_names(parts)
-        lines = [f"{title}:\n", "| part | " + " | ".join(crops) + " |", "|---|" + "---|" * len(crops)]
+        lines = [
+            f"{title}:\n",
+            "| part | " + " | ".join(crops) + " |",
+            "|---|" + "---|" * len(crops),
+        ]
         for part, values in parts.items():
             name = f"*{part}*" if part in (BOX, ON_BOX) else part
-            lines.append(f"| {name} | " + " | ".join(f"{values[c]:.0f}" if c in values else "–" for c in crops) + " |")
+            lines.append(
+                f"| {name} | "
+                + " | ".join(f"{values[c]:.0f}" if c in values else "–" for c in crops)
+                + " |"
+            )
         tables.append("\n".join(lines))
     return "\n\n".join(tables) or NOT_RUN
 
 
 def slopes_table(records: Iterable[dict[str, Any]]) -> str:
-    """Gradients of theta beside slopes of the loss, of records of ``scripts/slopes.py``, as Markdown."""
+    """Gradients of theta beside slopes of the loss, of records of ``scripts/analysis/slopes.py``, as Markdown."""
     lines = [
         "| run | test images | moved by, px | the loss's slope, spread | the gradient, spread | correlation | same sign |",
         "|---|---|---|---|---|---|---|",
@@ -288,7 +390,7 @@ def slopes_table(records: Iterable[dict[str, Any]]) -> str:
 
 
 def conformance_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the results of ``scripts/conformance.py`` as Markdown: a column for each library.
+    """Return the results of ``scripts/dev/conformance.py`` as Markdown: a column for each library.
 
     A cell has the passed cases, the supported cases and the largest error. It is bold if a case
     failed.
@@ -321,7 +423,9 @@ def _conformance_cell(row: dict[str, Any] | None) -> str:
 
 def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
     """Runs that decided a recipe, as Markdown: what they had that the recipe's file in ``conf`` has not, and their errors."""
-    lines = ["| network | distortion | recipe | other than in the file | steps | validation error | test error |"]
+    lines = [
+        "| network | distortion | recipe | other than in the file | steps | validation error | test error |"
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     rows: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -334,15 +438,25 @@ def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
         )
         rows[(*about, record["steps"], _other_in_recipe(record, conf))].append(record["metrics"])
     for (_, _, network, distortion, recipe, steps, other), runs in sorted(rows.items()):
-        figures = " | ".join(format_mean([metrics[name] for metrics in runs]) for name in ("val/best_error", "test/error"))
-        lines.append(f"| {network} | {distortion.upper()} | {recipe} | {other or '–'} | {steps:,} | {figures} |")
+        figures = " | ".join(
+            format_mean([metrics[name] for metrics in runs])
+            for name in ("val/best_error", "test/error")
+        )
+        lines.append(
+            f"| {network} | {distortion.upper()} | {recipe} | {other or '–'} | {steps:,} | {figures} |"
+        )
     return "\n".join(lines)
 
 
 def _other_in_recipe(record: dict[str, Any], conf: Path) -> str:
     """What a run had that its recipe's file in ``conf`` has not."""
-    settings, expected = flatten(record["config"]["recipe"]), flatten(standard_settings(record, conf)["recipe"])
-    return ", ".join(f"{name} {settings.get(name) or 'none'}" for name in diff_keys(expected, settings))
+    settings, expected = (
+        flatten(record["config"]["recipe"]),
+        flatten(standard_settings(record, conf)["recipe"]),
+    )
+    return ", ".join(
+        f"{name} {settings.get(name) or 'none'}" for name in diff_keys(expected, settings)
+    )
 
 
 def steps_chart(records: Iterable[dict[str, Any]], conf: Path) -> Figure:
@@ -351,16 +465,25 @@ def steps_chart(records: Iterable[dict[str, Any]], conf: Path) -> Figure:
     for record in records:
         network, distortion = _network(record), record["config"]["data"]["distortion"]
         other = _other_in_recipe(record, conf)
-        line = f"{network} on {distortion.upper()}, {record['recipe']} recipe" + (f", {other}" if other else "")
+        line = f"{network} on {distortion.upper()}, {record['recipe']} recipe" + (
+            f", {other}" if other else ""
+        )
         errors[line][record["steps"]].append(record["metrics"]["test/error"])
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for line, lengths in sorted(errors.items()):
         if len(lengths) > 1:
-            axes.plot(sorted(lengths), [statistics.fmean(lengths[steps]) for steps in sorted(lengths)], "o-", label=line)
+            axes.plot(
+                sorted(lengths),
+                [statistics.fmean(lengths[steps]) for steps in sorted(lengths)],
+                "o-",
+                label=line,
+            )
     of_paper = "ST-FCN affine on RTS, the paper's at 150,000"
     axes.axhline(TABLE_1["ST-FCN affine"]["rts"], color="black", linestyle=":", label=of_paper)
-    axes.set(xscale="log", yscale="log", xlabel="training steps of 256 samples", ylabel="test error, %")
+    axes.set(
+        xscale="log", yscale="log", xlabel="training steps of 256 samples", ylabel="test error, %"
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:,g}")
@@ -380,6 +503,8 @@ def fill_table_markers(text: str, tables: dict[str, str]) -> str:
         before, mark, rest = text.partition(start)
         _, end_mark, after = rest.partition(end)
         if not mark or not end_mark:
-            raise UsageError(f"the text has no place for table {name}: {start.strip()} ... {end.strip()}")
+            raise UsageError(
+                f"the text has no place for table {name}: {start.strip()} ... {end.strip()}"
+            )
         text = before + start + table + "\n" + end + after
     return text

@@ -1,4 +1,4 @@
-"""Tables and chart of the speed records in results/benchmarks, which scripts/benchmark.py makes."""
+"""Tables and chart of the speed records in results/benchmarks, which scripts/dev/benchmark.py makes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
         "program": _program,
         "threads": _threads,
     }
-    tables = {part: NOT_RUN if record is None else makers[part](record["rows"]) for part, record in records.items()}
+    tables = {
+        part: NOT_RUN if record is None else makers[part](record["rows"])
+        for part, record in records.items()
+    }
     networks = records["networks"]
     tables["table 1"] = NOT_RUN if networks is None else _table_1(networks["rows"], recipes)
     machine = next((record["machine"] for record in records.values() if record is not None), None)
@@ -56,7 +59,9 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+    return "\n".join(
+        "| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]
+    )
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -64,28 +69,52 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _warps(rows: Rows) -> str:
-    head = ["transform", "size", "gradient of", "where", "ours, ms", *(f"ours / {who}" for who in _OTHERS)]
+    head = [
+        "transform",
+        "size",
+        "gradient of",
+        "where",
+        "ours, ms",
+        *(f"ours / {who}" for who in _OTHERS),
+    ]
     lines = []
     for row in rows:
-        where = "GPU" if row["device"] == "cuda" else f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        where = (
+            "GPU"
+            if row["device"] == "cuda"
+            else f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        )
         ratios = [f"{row[f'ours/{who}']:.2f}" if f"ours/{who}" in row else "–" for who in _OTHERS]
         size = _size(row) + ", channels last" * row["channels last"]
-        lines.append([row["transform"], size, row["gradient"], where, f"{row['ours ms']:.2f}", *ratios])
+        lines.append(
+            [row["transform"], size, row["gradient"], where, f"{row['ours ms']:.2f}", *ratios]
+        )
     return _table(head, lines)
 
 
 def _memory(rows: Rows) -> str:
     lines = []
     for row in rows:
-        others = [f"{row['torch MB']:,.0f}", f"{row['ours/torch']:.2f}"] if "ours/torch" in row else ["–", "–"]
-        lines.append([row["transform"], _size(row), row["gradient"], f"{row['ours MB']:,.0f}", *others])
-    return _table(["transform", "size", "gradient of", "ours, MB", "torch, MB", "ours / torch"], lines)
+        others = (
+            [f"{row['torch MB']:,.0f}", f"{row['ours/torch']:.2f}"]
+            if "ours/torch" in row
+            else ["–", "–"]
+        )
+        lines.append(
+            [row["transform"], _size(row), row["gradient"], f"{row['ours MB']:,.0f}", *others]
+        )
+    return _table(
+        ["transform", "size", "gradient of", "ours, MB", "torch, MB", "ours / torch"], lines
+    )
 
 
 def _scaling(rows: Rows) -> str:
     return _table(
         ["grows", "value", "ours, ms", "torch, ms"],
-        [[row["over"], str(row["value"]), f"{row['ours ms']:.2f}", f"{row.get('torch ms', '–')}"] for row in rows],
+        [
+            [row["over"], str(row["value"]), f"{row['ours ms']:.2f}", f"{row.get('torch ms', '–')}"]
+            for row in rows
+        ],
     )
 
 
@@ -94,7 +123,11 @@ def _data(rows: Rows) -> str:
     return _table(
         ["distortion", "ours, images/s", *(f"times as fast as {who}" for who in others)],
         [
-            [row["distortion"].upper(), f"{row['ours images/s']:,}", *(f"{row[f'ours/{who}']:.0f}" for who in others)]
+            [
+                row["distortion"].upper(),
+                f"{row['ours images/s']:,}",
+                *(f"{row[f'ours/{who}']:.0f}" for who in others),
+            ]
             for row in rows
         ],
     )
@@ -113,19 +146,46 @@ def _networks(rows: Rows) -> str:
 
 
 def _svhn(rows: Rows) -> str:
-    networks, data = [row for row in rows if "network" in row], [row for row in rows if "network" not in row]
+    networks, data = (
+        [row for row in rows if "network" in row],
+        [row for row in rows if "network" not in row],
+    )
     device = {"cpu": "CPU", "cuda": "GPU"}
     first = _table(
-        ["network", "px", "where", "batch", "ms", "times the CNN", "in bfloat16, ms", "of it localisation", "of it warps"],
         [
-            [row["network"], str(row["size"]), f"{device[row['device']]}, {row['threads']} threads", str(row["batch"])]
+            "network",
+            "px",
+            "where",
+            "batch",
+            "ms",
+            "times the CNN",
+            "in bfloat16, ms",
+            "of it localisation",
+            "of it warps",
+        ],
+        [
+            [
+                row["network"],
+                str(row["size"]),
+                f"{device[row['device']]}, {row['threads']} threads",
+                str(row["batch"]),
+            ]
             + [f"{row['ms']:,.0f}", f"{row['times CNN']:.2f}", f"{row['bfloat16 ms']:,.0f}"]
-            + [f"{100 * row[part] / row['ms']:.0f} %" if part in row else "–" for part in ("localisation ms", "warps ms")]
+            + [
+                f"{100 * row[part] / row['ms']:.0f} %" if part in row else "–"
+                for part in ("localisation ms", "warps ms")
+            ]
             for row in networks
         ],
     )
     second = _table(
-        ["px", "crops made, images/s", "second start, ms", "batches, images/s", "augmented, images/s"],
+        [
+            "px",
+            "crops made, images/s",
+            "second start, ms",
+            "batches, images/s",
+            "augmented, images/s",
+        ],
         [
             [str(row["size"]), f"{row['crops made/s']:,}", f"{row['second start ms']:.0f}"]
             + [f"{row[f'{what} images/s']:,}" for what in ("plain", "augmented")]
@@ -136,12 +196,26 @@ def _svhn(rows: Rows) -> str:
 
 
 def _birds(rows: Rows) -> str:
-    networks, data = [row for row in rows if "transformers" in row], [row for row in rows if "transformers" not in row]
+    networks, data = (
+        [row for row in rows if "transformers" in row],
+        [row for row in rows if "transformers" not in row],
+    )
     first = _table(
-        ["transformers", "image, px", "images/s", "of it the transformer", "the streams, ms", "kept for backward, MB an image"],
+        [
+            "transformers",
+            "image, px",
+            "images/s",
+            "of it the transformer",
+            "the streams, ms",
+            "kept for backward, MB an image",
+        ],
         [
             [str(row["transformers"]), str(row["size"]), str(row["images/s"])]
-            + ([f"{100 * row['transformer ms'] / row['ms']:.0f} %"] if row["transformers"] else ["–"])
+            + (
+                [f"{100 * row['transformer ms'] / row['ms']:.0f} %"]
+                if row["transformers"]
+                else ["–"]
+            )
             + [f"{row['ms'] - row.get('transformer ms', 0):,.0f}", f"{row['kept MB/image']:,.0f}"]
             for row in networks
         ],
@@ -159,7 +233,9 @@ def _table_1(rows: Rows, recipes: Path) -> str:
     lines = []
     for recipe in ("fast", "long", "paper"):
         steps = OmegaConf.load(recipes / f"{recipe}.yaml")["recipe"]["max_steps"]  # type: ignore[index]
-        lines.append(f"- `recipe={recipe}`, {steps:,} steps: {seconds_per_step * steps / 3600:,.0f} hours")
+        lines.append(
+            f"- `recipe={recipe}`, {steps:,} steps: {seconds_per_step * steps / 3600:,.0f} hours"
+        )
     return "\n".join(lines)
 
 
@@ -198,7 +274,12 @@ def benchmark_chart(folder: Path) -> Figure | None:
         others = [who for who in _OTHERS if f"ours/{who}" in row]
         for place, who in enumerate(others):
             times = 1 / row[f"ours/{who}"]
-            bars.barh(len(labels) + place * 0.35 - 0.17 * (len(others) - 1), times, 0.33, color=colours[who])
+            bars.barh(
+                len(labels) + place * 0.35 - 0.17 * (len(others) - 1),
+                times,
+                0.33,
+                color=colours[who],
+            )
         labels.append(f"{row['transform']} {_size(row)}" + ", channels last" * row["channels last"])
     bars.set_yticks(range(len(labels)), labels)
     bars.invert_yaxis()

@@ -24,8 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from ..naming import data_words
-from ..paper import BIRDS
+from ..paper import BIRDS, describe_data
 from ..utils.errors import UsageError
 from ..utils.files import atomic_write
 from ..visualization.crops import read_png
@@ -46,8 +45,14 @@ _GROUPS = {
     "birds": "birds",
 }
 """Names of the tables in titles."""
-_COLOURS = {"#000000": "currentColor", "#ffffff": "var(--surface)", "#cccccc": "var(--line)", "#b0b0b0": "var(--line)"} | {
-    colour: f"var(--series-{n})" for n, colour in enumerate(("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b"))
+_COLOURS = {
+    "#000000": "currentColor",
+    "#ffffff": "var(--surface)",
+    "#cccccc": "var(--line)",
+    "#b0b0b0": "var(--line)",
+} | {
+    colour: f"var(--series-{n})"
+    for n, colour in enumerate(("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b"))
 }
 """Colours of matplotlib, and what they are on the page: those suit light and dark."""
 
@@ -69,7 +74,10 @@ class Run:
 
     def pictures(self, name: str) -> dict[int, Path]:
         """By the step in their names."""
-        return {int(path.stem[-7:]): path for path in sorted((self.folder / "crops").glob(f"{name}_{'[0-9]' * 7}.png"))}
+        return {
+            int(path.stem[-7:]): path
+            for path in sorted((self.folder / "crops").glob(f"{name}_{'[0-9]' * 7}.png"))
+        }
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,9 @@ class FrameStrip:
         return sorted({0, min(1, last), last // 2, last})
 
 
-def write_report(out: Path, results: Path, runs: Iterable[Path], conf: Path, docs: Path) -> list[str]:
+def write_report(
+    out: Path, results: Path, runs: Iterable[Path], conf: Path, docs: Path
+) -> list[str]:
     """Writes the page to ``out``; returns what could not be shown, each with its reason, as the page says too.
 
     Args:
@@ -102,9 +112,13 @@ def write_report(out: Path, results: Path, runs: Iterable[Path], conf: Path, doc
         UsageError: a folder is missing or in the page's place, or a file in ``results`` is not a record.
     """
     if out.is_dir():
-        raise UsageError(f"--out must be a file, got the directory {out}. Use --out={out / 'index.html'}.")
+        raise UsageError(
+            f"--out must be a file, got the directory {out}. Use --out={out / 'index.html'}."
+        )
     if not results.is_dir():
-        raise UsageError(f"{results} is not a directory of results. Use scripts/make_tables.py --add RUN_DIRECTORY.")
+        raise UsageError(
+            f"{results} is not a directory of results. Use scripts/make_tables.py --add RUN_DIRECTORY."
+        )
     problems: list[str] = []
     tables = paper_tables(results, conf)
     found = _read_runs(runs, tables, conf, problems)
@@ -123,19 +137,29 @@ def write_report(out: Path, results: Path, runs: Iterable[Path], conf: Path, doc
         },
         "means": _means([run for run in found if _family(run.record) == "digits"], problems),
         "parts": [
-            (f"{BIRDS[experiment]}: {title}", parts, crop_names(parts), _parts_chart(parts, f"parts-{experiment}-{n}"))
+            (
+                f"{BIRDS[experiment]}: {title}",
+                parts,
+                crop_names(parts),
+                _parts_chart(parts, f"parts-{experiment}-{n}"),
+            )
             for experiment in BIRDS
             for n, (title, parts) in enumerate(bird_part_coverage(birds, conf, experiment).items())
             if parts
         ],
         "documents": {
-            Path(os.path.relpath(path, out.parent)).as_posix(): path.read_text().partition("\n")[0].lstrip("# ")
-            for path in sorted(docs.glob("*.md"))
+            Path(os.path.relpath(path, out.parent)).as_posix(): path.read_text()
+            .partition("\n")[0]
+            .lstrip("# ")
+            for path in sorted(docs.glob("**/*.md"))
         },
         "problems": problems,
     }
     environment = Environment(
-        loader=PackageLoader("spatial_transformer.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("spatial_transformer.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     page = environment.get_template("report.html").render(content)
     with atomic_write(out) as path:
@@ -163,27 +187,49 @@ def compare_to_paper(cell: TableCell, higher_is_better: bool) -> tuple[str, str]
 
 def _count_outcomes(tables: Iterable[PaperTable]) -> dict[str, int]:
     """How many cells of ours there are, were run, and how they compare."""
-    cells = [(cell, table) for table in tables for network in table.networks for _, row in network.rows for cell in row]
+    cells = [
+        (cell, table)
+        for table in tables
+        for network in table.networks
+        for _, row in network.rows
+        for cell in row
+    ]
     told = [compare_to_paper(cell, table.higher_is_better) for cell, table in cells]
-    counted = {kind: sum(one is not None and one[0] == kind for one in told) for kind in ("better", "same", "worse")}
+    counted = {
+        kind: sum(one is not None and one[0] == kind for one in told)
+        for kind in ("better", "same", "worse")
+    }
     return {"cells": len(cells), "run": sum(bool(cell.runs) for cell, _ in cells)} | counted
 
 
-def _read_runs(folders: Iterable[Path], tables: dict[str, PaperTable], conf: Path, problems: list[str]) -> list[Run]:
+def _read_runs(
+    folders: Iterable[Path], tables: dict[str, PaperTable], conf: Path, problems: list[str]
+) -> list[Run]:
     """All finished runs in ``folders``, those with the settings of the tables first."""
     runs = []
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"--runs must be directories of runs, got {folder}, which does not exist.")
+            raise UsageError(
+                f"--runs must be directories of runs, got {folder}, which does not exist."
+            )
         for path in sorted(folder.rglob("metrics.json")):
             try:
                 runs.append(_read_run(path.parent, tables, conf))
             except UsageError as error:
                 reason = " ".join(str(error).split())
                 problems.append(reason if str(path.parent) in reason else f"{path}: {reason}")
-            except (KeyError, TypeError, ValueError, AttributeError) as error:  # a field is missing or of another type
-                problems.append(f"{path} is not the result file of a run: {type(error).__name__}: {error}.")
-    return sorted(runs, key=lambda run: (bool(run.other), run.group, run.network, run.record["seed"]))
+            except (
+                KeyError,
+                TypeError,
+                ValueError,
+                AttributeError,
+            ) as error:  # a field is missing or of another type
+                problems.append(
+                    f"{path} is not the result file of a run: {type(error).__name__}: {error}."
+                )
+    return sorted(
+        runs, key=lambda run: (bool(run.other), run.group, run.network, run.record["seed"])
+    )
 
 
 def _read_run(folder: Path, tables: dict[str, PaperTable], conf: Path) -> Run:
@@ -193,14 +239,23 @@ def _read_run(folder: Path, tables: dict[str, PaperTable], conf: Path) -> Run:
     for name, table in tables.items():
         for one in table.networks:
             # A model's name says enough: the quickstart's runs are of Table 1's networks.
-            wanted = one.options.items() - ({("experiment", one.options["experiment"])} if "model" in one.options else set())
+            wanted = one.options.items() - (
+                {("experiment", one.options["experiment"])} if "model" in one.options else set()
+            )
             if wanted and wanted <= options.items():
                 group, network = _GROUPS[name], "" if name == "colocalisation" else one.name
-    of_data = data_words(record["config"]["data"])
+    of_data = describe_data(record["config"]["data"])
     if "data.distortion" in options:
         of_data[0] = of_data[0].upper()
     group = ", ".join([group, *of_data])
-    return Run(folder, record, group, network, changed_settings(record, conf), _errors(folder / "metrics.csv"))
+    return Run(
+        folder,
+        record,
+        group,
+        network,
+        changed_settings(record, conf),
+        _errors(folder / "metrics.csv"),
+    )
 
 
 def _errors(path: Path) -> dict[int, float]:
@@ -216,14 +271,19 @@ def _errors(path: Path) -> dict[int, float]:
             rows = [row for row in csv.DictReader(lines) if row["val/error"]]
         return {int(row["step"]) + 1: float(row["val/error"]) for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} is not the metrics.csv of a run: {type(error).__name__}: {error}.") from error
+        raise UsageError(
+            f"{path} is not the metrics.csv of a run: {type(error).__name__}: {error}."
+        ) from error
 
 
 def _family(record: dict[str, Any]) -> str:
     """Which section shows a run's crops."""
     if record["transform"] == "none":
         return ""
-    return next((name for name in ("colocalisation", "birds") if record["experiment"].startswith(name)), "digits")
+    return next(
+        (name for name in ("colocalisation", "birds") if record["experiment"].startswith(name)),
+        "digits",
+    )
 
 
 def _first_seed_only(runs: list[Run]) -> list[Run]:
@@ -252,7 +312,9 @@ def _film(run: Run, problems: list[str]) -> FrameStrip | None:
     """Some crops of a run in one picture; fewer where they weigh too much."""
     paths = run.pictures("crops")
     pictures = [
-        (n, picture) for n in _subsample(sorted(paths), FRAMES) if (picture := _load_image(paths[n], problems)) is not None
+        (n, picture)
+        for n in _subsample(sorted(paths), FRAMES)
+        if (picture := _load_image(paths[n], problems)) is not None
     ]
     if not pictures:
         return None
@@ -279,7 +341,11 @@ def _means(runs: list[Run], problems: list[str]) -> list[tuple[Run, int, str, tu
     means: list[tuple[Run, int, str, tuple[int, int]]] = []
     for run in _first_seed_only(runs):
         paths = run.pictures("mean_images")
-        if paths and len(means) < FILMS and (picture := _load_image(paths[max(paths)], problems)) is not None:
+        if (
+            paths
+            and len(means) < FILMS
+            and (picture := _load_image(paths[max(paths)], problems)) is not None
+        ):
             means.append((run, max(paths), _webp(picture), picture.size))
     return means
 
@@ -314,7 +380,12 @@ def _curves(runs: list[Run]) -> list[tuple[str, Markup]]:
     for run in runs:
         if len(run.errors) > 1:
             precision = "" if run.record["precision"] == "32-true" else run.record["precision"]
-            words = [run.network, run.record["recipe"], precision, *(setting.partition(".")[2] for setting in run.other)]
+            words = [
+                run.network,
+                run.record["recipe"],
+                precision,
+                *(setting.partition(".")[2] for setting in run.other),
+            ]
             about = ", ".join(filter(None, words))
             groups[run.group][f"{about}, {run.record['steps']:,} steps"].append(run)
     tables = list(_GROUPS.values())
@@ -323,7 +394,10 @@ def _curves(runs: list[Run]) -> list[tuple[str, Markup]]:
         table = group.partition(",")[0]
         return tables.index(table) if table in tables else len(tables), group
 
-    return [(group, _curve(group, groups[group], f"curve-{n}")) for n, group in enumerate(sorted(groups, key=place))]
+    return [
+        (group, _curve(group, groups[group], f"curve-{n}"))
+        for n, group in enumerate(sorted(groups, key=place))
+    ]
 
 
 def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
@@ -335,13 +409,26 @@ def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
         steps = sorted(set.intersection(*(set(run.errors) for run in runs)))
         seeds = [[run.errors[step] for run in runs] for step in steps]
         means = [statistics.fmean(values) for values in seeds]
-        label += f", seeds {', '.join(str(run.record['seed']) for run in runs)}" if len(runs) > 1 else ""
+        label += (
+            f", seeds {', '.join(str(run.record['seed']) for run in runs)}" if len(runs) > 1 else ""
+        )
         colour = f"C{n % 6}"
-        axes.plot(steps, means, color=colour, linestyle=("-", "--", ":")[n // 6 % 3], marker=".", label=label)
+        axes.plot(
+            steps,
+            means,
+            color=colour,
+            linestyle=("-", "--", ":")[n // 6 % 3],
+            marker=".",
+            label=label,
+        )
         if len(runs) > 1:
-            axes.fill_between(steps, list(map(min, seeds)), list(map(max, seeds)), color=colour, alpha=0.25)
+            axes.fill_between(
+                steps, list(map(min, seeds)), list(map(max, seeds)), color=colour, alpha=0.25
+            )
         if steps:
-            said.append(f"{label}: {means[0]:.2f} % after {steps[0]:,}, {means[-1]:.2f} % at the end")
+            said.append(
+                f"{label}: {means[0]:.2f} % after {steps[0]:,}, {means[-1]:.2f} % at the end"
+            )
     axes.set(xlabel="training steps", ylabel="validation error, %")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if lowest > 0:  # a logarithmic axis has no place for 0
@@ -356,7 +443,11 @@ def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
 
 def _lengths(results: Path, conf: Path) -> Markup:
     records = read_records(results / "mnist") + read_records(results / "recipes")
-    return _svg(steps_chart(records, conf), "lengths", "Test error against the length of training, for each recipe")
+    return _svg(
+        steps_chart(records, conf),
+        "lengths",
+        "Test error against the length of training, for each recipe",
+    )
 
 
 def _parts_chart(parts: dict[str, dict[str, float]], name: str) -> Markup:
@@ -371,13 +462,19 @@ def _parts_chart(parts: dict[str, dict[str, float]], name: str) -> Markup:
     axes.set(xlim=(-3, 103), xlabel="in the crop, % of test images")
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", ncols=3, frameon=False)
-    return _svg(figure, name, "How often each part of a bird is in each crop; the figures are in the table below")
+    return _svg(
+        figure,
+        name,
+        "How often each part of a bird is in each crop; the figures are in the table below",
+    )
 
 
 def _speed(folder: Path) -> Markup | None:
     if (chart := benchmark_chart(folder)) is None:
         return None
-    return _svg(chart, "speed", "Time of other implementations as a multiple of ours, and time against size")
+    return _svg(
+        chart, "speed", "Time of other implementations as a multiple of ours, and time against size"
+    )
 
 
 def _svg(figure: Figure, name: str, label: str) -> Markup:
@@ -385,9 +482,13 @@ def _svg(figure: Figure, name: str, label: str) -> Markup:
     file = io.StringIO()
     figure.patch.set_visible(False)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     svg = file.getvalue()
-    svg = re.sub("#[0-9a-f]{6}", lambda colour: _COLOURS.get(colour[0], colour[0]), svg[svg.index("<svg") :])
+    svg = re.sub(
+        "#[0-9a-f]{6}", lambda colour: _COLOURS.get(colour[0], colour[0]), svg[svg.index("<svg") :]
+    )
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r"(font: [^';\"]*px )[^;\"]*", r"\1var(--sans)", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

@@ -65,7 +65,11 @@ def _error(record: dict[str, Any]) -> float:
 
 def _recipe_label(record: dict[str, Any]) -> tuple:
     """What a run was trained with; where a data set may be there in part, on how many images."""
-    part = f"; {record['samples']['train']:,} images" if record["model"] in dict(SVHN_NETWORKS.values()) else ""
+    part = (
+        f"; {record['samples']['train']:,} images"
+        if record["model"] in dict(SVHN_NETWORKS.values())
+        else ""
+    )
     return record["recipe"], record["steps"], part, f"{record['recipe']}, {record['steps']:,}{part}"
 
 
@@ -98,10 +102,16 @@ class TableCell:
     @property
     def command(self) -> str:
         """What runs it again, or for the first time."""
-        options = [f"{name}={value}" for name, value in self.options.items() if (name, value) != ("transform", "none")]
+        options = [
+            f"{name}={value}"
+            for name, value in self.options.items()
+            if (name, value) != ("transform", "none")
+        ]
         seeds = sorted({run["seed"] for run in self.runs})
         sweep = ["-m"] if len(seeds) > 1 else []
-        return shlex.join(["python", "train.py", *sweep, *options, f"seed={','.join(map(str, seeds or [1]))}"])
+        return shlex.join(
+            ["python", "train.py", *sweep, *options, f"seed={','.join(map(str, seeds or [1]))}"]
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,10 @@ class PaperTable:
 
     def markdown(self) -> str:
         """As a Markdown table, with the paper's numbers in italics."""
-        lines = [f"| {' | '.join([*self.header, *self.columns])} |", "|---|---|" + "---|" * len(self.columns)]
+        lines = [
+            f"| {' | '.join([*self.header, *self.columns])} |",
+            "|---|---|" + "---|" * len(self.columns),
+        ]
         for network in self.networks:
             name = f"**{network.name}**"
             if network.numbers is not None:
@@ -138,7 +151,9 @@ class PaperTable:
                 lines.append(f"| {' | '.join([name, f'*{self.paper_row}*', *numbers])} |")
                 name = ""
             for about, cells in network.rows:
-                lines.append(f"| {name + ' ' * bool(name)}| {' | '.join([about, *(cell.text for cell in cells)])} |")
+                lines.append(
+                    f"| {name + ' ' * bool(name)}| {' | '.join([about, *(cell.text for cell in cells)])} |"
+                )
         return "\n".join(lines)
 
 
@@ -178,17 +193,33 @@ def _build_table(
             options, (*place, about) = overrides_for(record, conf), row(record)
             precision = options.get("trainer.precision", "")
             key = (*place, precision, ", ".join(filter(None, (about, precision))))
-            for name in (name for name, of_network in networks.items() if of_network.items() <= options.items()):
+            for name in (
+                name
+                for name, of_network in networks.items()
+                if of_network.items() <= options.items()
+            ):
                 found[name, key, options[setting] if setting else None].append(record)
 
     def cells(name: str, key: tuple | None) -> list[TableCell]:
         runs = {column: found[name, key, column] if key else [] for column in columns}
-        options = next((overrides_for(of_column[0], conf) for of_column in runs.values() if of_column), networks[name])
+        options = next(
+            (overrides_for(of_column[0], conf) for of_column in runs.values() if of_column),
+            networks[name],
+        )
         made = []
         for column, head in columns.items():
             values = [figure(run) for run in runs[column]]
             of_cell = options | ({setting: column} if setting else {})
-            made.append(TableCell(head, (paper[name] or {}).get(column), runs[column], values, text(values), of_cell))
+            made.append(
+                TableCell(
+                    head,
+                    (paper[name] or {}).get(column),
+                    runs[column],
+                    values,
+                    text(values),
+                    of_cell,
+                )
+            )
         return made
 
     made = []
@@ -215,12 +246,17 @@ def mnist_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
         columns={name: name.upper() for name in ("r", "rts", "p", "e", "tc")},
         setting="data.distortion",
         networks=_network_overrides("mnist", NETWORKS),
-        paper={name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})} for name in NETWORKS},
+        paper={
+            name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})}
+            for name in NETWORKS
+        },
         paper_row="paper, 150k",
     )
 
 
-def _network_overrides(experiment: str, networks: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Any]]:
+def _network_overrides(
+    experiment: str, networks: Mapping[str, tuple[str, str]]
+) -> dict[str, dict[str, Any]]:
     return {
         name: {"experiment": experiment, "model": model, "transform": transform}
         for name, (model, transform) in networks.items()
@@ -271,8 +307,13 @@ def colocalisation_table(records: Iterable[dict[str, Any]], conf: Path) -> Paper
         conf,
         columns={digit: str(digit) for digit in range(10)},
         setting="data.digit",
-        networks={name.upper(): {"experiment": "colocalisation", "data.distortion": name} for name in COLOCALISATION},
-        paper={name.upper(): dict(enumerate(of_paper)) for name, of_paper in COLOCALISATION.items()},
+        networks={
+            name.upper(): {"experiment": "colocalisation", "data.distortion": name}
+            for name in COLOCALISATION
+        },
+        paper={
+            name.upper(): dict(enumerate(of_paper)) for name, of_paper in COLOCALISATION.items()
+        },
         header=("images", "recipe, steps"),
         figure=lambda record: 100 - _error(record),
         text=format_percent,
@@ -298,7 +339,11 @@ def volumes_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
 def birds_options(experiment: str) -> dict[str, Any]:
     """The options of a row of Table 3."""
     transform = "none" if experiment == "birds_cnn" else "location"
-    return {"experiment": experiment, "transform": transform, "data.size": 448 if "448" in BIRDS[experiment] else 224}
+    return {
+        "experiment": experiment,
+        "transform": transform,
+        "data.size": 448 if "448" in BIRDS[experiment] else 224,
+    }
 
 
 def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
@@ -308,7 +353,11 @@ def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
     """
 
     def row(record: dict[str, Any]) -> tuple:
-        backbone, species, images = record["config"]["model"]["backbone"], species_of(record), record["samples"]["train"]
+        backbone, species, images = (
+            record["config"]["model"]["backbone"],
+            species_of(record),
+            record["samples"]["train"],
+        )
         about = f"{backbone}; {record['recipe']}, {record['steps']:,}; {species}, {images:,} images"
         return backbone, record["recipe"], record["steps"], species, images, about
 
@@ -335,7 +384,9 @@ def paper_tables(results: Path, conf: Path) -> dict[str, PaperTable]:
     """
 
     def of(family: str) -> list[dict[str, Any]]:
-        return [record for folder in sorted(results.glob(family)) for record in read_records(folder)]
+        return [
+            record for folder in sorted(results.glob(family)) for record in read_records(folder)
+        ]
 
     return {
         "mnist": mnist_table(of("mnist"), conf),

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.ops import box_iou
 
+from ..geometry import theta_to_box
 from ..networks.colocalisation import Colocalisation
 from ..utils.errors import UsageError
 from ..utils.random import uniform
-from ..windows import boxes_of
 from .classification import Classification
 from .digit_encoder import load_or_train_encoder
 
@@ -151,4 +151,4 @@ def triplet_loss(crops: Tensor, random: Tensor, margin: float = 1.0) -> Tensor:
 
 def paired_iou(windows: Tensor, others: Tensor) -> Tensor:
     """Return the IoU, ``(B,)``, of each window with the window of ``others`` at its index."""
-    return box_iou(boxes_of(windows, 2), boxes_of(others, 2)).diagonal()
+    return box_iou(theta_to_box(windows, 2), theta_to_box(others, 2)).diagonal()

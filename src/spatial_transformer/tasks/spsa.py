@@ -16,7 +16,7 @@ class Spsa:
 
     The gradient that a deep stream of convolutions sends back to the place of a crop is that of
     the finest detail. It is far steeper than what the loss does when the crop moves by more than
-    some pixels, and as often as not in another direction (docs/birds.md). SPSA measures the slope
+    some pixels, and as often as not in another direction (docs/experiments/birds.md). SPSA measures the slope
     at a distance: all parameters of theta move by ``delta`` up or down at random, and back the
     opposite way. The difference of the two losses is the slope in that direction.
 

@@ -78,7 +78,9 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
                 except (OSError, ValueError) as error:  # of the directory, or of a log file in it
                     if state["started"] or isinstance(error, HydraException):
                         raise
-                    raise UsageError(f"{error.__cause__ or error}. Choose another hydra.run.dir.") from error
+                    raise UsageError(
+                        f"{error.__cause__ or error}. Choose another hydra.run.dir."
+                    ) from error
                 finally:
                     os.environ["HYDRA_FULL_ERROR"] = full
 
@@ -98,7 +100,9 @@ def _short_messages(conf: Path, name: str) -> Iterator[None]:
         sys.exit(130)
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         if local_rank() == 0:
-            text = f"\nError: {message(error, conf, name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)"
+            text = (
+                f"\nError: {message(error, conf, name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)"
+            )
             print(text, file=sys.stderr)
         sys.exit(1)
 

@@ -55,7 +55,7 @@ class DistributedContext:
         if self.must_launch and trainer.num_nodes > 1:
             raise UsageError(
                 f"trainer.num_nodes={trainer.num_nodes}: the other nodes cannot be reached.\n"
-                "Start the program by SLURM (cluster=slurm, srun) or by torchrun on each node."
+                "Start the program by SLURM (launcher=slurm, srun) or by torchrun on each node."
             )
 
     @property
@@ -177,4 +177,6 @@ def _cause(failed: ChildFailedError, hint: str) -> Exception:
         return UsageError(f"The process of device {rank} was ended {how}. {hint}")
     if report["message"].startswith("UsageError: "):
         return UsageError(report["message"].removeprefix("UsageError: "))
-    return RuntimeError(f"device {rank}: {report['message']}\n{report['extraInfo']['py_callstack']}")
+    return RuntimeError(
+        f"device {rank}: {report['message']}\n{report['extraInfo']['py_callstack']}"
+    )

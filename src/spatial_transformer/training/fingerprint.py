@@ -35,7 +35,9 @@ OBSERVERS = (
 def is_observer(target: str) -> bool:
     """Whether the callback ``target`` only shows a run. Every callback of a user counts as acting."""
     package, _, module = target.rpartition(".")[0].rpartition(".")
-    return target in OBSERVERS or (package == "spatial_transformer.callbacks" and module != "checkpointing")
+    return target in OBSERVERS or (
+        package == "spatial_transformer.callbacks" and module != "checkpointing"
+    )
 
 
 def acting_callbacks(config: dict[str, Any]) -> dict[str, Any]:

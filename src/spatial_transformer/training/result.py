@@ -62,7 +62,9 @@ def make_result(
         "metrics": dict(sorted(metrics.items())),
         "misclassified": getattr(task, "misclassified", None),
         **progress,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "devices": trainer.world_size,
         "precision": trainer.precision,
@@ -120,7 +122,11 @@ def check_result(result: Any) -> None:
 
 def is_file_name(label: Any) -> bool:
     """Whether a label can become the name of a file and be printed."""
-    return isinstance(label, str) and bool(re.fullmatch(r"[^\W.][^/\\]{0,199}", label)) and label.isprintable()
+    return (
+        isinstance(label, str)
+        and bool(re.fullmatch(r"[^\W.][^/\\]{0,199}", label))
+        and label.isprintable()
+    )
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -145,7 +151,9 @@ def _git() -> tuple[str | None, bool | None]:
 
     def git(*words: str) -> str:
         folder = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -73,7 +73,9 @@ class RunDir:
     def state(self) -> State:
         """Return how far the run is, judged by its files alone."""
         result, error = self.result, self.error
-        if error.is_file() and not (result.is_file() and error.stat().st_mtime < result.stat().st_mtime):
+        if error.is_file() and not (
+            result.is_file() and error.stat().st_mtime < result.stat().st_mtime
+        ):
             lines = error.read_text(errors="replace").strip().splitlines() or ["unknown reason"]
             return State("failed", lines[-1 if lines[0].startswith("Traceback") else 0])
         if result.is_file():
@@ -118,7 +120,9 @@ class RunDir:
         self.error.unlink(missing_ok=True)  # of an attempt to start over
         return result
 
-    def prepare(self, config: dict[str, Any], fingerprint: dict[str, str]) -> tuple[Path, dict[str, Any]] | None:
+    def prepare(
+        self, config: dict[str, Any], fingerprint: dict[str, str]
+    ) -> tuple[Path, dict[str, Any]] | None:
         """Write ``config.yaml`` and return the checkpoint to resume from, with its contents.
 
         None means a new run, for which the directory is cleared of an earlier run of ours.

@@ -18,7 +18,6 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, ResumeCheckpoint
 from ..data.base import BatchedData, check_shares
-from ..inference.load import check_fit, read_weights
 from ..loggers.csv import MetricsCSV
 from ..loggers.wandb import WandbRun
 from ..utils.errors import UsageError
@@ -31,6 +30,7 @@ from .result import make_result
 from .run_dir import RunDir
 from .signals import StopSignals
 from .validation import validate
+from .weights import check_fit, read_weights
 
 log = logging.getLogger(__name__)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -66,7 +66,9 @@ def _train_in_process(config: DictConfig) -> dict[str, Any]:
         return _train(config, DistributedContext(build_trainer(config)), signals)
 
 
-def _train(config: DictConfig, processes: DistributedContext, signals: StopSignals) -> dict[str, Any]:
+def _train(
+    config: DictConfig, processes: DistributedContext, signals: StopSignals
+) -> dict[str, Any]:
     processes.init_process_group()
     # Hydra gives each process a time stamp of its own: all take the run directory of rank zero.
     plain: Any = processes.on_rank_zero(lambda: OmegaConf.to_container(config, resolve=True))
@@ -171,15 +173,21 @@ def build_trainer(config: DictConfig, **parts: Any) -> pl.Trainer:
 
 def _check_limits(config: DictConfig, data: BatchedData) -> None:
     """Refuse a share of the batches that leaves none, which Lightning refuses only when it starts."""
-    limits = {split: config.trainer.get(f"limit_{split}_batches") for split in ("train", "val", "test")}
+    limits = {
+        split: config.trainer.get(f"limit_{split}_batches") for split in ("train", "val", "test")
+    }
     if any(isinstance(limit, float) for limit in limits.values()):
         data.setup()
     for split, limit in limits.items():
         if isinstance(limit, float):
             size = data.size(split)
-            batches = size // data.batch_size if split == "train" else -(-size // data.eval_batch_size)
+            batches = (
+                size // data.batch_size if split == "train" else -(-size // data.eval_batch_size)
+            )
             if int(limit * batches) < 1:
-                raise UsageError(f"trainer.limit_{split}_batches must leave at least one of {batches} batches, got {limit}.")
+                raise UsageError(
+                    f"trainer.limit_{split}_batches must leave at least one of {batches} batches, got {limit}."
+                )
 
 
 def _callbacks(config: DictConfig, has_loggers: bool) -> list[pl.Callback]:
@@ -236,7 +244,9 @@ def unchanged_process() -> Iterator[None]:
 
 
 def _hint(config: DictConfig) -> str:
-    restart = " ckpt_path=auto" if config.ckpt_path is None else ""  # null would start it over again
+    restart = (
+        " ckpt_path=auto" if config.ckpt_path is None else ""
+    )  # null would start it over again
     return f"Rerun with hydra.run.dir={config.run_dir}{restart} to resume."
 
 

@@ -47,7 +47,9 @@ def _move_targets(node: Any) -> Any:
     if isinstance(node, dict):
         moved = {key: _move_targets(value) for key, value in node.items()}
         target = moved.get("_target_")
-        return moved | {"_target_": _MOVED.get(target, target)} if isinstance(target, str) else moved
+        return (
+            moved | {"_target_": _MOVED.get(target, target)} if isinstance(target, str) else moved
+        )
     return [_move_targets(value) for value in node] if isinstance(node, list) else node
 
 

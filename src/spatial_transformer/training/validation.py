@@ -73,8 +73,14 @@ def validate(config: DictConfig) -> None:
         )
     model, transform = choices["model"], choices["transform"]
     has_transform = settings["model"].get("transform") is not None
-    if has_transform == (transform == "none") or has_transform != ("transform" in settings["model"]):
-        hint = "Set transform=none" if "transform" not in settings["model"] else "Choose transform=affine, say"
+    if has_transform == (transform == "none") or has_transform != (
+        "transform" in settings["model"]
+    ):
+        hint = (
+            "Set transform=none"
+            if "transform" not in settings["model"]
+            else "Choose transform=affine, say"
+        )
         raise UsageError(f"model={model} cannot have transform={transform}. {hint}.")
     components = {name: settings[name] for name in ("data", "model", "task", "trainer")}
     components |= {f"recipe.{name}": recipe[name] for name in ("optimizer", "scheduler")}

@@ -18,7 +18,7 @@ from .transforms import is_eager
 
 MODES = ("bilinear", "nearest")
 MIN_TABLE_CHANNELS = 64
-"""Channels of a channels-last map from which on ``embedding_bag`` is faster than ``grid_sample`` (docs/benchmarks.md)."""
+"""Channels of a channels-last map from which on ``embedding_bag`` is faster than ``grid_sample`` (docs/reference/benchmarks.md)."""
 
 
 def sample(
@@ -56,15 +56,23 @@ def sample(
     if dims not in (2, 3):
         raise ValueError(f"x must be (B, C, H, W) or (B, C, D, H, W), got {tuple(x.shape)}")
     if grid.ndim != x.ndim or grid_shape[-1] != dims or grid_shape[0] != x_shape[0]:
-        raise ValueError(f"grid must be ({x.shape[0]}, *size, {dims}) for x of {tuple(x.shape)}, got {tuple(grid.shape)}")
+        raise ValueError(
+            f"grid must be ({x.shape[0]}, *size, {dims}) for x of {tuple(x.shape)}, got {tuple(grid.shape)}"
+        )
     if not (x.numel() and grid.numel()) and 0 in (*x.shape[1:], *grid.shape[1:]):
-        raise ValueError(f"x and grid must not be empty, got {tuple(x.shape)} and {tuple(grid.shape)}")
+        raise ValueError(
+            f"x and grid must not be empty, got {tuple(x.shape)} and {tuple(grid.shape)}"
+        )
     if not (x.is_floating_point() and grid.is_floating_point()):
         raise TypeError(f"x and grid must be of floating point, got {x.dtype} and {grid.dtype}")
     if mode not in (modes := MODES[:1] if antialias else MODES):
-        raise ValueError(f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}")
+        raise ValueError(
+            f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}"
+        )
     dtype = torch.float64 if x.dtype == grid.dtype == torch.float64 else torch.float32
-    source = x if x.dtype == dtype else x.to(dtype)  # each conversion that does nothing takes a microsecond
+    source = (
+        x if x.dtype == dtype else x.to(dtype)
+    )  # each conversion that does nothing takes a microsecond
     grid = grid if grid.dtype == dtype else grid.to(dtype)
     background = _background(fill, source)
     if background is not None:
@@ -82,7 +90,9 @@ def sample(
 def fill_values(fill: float | Sequence[float]) -> list[float]:
     """Return a fill, which may be a number, a sequence, an array or a tensor, as a list of finite numbers."""
     try:
-        is_sequence = not isinstance(fill, str) and hasattr(fill, "__len__") and getattr(fill, "ndim", 1) > 0
+        is_sequence = (
+            not isinstance(fill, str) and hasattr(fill, "__len__") and getattr(fill, "ndim", 1) > 0
+        )
         values = [float(value + 0.0) for value in (fill if is_sequence else [fill])]  # type: ignore[operator, union-attr]
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"fill must be a number or one for each channel, got {fill!r}") from None
@@ -96,15 +106,23 @@ def _background(fill: float | Sequence[float], x: Tensor) -> Tensor | None:
         return None
     values = fill_values(fill)
     if len(values) not in (1, x.shape[1]):
-        raise ValueError(f"fill must be one number or one for each of the {x.shape[1]} channels, got {len(values)}")
+        raise ValueError(
+            f"fill must be one number or one for each of the {x.shape[1]} channels, got {len(values)}"
+        )
     # Filled on the device: a copy from the host would make a GPU wait.
-    return torch.stack([x.new_full((), value) for value in values]).view(-1, *[1] * (x.ndim - 2)) if any(values) else None
+    return (
+        torch.stack([x.new_full((), value) for value in values]).view(-1, *[1] * (x.ndim - 2))
+        if any(values)
+        else None
+    )
 
 
 def _interpolate(x: Tensor, grid: Tensor, mode: str, second_order: bool) -> Tensor:
     channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     is_channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=channels_last)
-    is_table = is_channels_last and x.ndim == 4 and mode == "bilinear" and x.shape[1] >= MIN_TABLE_CHANNELS
+    is_table = (
+        is_channels_last and x.ndim == 4 and mode == "bilinear" and x.shape[1] >= MIN_TABLE_CHANNELS
+    )
     if is_table and x.device.type == "cpu" and not second_order and is_eager(x):
         return _sum_rows(x, grid)
     out = F.grid_sample(x, grid, mode, "zeros", align_corners=False)
@@ -120,7 +138,9 @@ def _sum_rows(x: Tensor, grid: Tensor) -> Tensor:
     index = row[..., :, None] * width + column[..., None, :]
     weight = weight_row[..., :, None] * weight_column[..., None, :]
     table = x.permute(0, 2, 3, 1).flatten(0, 2)
-    out = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=weight.view(-1, 4), mode="sum")
+    out = F.embedding_bag(
+        index.view(-1, 4), table, per_sample_weights=weight.view(-1, 4), mode="sum"
+    )
     return out.view(*grid.shape[:3], channels).permute(0, 3, 1, 2)
 
 
@@ -141,7 +161,9 @@ def _supersample(grid: Tensor, size: Sequence[int]) -> tuple[Tensor, int]:
     """
     axes = range(1, grid.ndim - 1)
     if min(grid.shape[1:-1]) < 2:
-        raise ValueError(f"antialias needs a grid of two points along each axis, got {tuple(grid.shape)}")
+        raise ValueError(
+            f"antialias needs a grid of two points along each axis, got {tuple(grid.shape)}"
+        )
     pixels = torch.cat([grid.new_full((1,), n / 2) for n in reversed(size)])
     spans, longest = [], 1.0
     for axis in axes:

@@ -45,13 +45,20 @@ class SpatialTransformer(nn.Module):
         if output_size is not None:
             output_size = (output_size,) if isinstance(output_size, int) else tuple(output_size)
             if len(output_size) != transform.dims or min(output_size) < 1:
-                raise ValueError(f"output_size must be {transform.dims} positive sizes, got {output_size}")
+                raise ValueError(
+                    f"output_size must be {transform.dims} positive sizes, got {output_size}"
+                )
         if mode not in (modes := MODES[:1] if antialias else MODES):
-            raise ValueError(f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}")
+            raise ValueError(
+                f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}"
+            )
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
         if mode == "nearest" and any(p.requires_grad for p in localisation.parameters()):
-            warnings.warn("mode='nearest' has no gradient for theta: the localisation network will not train.", stacklevel=2)
+            warnings.warn(
+                "mode='nearest' has no gradient for theta: the localisation network will not train.",
+                stacklevel=2,
+            )
         self.localisation = localisation
         self.transform = transform
         self.output_size = output_size
@@ -76,7 +83,9 @@ class SpatialTransformer(nn.Module):
             self._store_basis(self.basis.device)
         return self
 
-    def forward(self, x: Tensor, return_theta: bool = False, theta: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, return_theta: bool = False, theta: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Warp ``x``.
 
         Args:
@@ -92,16 +101,24 @@ class SpatialTransformer(nn.Module):
         theta = self.localisation(x) if theta is None else theta
         expected = (x.shape[0], self.parallel * self.transform.n_params)
         if theta.shape != expected:
-            raise ValueError(f"{name} must be {expected} for {self.parallel} x {self.transform}, got {tuple(theta.shape)}")
+            raise ValueError(
+                f"{name} must be {expected} for {self.parallel} x {self.transform}, got {tuple(theta.shape)}"
+            )
         theta = theta if theta.dtype == torch.float64 else theta.float()
         thetas = theta.chunk(self.parallel, dim=1)
         outputs = [self._warp(x, one) for one in thetas]
-        out, theta = (outputs[0], theta) if self.parallel == 1 else (torch.cat(outputs, 1), torch.stack(thetas, 1))
+        out, theta = (
+            (outputs[0], theta)
+            if self.parallel == 1
+            else (torch.cat(outputs, 1), torch.stack(thetas, 1))
+        )
         return (out, theta) if return_theta else out
 
     def _warp(self, x: Tensor, theta: Tensor) -> Tensor:
         dtype = basis_dtype(theta.dtype, theta.device)
-        basis = self.basis if self.basis is not None and self.basis.dtype == dtype else None  # it is for a float32 theta
+        basis = (
+            self.basis if self.basis is not None and self.basis.dtype == dtype else None
+        )  # it is for a float32 theta
         grid = self.transform.grid(theta, self.output_size or x.shape[2:], basis)
         return sample(x, grid, self.mode, self.fill, self.antialias, self.second_order)
 

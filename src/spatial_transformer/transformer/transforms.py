@@ -27,13 +27,20 @@ MAX_CACHE_BYTES = 32 * 2**20
 
 def pixel_centres(size: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
     """Return the normalised pixel centres of an image: ``(dims, prod(size))``, rows x, y(, z), columns in memory order."""
-    axes = [((2 * torch.arange(n, dtype=torch.float64, device="cpu") + 1) / n - 1).to(dtype) for n in size]
+    axes = [
+        ((2 * torch.arange(n, dtype=torch.float64, device="cpu") + 1) / n - 1).to(dtype)
+        for n in size
+    ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).flatten(1)
 
 
 def is_eager(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary tensor, and neither a tracer nor torch.func transforms the current call."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    traced = (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
     return type(x) is Tensor and not traced
 
 
@@ -122,12 +129,21 @@ class Transform(nn.Module, ABC):
             TypeError: theta is not of floating point.
             ValueError: theta or size has the wrong shape.
         """
-        theta, shape = self._checked(theta), tuple(map(int, size))  # torch.jit.trace makes sizes tensors
+        theta, shape = (
+            self._checked(theta),
+            tuple(map(int, size)),
+        )  # torch.jit.trace makes sizes tensors
         if len(shape) != self.dims or min(shape) < 1:
-            raise ValueError(f"size must be {self.dims} positive numbers for {type(self).__name__}, got {tuple(size)}")
+            raise ValueError(
+                f"size must be {self.dims} positive numbers for {type(self).__name__}, got {tuple(size)}"
+            )
         if basis is None:
-            is_ordinary = type(theta) is Tensor or torch.compiler.is_compiling()  # a fake tensor may not mix with others
-            basis = (self.basis if is_ordinary else self._make_basis)(shape, theta.dtype, theta.device)
+            is_ordinary = (
+                type(theta) is Tensor or torch.compiler.is_compiling()
+            )  # a fake tensor may not mix with others
+            basis = (self.basis if is_ordinary else self._make_basis)(
+                shape, theta.dtype, theta.device
+            )
         return self._map(theta, basis).view(-1, self.dims, *shape).movedim(1, -1)
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
@@ -135,15 +151,21 @@ class Transform(nn.Module, ABC):
         if points.ndim != 2 or points.shape[1] != self.dims:
             raise ValueError(f"points must be (N, {self.dims}), got {tuple(points.shape)}")
         theta = self._checked(theta)
-        basis = self._basis(points.T.double()).to(theta.device, basis_dtype(theta.dtype, theta.device))
+        basis = self._basis(points.T.double()).to(
+            theta.device, basis_dtype(theta.dtype, theta.device)
+        )
         return self._map(theta, basis).view(-1, self.dims, len(points)).mT
 
     @torch.compiler.assume_constant_result
     def basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the basis of all pixels of an output, ``(K, prod(size))``, for a theta of ``dtype`` on ``device``."""
-        return self._bases.find((size, dtype, device), lambda: self._make_basis(size, dtype, device))
+        return self._bases.find(
+            (size, dtype, device), lambda: self._make_basis(size, dtype, device)
+        )
 
-    def _make_basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def _make_basis(
+        self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         return self._basis(pixel_centres(size, basis_dtype(dtype, device))).to(device)
 
     def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
@@ -157,14 +179,18 @@ class Transform(nn.Module, ABC):
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
-            raise ValueError(f"theta must be (B, {self.n_params}) for {type(self).__name__}, got {tuple(theta.shape)}")
+            raise ValueError(
+                f"theta must be (B, {self.n_params}) for {type(self).__name__}, got {tuple(theta.shape)}"
+            )
         if not theta.is_floating_point():
             raise TypeError(f"theta must be of floating point, got {theta.dtype}")
         return theta if theta.dtype in (torch.float32, torch.float64) else theta.float()
 
     def compose(self, theta_a: Tensor, theta_b: Tensor) -> Tensor:
         """Return the theta of T_a after T_b: of one warp for a warp by a and then by b. It raises as :meth:`inverse` does."""
-        product = self._square(theta_a)[..., None] * self._square(theta_b)[:, None]  # autocast would round a matmul
+        product = (
+            self._square(theta_a)[..., None] * self._square(theta_b)[:, None]
+        )  # autocast would round a matmul
         return self._theta(product.sum(dim=2)).to(theta_a.dtype)
 
     def inverse(self, theta: Tensor) -> Tensor:
@@ -179,9 +205,13 @@ class Transform(nn.Module, ABC):
     def _square(self, theta: Tensor) -> Tensor:
         """Return matrices on homogeneous coordinates, ``(B, dims + 1, dims + 1)``."""
         if not self.is_group:
-            raise TypeError(f"{self} has neither compose nor inverse: their results are outside the family.")
+            raise TypeError(
+                f"{self} has neither compose nor inverse: their results are outside the family."
+            )
         theta = self._checked(theta)
-        rows = self._coefficients(theta.to(basis_dtype(theta.dtype, theta.device))).view(len(theta), -1, self.dims + 1)
+        rows = self._coefficients(theta.to(basis_dtype(theta.dtype, theta.device))).view(
+            len(theta), -1, self.dims + 1
+        )
         last = F.pad(torch.zeros_like(rows[:, :1, 1:]), (0, 1), value=1.0)
         return rows if rows.shape[1] > self.dims else torch.cat([rows, last], dim=1)
 
@@ -264,7 +294,9 @@ class Projective(Transform):
 
     def _source_points(self, product: Tensor) -> Tensor:
         (xy, w), low = product.view(-1, 3, product.shape[1]).split([2, 1], dim=1), self.min_w
-        replaced = low * low / (2 * low - w.clamp(min=-1e9, max=low))  # further below, the gradient would overflow
+        replaced = (
+            low * low / (2 * low - w.clamp(min=-1e9, max=low))
+        )  # further below, the gradient would overflow
         return (xy / torch.where(w < low, replaced, w)).flatten(0, 1)
 
     def _theta(self, matrix: Tensor) -> Tensor:
@@ -302,15 +334,23 @@ class ThinPlateSpline(Transform):
         target = points.double()
         control = self._control_points(target.dtype, target.device)
         affine = super()._basis(control)
-        system = torch.cat([torch.cat([_radial(control, control), affine.T], 1), F.pad(affine, (0, 3))])
+        system = torch.cat(
+            [torch.cat([_radial(control, control), affine.T], 1), F.pad(affine, (0, 3))]
+        )
         at_points = torch.cat([_radial(control, target), super()._basis(target)])
-        splines = torch.linalg.solve(system, at_points)[: control.shape[1]]  # the system is symmetric
+        splines = torch.linalg.solve(system, at_points)[
+            : control.shape[1]
+        ]  # the system is symmetric
         return torch.cat([splines, target]).to(points.dtype)
 
     def _coefficients(self, theta: Tensor) -> Tensor:
         # Displacements of the control points, and the points themselves: the identity is not rounded.
-        displacements = theta.unflatten(1, (2, -1)) - self._control_points(theta.dtype, theta.device)
-        identity = torch.eye(2, dtype=theta.dtype, device=theta.device).expand(theta.shape[0], -1, -1)
+        displacements = theta.unflatten(1, (2, -1)) - self._control_points(
+            theta.dtype, theta.device
+        )
+        identity = torch.eye(2, dtype=theta.dtype, device=theta.device).expand(
+            theta.shape[0], -1, -1
+        )
         return torch.cat([displacements, identity], dim=2).flatten(0, 1)
 
 

@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def create_directory(target: Path, is_complete: Callable[[Path], bool] = Path.exists) -> Iterator[Path | None]:
+def create_directory(
+    target: Path, is_complete: Callable[[Path], bool] = Path.exists
+) -> Iterator[Path | None]:
     """Yield a temporary directory that becomes ``target`` when the block ends without an error.
 
     Processes that create the same directory wait for each other. Those that find it complete get

@@ -37,7 +37,10 @@ def local_rank() -> int:
 
 
 def _number(torchrun: str, slurm: str) -> int:
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # started manually in a terminal
+    if os.environ.get("SLURM_JOB_NAME") in (
+        "bash",
+        "interactive",
+    ):  # started manually in a terminal
         return int(os.environ.get(torchrun, 0))
     return int(os.environ.get(torchrun, os.environ.get(slurm, 0)))
 
@@ -47,7 +50,7 @@ def limit_spinning() -> None:
 
     GNU's OpenMP, which torch's packages for Linux contain, spins for longer than most operations of
     a small network take, which slows down other programs on the same cores. A shorter spin is as
-    fast on an idle machine (docs/benchmarks.md). A setting of the user's own stays.
+    fast on an idle machine (docs/reference/benchmarks.md). A setting of the user's own stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")

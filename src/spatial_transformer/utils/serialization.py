@@ -50,7 +50,9 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:  # torch, zip and pickle have many errors for damaged files
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and wanted:
-            raise ValueError(f"it asks for {wanted[1]}, which is not a tensor; nothing was run") from error
+            raise ValueError(
+                f"it asks for {wanted[1]}, which is not a tensor; nothing was run"
+            ) from error
         reason = str(error).partition("\n")[0].partition(". ")[0]
         message = f"it is damaged or not written by torch.save ({type(error).__name__}: {reason})"
         raise ValueError(message) from error

@@ -270,7 +270,9 @@ def cut(
     # Where an image begins and ends in its crop, (B, 2) of x and y.
     first = np.maximum(-corners, 0)
     last = np.minimum(images.sizes[positions] - corners, size)
-    for i, ((x0, y0), (x1, y1), (x, y)) in enumerate(zip(first.tolist(), last.tolist(), corners.tolist())):
+    for i, ((x0, y0), (x1, y1), (x, y)) in enumerate(
+        zip(first.tolist(), last.tolist(), corners.tolist())
+    ):
         piece = images.image(positions[i])[:, y0 + y : y1 + y, x0 + x : x1 + x]
         if mirrored[i]:
             pixels[i, :, y0:y1, size - x1 : size - x0] = piece[:, :, ::-1]

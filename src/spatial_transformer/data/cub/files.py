@@ -60,7 +60,9 @@ def parse_species(species: str | int | Iterable[str | int] | None) -> list[int |
         match = re.fullmatch(r"([0-9]+)(?:\s*-\s*([0-9]+))?", piece.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 1)
         if not piece.strip() or not 1 <= first <= last <= SPECIES:
-            raise UsageError(f"data.species must be names, and numbers from 1 to {SPECIES}, got {piece!r}.")
+            raise UsageError(
+                f"data.species must be names, and numbers from 1 to {SPECIES}, got {piece!r}."
+            )
         chosen += range(first, last + 1) if match else [piece.strip()]
     _check_unique(chosen)
     return chosen
@@ -178,4 +180,6 @@ def _read_rows(root: Path, file: str, index: Sequence[int] | pd.Index) -> pd.Dat
 
 
 def _damaged(root: Path, file: str, reason: object) -> UsageError:
-    return UsageError(f"CUB is damaged: {(root / file).absolute()}: {reason}.\nUnpack the archive CUB_200_2011.tgz again.")
+    return UsageError(
+        f"CUB is damaged: {(root / file).absolute()}: {reason}.\nUnpack the archive CUB_200_2011.tgz again."
+    )

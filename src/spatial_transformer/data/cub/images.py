@@ -37,7 +37,9 @@ class Images(NamedTuple):
         return self.pixels[self.starts[i] :][: 3 * width * height].reshape(3, height, width)
 
 
-def open_images(birds: Birds, size: int, cache: str | Path | None = None, workers: int | None = None) -> Images:
+def open_images(
+    birds: Birds, size: int, cache: str | Path | None = None, workers: int | None = None
+) -> Images:
     """Open the resized images of birds. Make them first if they are not in the cache.
 
     ``size`` is that of the crops that will be cut out of them in pixels, 224 or 448.

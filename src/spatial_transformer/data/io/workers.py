@@ -28,7 +28,9 @@ def check_workers(workers: int | None) -> None:
         raise UsageError(f"data.workers must be a positive integer or null, got {workers}.")
 
 
-def map_in_processes(function: Callable[[T], R], items: Sequence[T], workers: int | None, description: str) -> Iterator[R]:
+def map_in_processes(
+    function: Callable[[T], R], items: Sequence[T], workers: int | None, description: str
+) -> Iterator[R]:
     """Yield a function's results in the order of the items, with a progress bar in a terminal.
 
     ``workers`` is the number of processes. None is one per core, at most 16. 1 works in this one.

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...geometry import box_to_theta, theta_to_box
 from ...utils.errors import UsageError
-from ...windows import boxes_of, windows_of
 from .distorted import MnistData
 from .distortions import DIGIT, DISTORTIONS, clutter, place
 
@@ -86,8 +86,8 @@ class ColocalisationData(MnistData):
         keys = self._keys("test", digits)
         row, column = place(keys, self.input_size).unbind(1)
         boxes = torch.stack([column, row, column + DIGIT, row + DIGIT], dim=1)
-        return self._distort("test", digits, keys), windows_of(boxes, self.input_size)
+        return self._distort("test", digits, keys), box_to_theta(boxes, self.input_size)
 
     def texts(self, labels: Tensor) -> list[str]:
-        boxes = boxes_of(labels, self.input_size).round().int().tolist()
+        boxes = theta_to_box(labels, self.input_size).round().int().tolist()
         return [f"{right - left} px at {left}, {top}" for left, top, right, _ in boxes]

@@ -25,7 +25,7 @@ DIGIT = 28
 """Height and width of an MNIST image in pixels."""
 CORNER_STD = 5 / math.sqrt(2)
 """P: standard deviation of each coordinate of a corner's displacement in pixels: 5 px are taken for the root mean square of
-its length, as then the errors are nearest the paper's (docs/distorted-mnist.md)."""
+its length, as then the errors are nearest the paper's (docs/experiments/distorted-mnist.md)."""
 
 
 def _between(unit: Tensor, low: float, high: float) -> Tensor:
@@ -55,7 +55,9 @@ def _similarity(angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     angle = angle * (math.pi / 180)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     x, y = shift.unbind(1)
-    return torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1).view(-1, 2, 3)
+    return torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=1).view(
+        -1, 2, 3
+    )
 
 
 def _warp(images: Tensor, back: Tensor, canvas: int) -> Tensor:
@@ -75,7 +77,9 @@ def r_pose(keys: Tensor, canvas: int) -> Tensor:
     return _similarity(angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2))
 
 
-def rotate_scale_translate(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None) -> Tensor:
+def rotate_scale_translate(
+    images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None
+) -> Tensor:
     """RTS: angle uniform in +-45 degrees, scale uniform in 0.7 to 1.2, random location on a larger canvas.
 
     The location is uniform over those where the scaled image, before its turn, lies inside the canvas. That keeps the
@@ -93,7 +97,13 @@ def rts_pose(keys: Tensor, canvas: int) -> Tensor:
     return _similarity(_between(unit[:, 0], -45, 45), scale, shift)
 
 
-def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, corner_std: float = CORNER_STD) -> Tensor:
+def project(
+    images: Tensor,
+    keys: Tensor,
+    canvas: int,
+    pool: Tensor | None = None,
+    corner_std: float = CORNER_STD,
+) -> Tensor:
     """P: scaled by 0.75 to 1.0, then each corner displaced by N(0, 5 px), perspective warp.
 
     Displacements after which the quadrilateral is not convex (0.03 % of the draws), where no perspective view of the digit
@@ -113,10 +123,14 @@ def project(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
     return _read(images, torch.stack([x, y], dim=1) / w[:, None], canvas)
 
 
-def _displaced_corners(corners: Tensor, keys: Tensor, std: float = CORNER_STD, draws: int = 4) -> Tensor:
+def _displaced_corners(
+    corners: Tensor, keys: Tensor, std: float = CORNER_STD, draws: int = 4
+) -> Tensor:
     """The corners of P on the canvas, ``(B, 4, 2)``: of several draws the first that is convex (else the last, one in 10^7)."""
     scale = _between(uniform(keys, 1), 0.75, 1.0)
-    candidates = corners * scale[:, :, None, None] + std * normal(keys, 8 * draws, stream=1).view(-1, draws, 4, 2)
+    candidates = corners * scale[:, :, None, None] + std * normal(keys, 8 * draws, stream=1).view(
+        -1, draws, 4, 2
+    )
     convex = is_convex(candidates)
     convex[:, -1] = True
     first = convex.int().argmax(dim=1)
@@ -135,7 +149,10 @@ def _homography(source: Tensor, target: Tensor) -> Tensor:
     x, y = source.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     rows = []
-    for coordinate, row in ((target[..., 0], (x, y, one, zero, zero, zero)), (target[..., 1], (zero, zero, zero, x, y, one))):
+    for coordinate, row in (
+        (target[..., 0], (x, y, one, zero, zero, zero)),
+        (target[..., 1], (zero, zero, zero, x, y, one)),
+    ):
         rows.append(torch.stack([*row, -coordinate * x, -coordinate * y], dim=-1))
     solution, _ = torch.linalg.solve_ex(torch.cat(rows, dim=1), target.mT.flatten(1))
     return torch.cat([solution, torch.ones_like(solution[:, :1])], dim=1).view(-1, 3, 3)
@@ -166,8 +183,12 @@ def _spline_basis(canvas: int, device: torch.device) -> Tensor:
             squared = (control[:2, :, None] - targets[:2, None]).square().sum(0)
             return torch.cat([torch.xlogy(squared, squared), targets])
 
-        system = torch.cat([kernel(control), torch.cat([control.T, torch.zeros(3, 3, dtype=torch.float64)])], dim=1)
-        _SPLINE_BASES[canvas, device] = torch.linalg.solve(system, kernel(points))[:16].float().to(device)
+        system = torch.cat(
+            [kernel(control), torch.cat([control.T, torch.zeros(3, 3, dtype=torch.float64)])], dim=1
+        )
+        _SPLINE_BASES[canvas, device] = (
+            torch.linalg.solve(system, kernel(points))[:16].float().to(device)
+        )
     return _SPLINE_BASES[canvas, device]
 
 
@@ -185,7 +206,9 @@ def place(keys: Tensor, canvas: int) -> Tensor:
     return integers(keys, 2, canvas - DIGIT + 1)
 
 
-def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, patches: int = 6) -> Tensor:
+def clutter(
+    images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = None, patches: int = 6
+) -> Tensor:
     """TC: as T, then patches of 6 x 6 pixels from random places of random digits of ``pool``, at random places.
 
     Patches and digit are joined by the maximum, so that nothing erases the digit (ours; the paper does not say).
@@ -198,20 +221,31 @@ def clutter(images: Tensor, keys: Tensor, canvas: int, pool: Tensor | None = Non
     digit = integers(keys, patches, len(pool), stream=1)
     cut = integers(keys, 2 * patches, DIGIT - side + 1, stream=2).unflatten(1, (patches, 2))
     place = integers(keys, 2 * patches, canvas - side + 1, stream=3).unflatten(1, (patches, 2))
-    pieces = pool.flatten(1)[digit[:, :, None, None], _pixels(cut, (side, side), DIGIT)].to(images.dtype) / 255
+    pieces = (
+        pool.flatten(1)[digit[:, :, None, None], _pixels(cut, (side, side), DIGIT)].to(images.dtype)
+        / 255
+    )
     return _paste(translate(images, keys, canvas)[:, 0], pieces, place)[:, None]
 
 
 def _paste(canvases: Tensor, patches: Tensor, corners: Tensor) -> Tensor:
     """Puts ``(B, n, h, w)`` patches on ``(B, H, W)`` canvases by the maximum; ``(B, n, 2)`` top left corners (row, column)."""
     pixels = _pixels(corners, patches.shape[2:], canvases.shape[2])
-    return canvases.flatten(1).scatter_reduce(1, pixels.flatten(1), patches.flatten(1), "amax").view_as(canvases)
+    return (
+        canvases.flatten(1)
+        .scatter_reduce(1, pixels.flatten(1), patches.flatten(1), "amax")
+        .view_as(canvases)
+    )
 
 
 def _pixels(corners: Tensor, size: Sequence[int], width: int) -> Tensor:
     """Places of the pixels of patches in a flat image of ``width``: corners ``(B, n, 2)`` -> ``(B, n, h, w)``."""
     rows, columns = (torch.arange(n, device=corners.device) for n in size)
-    return (corners[..., 0, None, None] + rows[:, None]) * width + corners[..., 1, None, None] + columns
+    return (
+        (corners[..., 0, None, None] + rows[:, None]) * width
+        + corners[..., 1, None, None]
+        + columns
+    )
 
 
 @dataclass(frozen=True)

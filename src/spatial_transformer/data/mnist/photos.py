@@ -82,7 +82,9 @@ def find_ink(grey: np.ndarray) -> Ink:
     level, full = (float(np.median(part)) if len(part) else 0.0 for part in (rest, core))
     rough = 1.4826 * float(np.median(np.abs(rest - level))) if len(rest) else 0.0
     if full - level < max(_LEAST_CONTRAST, _FAINTEST * rough):
-        raise UsageError("it shows no digit: its brightness is nearly the same everywhere. Use darker ink, or more light.")
+        raise UsageError(
+            "it shows no digit: its brightness is nearly the same everywhere. Use darker ink, or more light."
+        )
     # Above three quarters of full strength all is ink, below a quarter all is paper.
     relative = (strength - level) / (full - level)
     return Ink((2 * relative - 0.5).clip(0, 1).astype(np.float32), dark)
@@ -90,7 +92,9 @@ def find_ink(grey: np.ndarray) -> Ink:
 
 def _highest(image: Tensor, half: int) -> Tensor:
     """The highest value of ``(1, 1, H, W)`` within ``half`` pixels of each, to the sides, up and down."""
-    return F.max_pool2d(F.max_pool2d(image, (1, 2 * half + 1), 1, (0, half)), (2 * half + 1, 1), 1, (half, 0))
+    return F.max_pool2d(
+        F.max_pool2d(image, (1, 2 * half + 1), 1, (0, half)), (2 * half + 1, 1), 1, (half, 0)
+    )
 
 
 def _mean(image: Tensor, half: int) -> Tensor:
@@ -128,14 +132,20 @@ def digit_box(digit: np.ndarray, size: int) -> tuple[float, float, float, float]
     rows, columns = (np.flatnonzero(digit.max(axis) > 0.5) for axis in (1, 0))
     longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
     half = longer / SIDE * size / 2
-    y, x = (float((digit.sum(axis) * (np.arange(n) + 0.5)).sum() / digit.sum()) for axis, n in zip((1, 0), digit.shape))
+    y, x = (
+        float((digit.sum(axis) * (np.arange(n) + 0.5)).sum() / digit.sum())
+        for axis, n in zip((1, 0), digit.shape)
+    )
     return x - half, y - half, x + half, y + half
 
 
 def _drawn(digit: np.ndarray, box: tuple[float, float, float, float], size: int) -> Tensor:
     """What lies in a box, with strokes of at least :data:`STROKE`, reduced to ``(1, size, size)``; nothing lies outside."""
     left, top, right, bottom = box
-    first, last = np.floor([left, top]).astype(int).tolist(), np.ceil([right, bottom]).astype(int).tolist()
+    first, last = (
+        np.floor([left, top]).astype(int).tolist(),
+        np.ceil([right, bottom]).astype(int).tolist(),
+    )
     around = Image.fromarray((digit * 255).round().astype(np.uint8)).crop((*first, *last))
     missing = STROKE * (right - left) / size - _stroke_width(np.asarray(around) > 127)
     if missing > 1:

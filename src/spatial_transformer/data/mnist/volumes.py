@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...projection import THICKNESS, project
+from ...geometry import THICKNESS, project_volume
 from ...utils.errors import UsageError
 from ...utils.random import integers, uniform
 from .distorted import MnistData
@@ -60,7 +60,9 @@ class Mnist3dData(MnistData):
         seed: int = 1,
     ) -> None:
         if canvas < CUBE:
-            raise UsageError(f"data.canvas must be at least {CUBE}, to hold a rotated digit, got {canvas}.")
+            raise UsageError(
+                f"data.canvas must be at least {CUBE}, to hold a rotated digit, got {canvas}."
+            )
         super().__init__("t", canvas, root, batch_size, eval_batch_size, fresh, seed)
 
     def _distort(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
@@ -77,8 +79,8 @@ class Mnist3dData(MnistData):
 
         They are ``(..., 1, H, W + D + W)``.
         """
-        front = project(images, self.input_size)
-        side = project(images.transpose(-3, -1), self.input_size)
+        front = project_volume(images, self.input_size)
+        side = project_volume(images.transpose(-3, -1), self.input_size)
         return torch.cat([front, side, images[..., images.shape[-3] // 2, :, :]], dim=-1)
 
 
@@ -130,6 +132,8 @@ def extrude(digits: Tensor, turns: Tensor, side: int = CUBE) -> Tensor:
     points = torch.stack([x.flatten(), y.flatten(), z.flatten()])
     back = turns.mT @ points  # (B, 3, side^3)
     grid = (back[:, :2] * (2 / DIGIT)).mT[:, None]
-    values = F.grid_sample(digits, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, :, 0]
+    values = F.grid_sample(
+        digits, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )[:, :, 0]
     inside = ((THICKNESS + 1) / 2 - back[:, 2:].abs()).clamp(0, 1)
     return (values * inside).unflatten(2, (side, side, side))

@@ -48,7 +48,9 @@ class Crops(NamedTuple):
     digest: str  # of the part's annotations and of the sizes of its files
 
 
-def open_crops(part: Path, size: int, cache: str | Path | None = None, workers: int | None = None) -> Crops:
+def open_crops(
+    part: Path, size: int, cache: str | Path | None = None, workers: int | None = None
+) -> Crops:
     """Open the crops of a part of SVHN. Make them first if they are not in the cache."""
     check_files("SVHN", part, [STRUCT])
     stat = (part / STRUCT).stat()
@@ -140,7 +142,9 @@ def union_box(boxes: np.ndarray) -> np.ndarray:
 def _is_usable(box: np.ndarray, image_size: tuple[int, int]) -> bool:
     """Return whether a box has an area, of possible size, and overlaps the image."""
     sides = box[2:] - box[:2]
-    is_sane = np.isfinite(box).all() and sides.min() > 0 and sides.max() <= _LARGEST * max(image_size)
+    is_sane = (
+        np.isfinite(box).all() and sides.min() > 0 and sides.max() <= _LARGEST * max(image_size)
+    )
     return bool(is_sane and (box[:2] < image_size).all() and (box[2:] > 0).all())
 
 

@@ -92,7 +92,8 @@ class SvhnData(BatchedData):
     def prepare_data(self) -> None:
         if not self._parts:  # Lightning may ask several times
             self._parts = [
-                open_crops(part, self.input_size, self.cache, self.workers) for part in prepare(self.root, self.extra)
+                open_crops(part, self.input_size, self.cache, self.workers)
+                for part in prepare(self.root, self.extra)
             ]
 
     def setup(self, stage: str | None = None) -> None:
