@@ -1,4 +1,4 @@
-"""The module of the three parts: identity, series, parallel, precision, state and bad input."""
+"""Test the spatial transformer as a module."""
 
 import copy
 
@@ -380,14 +380,12 @@ def test_an_output_size_that_does_not_fit_is_refused(make, wrong):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode must be one of bilinear, nearest, got 'bicubic'"):
+    with pytest.raises(ValueError, match="mode must be 'bilinear' or 'nearest', got 'bicubic'"):
         SpatialTransformer(nn.Identity(), Affine(), mode="bicubic")
 
 
 def test_antialiasing_in_nearest_mode_is_refused():
-    with pytest.raises(
-        ValueError, match="mode must be one of bilinear with antialias, got 'nearest'"
-    ):
+    with pytest.raises(ValueError, match="mode must be 'bilinear' with antialias, got 'nearest'"):
         SpatialTransformer(nn.Identity(), Affine(), mode="nearest", antialias=True)
 
 

@@ -1,4 +1,4 @@
-"""What PyTorch can do with a layer: second derivatives, torch.func, tracing, export, compilation, meta tensors, copies."""
+"""Test the layer with second derivatives, torch.func, tracing, export and compilation."""
 
 import contextlib
 import copy

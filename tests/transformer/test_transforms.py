@@ -1,4 +1,4 @@
-"""Grids: every family against its formula, an independent solver or scipy; precision, caching and refusals."""
+"""Test every family of transformations against its formula, another solver or SciPy."""
 
 import copy
 import pickle
@@ -254,7 +254,7 @@ def test_affine3d_rotation_about_the_depth_axis_is_the_plane_rotation_of_each_sl
 
 
 def four_point_theta(target, source):
-    """The eight parameters that take four target points to four source points, from their 8x8 system."""
+    """Return the parameters that map four target points to four source points."""
     rows, right = [], []
     for (x, y), (u, v) in zip(target, source, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -522,7 +522,7 @@ def test_families_that_are_not_closed_refuse_compose_and_inverse(transform):
     theta = transform.identity()[None]
     for call in (lambda: transform.compose(theta, theta), lambda: transform.inverse(theta)):
         with pytest.raises(
-            TypeError, match="has neither compose nor inverse: their results are outside the family"
+            TypeError, match="has no compose and inverse: the results leave the family"
         ):
             call()
 
@@ -546,10 +546,8 @@ def test_compose_and_inverse_check_their_thetas():
 @pytest.mark.parametrize("wrong", [(1,), (2, 3, 4, 5), (0, 3), (3, 0, 3), (-1, 4)], ids=str)
 def test_a_size_that_is_no_image_is_refused(make, wrong):
     transform = make()
-    with pytest.raises(
-        ValueError,
-        match=rf"size must be {transform.dims} positive numbers for {type(transform).__name__}, got",
-    ):
+    message = f"size must be {transform.dims} positive numbers for {type(transform).__name__}, got"
+    with pytest.raises(ValueError, match=message):
         transform.grid(thetas(transform), wrong)
 
 

@@ -1,4 +1,4 @@
-"""Section 3 of the paper in plain PyTorch. You can copy this directory and use it alone."""
+"""Section 3 of the paper in plain PyTorch. You can copy this directory and use it on its own."""
 
 from .recorder import ThetaRecorder as ThetaRecorder
 from .recorder import find_transformers as find_transformers

@@ -1,4 +1,4 @@
-"""The theta of all spatial transformers of a network, recorded during its forward passes."""
+"""Record the theta of all spatial transformers of a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def find_transformers(network: nn.Module) -> list[SpatialTransformer]:
 
 
 class ThetaRecorder:
-    """Record what the localisation networks of a network return, until it is closed.
+    """Record theta during forward passes.
 
     Use it as a context manager, or call :meth:`close`:
 
@@ -29,8 +29,8 @@ class ThetaRecorder:
 
     Attributes:
         transformers: the spatial transformers of the network.
-        latest: for each transformer that has run, theta of its latest forward pass,
-            ``(B, n * n_params)`` for n transformers in parallel, in float32.
+        latest: theta of the latest forward pass of each transformer, in float32:
+            ``(B, n * n_params)`` for n transformers in parallel.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -42,11 +42,7 @@ class ThetaRecorder:
         ]
 
     def _record(
-        self,
-        transformer: SpatialTransformer,
-        module: nn.Module,
-        args: Any,
-        theta: Tensor,
+        self, transformer: SpatialTransformer, _: nn.Module, __: Any, theta: Tensor
     ) -> None:
         self.latest[transformer] = theta.float()
 

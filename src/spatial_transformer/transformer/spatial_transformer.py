@@ -1,4 +1,4 @@
-"""The spatial transformer: localisation network, grid generator, sampler (section 3, figure 2 of the paper)."""
+"""The spatial transformer: localisation network, grid generator, sampler (section 3, figure 2)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .sampler import MODES, fill_values, sample
-from .transforms import MAX_CACHE_BYTES, Transform, basis_dtype
+from .sampler import check_mode, fill_values, sample
+from .transforms import MAX_CACHE_BYTES, Transform, grid_dtype
 
 
 class SpatialTransformer(nn.Module):
     """Warp the input by a transformation that is inferred from the input itself.
 
-    Put several in a row, or at any depth of a network, as any other layer. With ``parallel`` = n, the localisation network
-    regresses n thetas at once, and n transformers read the same input.
+    Use it like any other layer: at any depth of a network and several times in a row. With
+    ``parallel`` = n, one localisation network regresses n thetas and n transformers warp the same
+    input.
 
     Args:
-        localisation: module from ``(B, C, H, W)`` to ``(B, parallel * n_params)`` that starts at the identity, as one that ends
-            in a :class:`~spatial_transformer.Regression` does.
-        transform: the family of transformations.
-        output_size: ``(H', W')``, or ``(D', H', W')``; None keeps the size of the input.
-        mode, fill, antialias, second_order: as for :func:`~spatial_transformer.sample`.
+        localisation: module from ``(B, C, H, W)`` to ``(B, parallel * n_params)``. It should start
+            at the identity, as one that ends in :class:`~spatial_transformer.Regression` does.
+        transform: family of transformations.
+        output_size: ``(H', W')``, or ``(D', H', W')``. None keeps the size of the input.
+        mode: as for :func:`~spatial_transformer.sample`.
+        fill: as for :func:`~spatial_transformer.sample`.
         parallel: number of transformers.
+        antialias: as for :func:`~spatial_transformer.sample`.
+        second_order: as for :func:`~spatial_transformer.sample`.
 
     Raises:
-        TypeError, ValueError: sizes, mode, fill or ``parallel`` out of range; in ``forward``, a theta of another shape.
+        TypeError: fill is not numeric.
+        ValueError: another argument is out of range.
     """
 
     def __init__(
@@ -48,17 +53,14 @@ class SpatialTransformer(nn.Module):
                 raise ValueError(
                     f"output_size must be {transform.dims} positive sizes, got {output_size}"
                 )
-        if mode not in (modes := MODES[:1] if antialias else MODES):
-            raise ValueError(
-                f"mode must be one of {', '.join(modes)}{' with antialias' * antialias}, got {mode!r}"
-            )
+        check_mode(mode, antialias)
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}")
         if mode == "nearest" and any(p.requires_grad for p in localisation.parameters()):
-            warnings.warn(
-                "mode='nearest' has no gradient for theta: the localisation network will not train.",
-                stacklevel=2,
+            message = (
+                "mode='nearest' has no gradient for theta: the localisation network cannot train."
             )
+            warnings.warn(message, stacklevel=2)
         self.localisation = localisation
         self.transform = transform
         self.output_size = output_size
@@ -72,14 +74,15 @@ class SpatialTransformer(nn.Module):
         self._store_basis(torch.device("cpu"))
 
     def _store_basis(self, device: torch.device) -> None:
-        """Store the basis of the output size, so that neither a call nor an exported program computes it."""
+        """Store the basis of the output size, so that exported programs do not compute it."""
         if self.output_size is not None:
-            basis = self.transform.basis(self.output_size, torch.float32, device)
+            dtype = grid_dtype(torch.float32, device)
+            basis = self.transform.basis(self.output_size, dtype, device)
             self.basis = basis if basis.nbytes <= MAX_CACHE_BYTES else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpatialTransformer:
         super()._apply(fn, recurse)
-        if self.basis is not None:  # a cast has rounded it, or to_empty has emptied it
+        if self.basis is not None:  # rounded by a cast, or emptied by to_empty
             self._store_basis(self.basis.device)
         return self
 
@@ -90,35 +93,36 @@ class SpatialTransformer(nn.Module):
 
         Args:
             x: ``(B, C, H, W)``, or ``(B, C, D, H, W)`` for a transform in three dimensions.
-            return_theta: also return theta, float32 (float64 for a float64 network).
-            theta: ``(B, parallel * n_params)`` to warp by, in the place of the localisation network's.
+            return_theta: also return theta in float32 (float64 for a float64 network).
+            theta: ``(B, parallel * n_params)``, which replaces that of the localisation network.
 
         Returns:
-            ``(B, C, H', W')``, and ``(B, n_params)`` on demand. With n transformers in parallel: their outputs side by side as
-            channels, ``(B, n C, H', W')``, and ``(B, n, n_params)``.
+            ``(B, C, H', W')``, and theta ``(B, n_params)`` on request. With n transformers in
+            parallel, outputs are concatenated to ``(B, n C, H', W')`` and theta is
+            ``(B, n, n_params)``.
+
+        Raises:
+            ValueError: theta has the wrong shape.
         """
         name = "output of the localisation network" if theta is None else "theta"
         theta = self.localisation(x) if theta is None else theta
         expected = (x.shape[0], self.parallel * self.transform.n_params)
         if theta.shape != expected:
-            raise ValueError(
-                f"{name} must be {expected} for {self.parallel} x {self.transform}, got {tuple(theta.shape)}"
-            )
+            needs = f"{expected} for {self.parallel} x {self.transform}"
+            raise ValueError(f"{name} must be {needs}, got {tuple(theta.shape)}")
         theta = theta if theta.dtype == torch.float64 else theta.float()
-        thetas = theta.chunk(self.parallel, dim=1)
-        outputs = [self._warp(x, one) for one in thetas]
-        out, theta = (
-            (outputs[0], theta)
-            if self.parallel == 1
-            else (torch.cat(outputs, 1), torch.stack(thetas, 1))
-        )
+        if self.parallel == 1:
+            out = self._warp(x, theta)
+        else:
+            thetas = theta.chunk(self.parallel, dim=1)
+            out = torch.cat([self._warp(x, one) for one in thetas], dim=1)
+            theta = torch.stack(thetas, dim=1)
         return (out, theta) if return_theta else out
 
     def _warp(self, x: Tensor, theta: Tensor) -> Tensor:
-        dtype = basis_dtype(theta.dtype, theta.device)
-        basis = (
-            self.basis if self.basis is not None and self.basis.dtype == dtype else None
-        )  # it is for a float32 theta
+        basis = self.basis
+        if basis is not None and basis.dtype != grid_dtype(theta.dtype, theta.device):
+            basis = None  # theta is float64
         grid = self.transform.grid(theta, self.output_size or x.shape[2:], basis)
         return sample(x, grid, self.mode, self.fill, self.antialias, self.second_order)
 

@@ -1,12 +1,14 @@
 """Families of spatial transformations T_theta (section 3.2 of the paper).
 
 Convention
-    Points are ``(x, y)`` or ``(x, y, z)`` with x along the width, y along the height and z along the depth. They are normalised
-    to [-1, 1] with half-pixel centres (``align_corners=False``): -1 and 1 are the outer edges of the first and the last pixel,
-    and pixel ``i`` of ``n`` has its centre at ``(2 i + 1) / n - 1``. T_theta maps **output to input**: from a point of the
-    output to the point of the input that is read there.
+    Points are ``(x, y)`` or ``(x, y, z)``. x runs along the width, y along the height, z along the
+    depth. They are normalised to [-1, 1] with half-pixel centres (``align_corners=False``). -1 and
+    1 are the outer edges of the first and the last pixel. Pixel ``i`` of ``n`` has its centre at
+    ``(2 i + 1) / n - 1``. T_theta maps **output to input**: from a target point to the source point
+    that is sampled there.
 
-Every family is linear in a basis of the target points, ``T_theta(G) = M_theta B``: a batch of grids is one matrix product.
+Every family is linear in a basis of the target points, ``T_theta(G) = M_theta B``. So a batch of
+grids is one matrix product.
 """
 
 from __future__ import annotations
@@ -22,58 +24,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_CACHE_BYTES = 32 * 2**20
-"""Size of each transform's cache of bases. A larger basis, as of a volume, is computed at each call."""
+"""Size of the cache of bases of a transform. A larger basis is computed at each call."""
 
 
 def pixel_centres(size: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return the normalised pixel centres of an image: ``(dims, prod(size))``, rows x, y(, z), columns in memory order."""
-    axes = [
-        ((2 * torch.arange(n, dtype=torch.float64, device="cpu") + 1) / n - 1).to(dtype)
-        for n in size
-    ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).flatten(1)
+    """Return the pixel centres of an image, ``(dims, prod(size))``, with rows x, y(, z)."""
+    axes = [(2 * torch.arange(n, dtype=torch.float64, device="cpu") + 1) / n - 1 for n in size]
+    grids = torch.meshgrid(*(axis.to(dtype) for axis in axes), indexing="ij")
+    return torch.stack(grids[::-1]).flatten(1)
 
 
 def is_eager(x: Tensor) -> bool:
-    """Whether ``x`` is an ordinary tensor, and neither a tracer nor torch.func transforms the current call."""
-    traced = (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-    )
-    return type(x) is Tensor and not traced
+    """Return whether ``x`` is an ordinary tensor outside of tracing and torch.func transforms."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return type(x) is Tensor and not (is_traced or torch._C._are_functorch_transforms_active())
 
 
 def is_autocast_on(x: Tensor) -> bool:
-    """Whether operations on the device of ``x`` are autocast."""
+    """Return whether operations on the device of ``x`` are autocast."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def basis_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return what to compute grids in for a theta of ``dtype``: on a GPU float64, as TF32 is wrong by 0.1 px at 224 px."""
+def grid_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute grids in for a theta of ``dtype``.
+
+    It is float64 on a GPU, where TF32 would be off by 0.1 px at 224 px.
+    """
     return torch.float64 if device.type == "cuda" else dtype
 
 
 class BasisCache(OrderedDict[tuple, Tensor]):
-    """The bases used last, up to :data:`MAX_CACHE_BYTES`. Copies and pickles are empty."""
+    """The most recently used bases, up to :data:`MAX_CACHE_BYTES`. A copy or a pickle is empty."""
 
     lock = threading.Lock()
 
-    def find(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        """Return the basis of ``key``, which ``make`` computes if it is missing."""
+    def get_or_make(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """Return the basis of ``key``. If it is missing, ``make`` computes it."""
         try:
             self.move_to_end(key)
             return self[key]
-        except KeyError:  # missing, or another thread has just removed it
+        except KeyError:  # missing, or just removed by another thread
             pass
-        # Inference mode, tracing and torch.func belong to a thread: in a new one, the basis is an ordinary tensor.
+        # Inference mode, tracing and torch.func are local to a thread. In a new one, the basis is
+        # a plain tensor.
         with ThreadPoolExecutor(max_workers=1) as thread:
             basis = thread.submit(make).result()
         if basis.nbytes <= MAX_CACHE_BYTES:
             with self.lock:
                 self[key] = basis
-                while sum(kept.nbytes for kept in self.values()) > MAX_CACHE_BYTES:
+                while sum(cached.nbytes for cached in self.values()) > MAX_CACHE_BYTES:
                     self.popitem(last=False)
         return basis
 
@@ -82,12 +82,12 @@ class BasisCache(OrderedDict[tuple, Tensor]):
 
 
 class Transform(nn.Module, ABC):
-    """A family of transformations. It has no parameters: a localisation network regresses theta.
+    """Family of transformations. It has no weights: a localisation network regresses theta.
 
     Attributes:
         n_params: length of theta.
         dims: 2 for images, 3 for volumes.
-        is_group: whether the family has ``compose`` and ``inverse``.
+        is_group: whether the family has :meth:`compose` and :meth:`inverse`.
     """
 
     n_params: int
@@ -100,15 +100,15 @@ class Transform(nn.Module, ABC):
 
     @abstractmethod
     def identity(self) -> Tensor:
-        """Return the theta of the identity transformation, ``(n_params,)`` float32."""
+        """Return the theta of the identity, ``(n_params,)`` float32."""
 
     @abstractmethod
     def _coefficients(self, theta: Tensor) -> Tensor:
         """Return the rows of M_theta: ``(B, n_params)`` -> ``(B * rows, K)``."""
 
     def _basis(self, points: Tensor) -> Tensor:
-        """Return the basis B at target points, ``(dims, N)`` -> ``(K, N)``; by default, homogeneous coordinates."""
-        return torch.cat([points, torch.ones_like(points[:1])])
+        """Return the basis B at target points: ``(dims, N)`` -> ``(K, N)``."""
+        return torch.cat([points, torch.ones_like(points[:1])])  # homogeneous coordinates
 
     def _source_points(self, product: Tensor) -> Tensor:
         """Return the source points of M_theta B: ``(B * rows, N)`` -> ``(B * dims, N)``."""
@@ -118,55 +118,51 @@ class Transform(nn.Module, ABC):
         """Return the source points of all pixels of an output.
 
         Args:
-            theta: ``(B, n_params)``. All but float64 is converted to float32.
+            theta: ``(B, n_params)``. Every dtype but float64 is converted to float32.
             size: ``(H, W)``, or ``(D, H, W)`` in three dimensions.
-            basis: what :meth:`basis` gives for this size; None takes it from a cache.
+            basis: result of :meth:`basis` for this size. None takes it from a cache.
 
         Returns:
-            ``(B, *size, dims)`` source points in float32 (float64 for a float64 theta), also under autocast.
+            ``(B, *size, dims)`` in float32 (float64 for a float64 theta), also under autocast.
 
         Raises:
             TypeError: theta is not of floating point.
             ValueError: theta or size has the wrong shape.
         """
-        theta, shape = (
-            self._checked(theta),
-            tuple(map(int, size)),
-        )  # torch.jit.trace makes sizes tensors
-        if len(shape) != self.dims or min(shape) < 1:
-            raise ValueError(
-                f"size must be {self.dims} positive numbers for {type(self).__name__}, got {tuple(size)}"
-            )
+        theta = self._check_theta(theta)
+        size = tuple(map(int, size))  # torch.jit.trace passes tensors
+        if len(size) != self.dims or min(size) < 1:
+            name = type(self).__name__
+            raise ValueError(f"size must be {self.dims} positive numbers for {name}, got {size}")
         if basis is None:
-            is_ordinary = (
-                type(theta) is Tensor or torch.compiler.is_compiling()
-            )  # a fake tensor may not mix with others
-            basis = (self.basis if is_ordinary else self._make_basis)(
-                shape, theta.dtype, theta.device
-            )
-        return self._map(theta, basis).view(-1, self.dims, *shape).movedim(1, -1)
+            # A fake tensor must not mix with cached ones.
+            is_cached = type(theta) is Tensor or torch.compiler.is_compiling()
+            make = self.basis if is_cached else self._make_basis
+            basis = make(size, grid_dtype(theta.dtype, theta.device), theta.device)
+        return self._map(theta, basis).view(-1, self.dims, *size).movedim(1, -1)
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Return T_theta at any target points, ``(N, dims)`` -> ``(B, N, dims)``. It raises as :meth:`grid` does."""
+        """Return T_theta at target points: ``(N, dims)`` -> ``(B, N, dims)``.
+
+        Raises:
+            TypeError, ValueError: as for :meth:`grid`, or points has the wrong shape.
+        """
         if points.ndim != 2 or points.shape[1] != self.dims:
             raise ValueError(f"points must be (N, {self.dims}), got {tuple(points.shape)}")
-        theta = self._checked(theta)
+        theta = self._check_theta(theta)
         basis = self._basis(points.T.double()).to(
-            theta.device, basis_dtype(theta.dtype, theta.device)
+            theta.device, grid_dtype(theta.dtype, theta.device)
         )
         return self._map(theta, basis).view(-1, self.dims, len(points)).mT
 
     @torch.compiler.assume_constant_result
     def basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the basis of all pixels of an output, ``(K, prod(size))``, for a theta of ``dtype`` on ``device``."""
-        return self._bases.find(
-            (size, dtype, device), lambda: self._make_basis(size, dtype, device)
-        )
+        """Return the basis of all pixels of an output, ``(K, prod(size))``."""
+        key = (size, dtype, device)
+        return self._bases.get_or_make(key, lambda: self._make_basis(*key))
 
-    def _make_basis(
-        self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        return self._basis(pixel_centres(size, basis_dtype(dtype, device))).to(device)
+    def _make_basis(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return self._basis(pixel_centres(size, dtype)).to(device)
 
     def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
         """Return source points ``(B * dims, N)`` in the dtype of theta."""
@@ -177,20 +173,24 @@ class Transform(nn.Module, ABC):
                 return self._map(theta, basis)
         return self._source_points(self._coefficients(theta) @ basis)
 
-    def _checked(self, theta: Tensor) -> Tensor:
+    def _check_theta(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
-            raise ValueError(
-                f"theta must be (B, {self.n_params}) for {type(self).__name__}, got {tuple(theta.shape)}"
-            )
+            expected = f"(B, {self.n_params}) for {type(self).__name__}"
+            raise ValueError(f"theta must be {expected}, got {tuple(theta.shape)}")
+        if theta.dtype in (torch.float32, torch.float64):
+            return theta
         if not theta.is_floating_point():
             raise TypeError(f"theta must be of floating point, got {theta.dtype}")
-        return theta if theta.dtype in (torch.float32, torch.float64) else theta.float()
+        return theta.float()
 
     def compose(self, theta_a: Tensor, theta_b: Tensor) -> Tensor:
-        """Return the theta of T_a after T_b: of one warp for a warp by a and then by b. It raises as :meth:`inverse` does."""
-        product = (
-            self._square(theta_a)[..., None] * self._square(theta_b)[:, None]
-        )  # autocast would round a matmul
+        """Return the theta of T_a after T_b: a warp by a, followed by a warp by b.
+
+        Raises:
+            TypeError: ``is_group`` is False.
+        """
+        # Broadcast instead of a matmul, which autocast would round.
+        product = self._square(theta_a)[..., None] * self._square(theta_b)[:, None]
         return self._theta(product.sum(dim=2)).to(theta_a.dtype)
 
     def inverse(self, theta: Tensor) -> Tensor:
@@ -205,22 +205,21 @@ class Transform(nn.Module, ABC):
     def _square(self, theta: Tensor) -> Tensor:
         """Return matrices on homogeneous coordinates, ``(B, dims + 1, dims + 1)``."""
         if not self.is_group:
-            raise TypeError(
-                f"{self} has neither compose nor inverse: their results are outside the family."
-            )
-        theta = self._checked(theta)
-        rows = self._coefficients(theta.to(basis_dtype(theta.dtype, theta.device))).view(
-            len(theta), -1, self.dims + 1
+            raise TypeError(f"{self} has no compose and inverse: the results leave the family.")
+        theta = self._check_theta(theta)
+        rows = self._coefficients(theta.to(grid_dtype(theta.dtype, theta.device))).view(
+            theta.shape[0], -1, self.dims + 1
         )
         last = F.pad(torch.zeros_like(rows[:, :1, 1:]), (0, 1), value=1.0)
         return rows if rows.shape[1] > self.dims else torch.cat([rows, last], dim=1)
 
     def _theta(self, matrix: Tensor) -> Tensor:
+        """Return the theta of matrices on homogeneous coordinates."""
         return matrix[:, : self.dims].flatten(1)
 
 
 class Affine(Transform):
-    """Plane affine, 6 parameters: the rows of A_theta in equation (1), ``(x_s, y_s) = A_theta (x_t, y_t, 1)``."""
+    """Affine transformation, 6 parameters: the rows of A_theta in equation (1)."""
 
     n_params = 6
 
@@ -232,18 +231,21 @@ class Affine(Transform):
 
 
 class Affine3d(Affine):
-    """Affine in three dimensions, 12 parameters: the rows of a 3x4 matrix on ``(x, y, z, 1)`` (appendix A.3)."""
+    """Affine transformation of volumes, 12 parameters: the rows of a 3x4 matrix (appendix A.3)."""
 
     n_params = 12
     dims = 3
 
 
 class Attention(Affine):
-    """Isotropic scale and translation, equation (2), a square window of the input: theta is ``(s, t_x, t_y)``.
+    """Isotropic scale and translation, equation (2): a square window with theta ``(s, t_x, t_y)``.
 
     Args:
-        scale: half-width of the window in units of the half-width of the input. If it is fixed, to 0.5 in appendix A.6, theta
-            is ``(t_x, t_y)`` and the identity is the central window. A ValueError is raised unless it is positive.
+        scale: half-width of the window in units of the half-width of the input. If it is fixed, as
+            to 0.5 in appendix A.6, theta is ``(t_x, t_y)`` and the identity is the central window.
+
+    Raises:
+        ValueError: scale is not positive.
     """
 
     def __init__(self, scale: float | None = None) -> None:
@@ -268,14 +270,18 @@ class Attention(Affine):
 
 
 class Projective(Transform):
-    """Plane projective, 8 parameters: the rows of a 3x3 matrix whose last element is 1.
+    """Projective transformation, 8 parameters: the rows of a 3x3 matrix whose last element is 1.
 
-    ``x_s = (theta_1 x + theta_2 y + theta_3) / w``, ``y_s`` with theta_4 to 6, ``w = theta_7 x + theta_8 y + 1``.
+    ``x_s = (theta_1 x + theta_2 y + theta_3) / w``, ``y_s`` with theta_4 to theta_6, and
+    ``w = theta_7 x + theta_8 y + 1``.
 
     Args:
-        min_w: where w is smaller, at the horizon and behind it, a positive number with a continuous slope takes its place, so
-            that every pixel keeps a finite value and gradient. ``compose`` and ``inverse`` hold where w is larger. A
-            ValueError is raised unless it is between 0 and 1.
+        min_w: smaller w, at the horizon and behind it, are replaced by positive numbers with a
+            continuous slope, so that every pixel has a finite value and gradient. ``compose`` and
+            ``inverse`` hold where w is larger.
+
+    Raises:
+        ValueError: min_w is not between 0 and 1.
     """
 
     n_params = 8
@@ -294,9 +300,8 @@ class Projective(Transform):
 
     def _source_points(self, product: Tensor) -> Tensor:
         (xy, w), low = product.view(-1, 3, product.shape[1]).split([2, 1], dim=1), self.min_w
-        replaced = (
-            low * low / (2 * low - w.clamp(min=-1e9, max=low))
-        )  # further below, the gradient would overflow
+        # Far behind the horizon the gradient would overflow.
+        replaced = low * low / (2 * low - w.clamp(min=-1e9, max=low))
         return (xy / torch.where(w < low, replaced, w)).flatten(0, 1)
 
     def _theta(self, matrix: Tensor) -> Tensor:
@@ -306,12 +311,15 @@ class Projective(Transform):
 class ThinPlateSpline(Transform):
     """Thin plate spline on a regular grid of control points, 2 x rows x columns parameters.
 
-    theta holds the source points of the control points: all x coordinates, then all y coordinates, from left to right and top
-    to bottom. The spline has the kernel r^2 log r^2 and an affine part.
+    Theta holds the source points of the control points, row by row: first all x coordinates, then
+    all y coordinates. The spline has the kernel r^2 log r^2 and an affine part.
 
     Args:
-        points: rows and columns of the control grid, which spans the output; the paper names 16 points and no layout. A
-            ValueError is raised for fewer than 2 of either.
+        points: rows and columns of the control grid, which spans the output. The paper names 16
+            points without their layout.
+
+    Raises:
+        ValueError: there are fewer than 2 rows or columns.
     """
 
     is_group = False
@@ -338,13 +346,11 @@ class ThinPlateSpline(Transform):
             [torch.cat([_radial(control, control), affine.T], 1), F.pad(affine, (0, 3))]
         )
         at_points = torch.cat([_radial(control, target), super()._basis(target)])
-        splines = torch.linalg.solve(system, at_points)[
-            : control.shape[1]
-        ]  # the system is symmetric
+        splines = torch.linalg.solve(system, at_points)[: control.shape[1]]  # system is symmetric
         return torch.cat([splines, target]).to(points.dtype)
 
     def _coefficients(self, theta: Tensor) -> Tensor:
-        # Displacements of the control points, and the points themselves: the identity is not rounded.
+        # Splines of displacements, plus the target points: the identity is not rounded.
         displacements = theta.unflatten(1, (2, -1)) - self._control_points(
             theta.dtype, theta.device
         )
