@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all test-slurm lint types check tables report benchmark notebooks clean
+.PHONY: train test test-all test-slurm test-wandb lint types check tables report benchmark notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,11 +30,19 @@ test: $(VENV)/dev.done ## the tests, minutes
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: $(VENV)/dev.done ## also the slow tests
-	$(BIN)/python -m pytest -m "not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "not slurm and not wandb_server" $(ARGS)
 
 test-slurm: $(VENV)/dev.done ## the tests that need a SLURM, on one that is set up for them; as root, on Debian
 	scripts/dev/slurm.sh start
 	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
+
+# The licence of openwandb is non-commercial: it serves this test and nothing else.
+.venv-openwandb/bin/openwandb:
+	$(PYTHON) -m venv .venv-openwandb
+	.venv-openwandb/bin/python -m pip install --quiet --disable-pip-version-check openwandb==0.5.25
+
+test-wandb: $(VENV)/dev.done .venv-openwandb/bin/openwandb ## online tests, on a server that speaks W&B's protocol
+	OPENWANDB=$(CURDIR)/.venv-openwandb/bin/openwandb $(BIN)/python -m pytest -m wandb_server -n 0 $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
