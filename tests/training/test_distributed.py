@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 from make_svhn import make as make_numbers
 from tiny_birds import Bird, write_birds
 
-from spatial_transformer.data.base import check_shares
+from spatial_transformer.data.base import check_divisible
 from spatial_transformer.networks.backbones import load_backbone
 from spatial_transformer.training.distributed import DistributedContext
 from spatial_transformer.utils.errors import UsageError
@@ -231,7 +231,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_next_that_can(
     with pytest.raises(
         UsageError, match=rf"multiple of the {devices} devices, got {batch_size}\. Use {sizes}\."
     ):
-        check_shares(batch_size, devices)
+        check_divisible(batch_size, devices)
 
 
 def test_it_is_refused_before_anything_starts(mnist_root, tmp_path, start):

@@ -29,7 +29,7 @@ class Draw(NamedTuple):
     samples: Tensor
 
 
-class View(NamedTuple):
+class PreprocessedPicture(NamedTuple):
     """The input of a network that is made from a picture.
 
     Attributes
@@ -61,7 +61,7 @@ class BatchedData(pl.LightningDataModule, ABC):
     Attributes
         input_size: height and width of the network's input in pixels.
         classes: number of classes.
-        no_pictures: why :meth:`view` cannot prepare the users' own pictures; empty if it can.
+        unsupported_reason: why :meth:`preprocess_picture` cannot prepare the users' own pictures; empty if it can.
 
     Raises:
         UsageError: a batch size is below 1.
@@ -69,7 +69,7 @@ class BatchedData(pl.LightningDataModule, ABC):
 
     input_size: int
     classes: int
-    no_pictures: str = "its data module has no method `view`"
+    unsupported_reason: str = "its data module has no method `preprocess_picture`"
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -113,21 +113,21 @@ class BatchedData(pl.LightningDataModule, ABC):
         """Names of the classes."""
         return [str(n) for n in range(self.classes)]
 
-    def texts(self, labels: Tensor) -> list[str]:
+    def decode_labels(self, labels: Tensor) -> list[str]:
         """Return labels, or predictions, as text."""
         return [self.names[label] for label in labels.tolist()]
 
-    def shown(self, images: Tensor) -> Tensor:
+    def to_display(self, images: Tensor) -> Tensor:
         """Return images as they are shown to people, in [0, 1]."""
         return images
 
-    def view(self, picture: Image.Image) -> View:
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
         """Return the network's input that is made from an RGB picture of the user.
 
         Raises:
             UsageError: it does not show what the network was trained for.
         """
-        raise UsageError(f"Pictures cannot be used: {self.no_pictures}.")
+        raise UsageError(f"Pictures cannot be used: {self.unsupported_reason}.")
 
     # Loaders
 
@@ -164,7 +164,7 @@ def check_fits(batch_size: int, n: int) -> None:
         )
 
 
-def check_shares(batch_size: int, devices: int) -> None:
+def check_divisible(batch_size: int, devices: int) -> None:
     """Raise UsageError if a training batch cannot be divided evenly among devices.
 
     The gradient is the mean over the devices of the mean over each one's share. It is the mean over
@@ -178,7 +178,7 @@ def check_shares(batch_size: int, devices: int) -> None:
         )
 
 
-def in_order(parts: Sequence[Tensor]) -> Tensor:
+def gather_in_order(parts: Sequence[Tensor]) -> Tensor:
     """Gather a fixed set's results from all processes, in the order of its samples.
 
     All processes must call it, and get the same.
@@ -218,7 +218,7 @@ class _TrainingDraws(Sampler):
         rank: int,
         world_size: int,
     ) -> None:
-        check_shares(batch_size, world_size)
+        check_divisible(batch_size, world_size)
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.progress = progress
         self.share = slice(rank, None, world_size)

@@ -107,7 +107,7 @@ def test_a_sample_does_not_depend_on_its_batch(pairs):
 def test_channels_are_shown_in_two_colours_that_add_up_to_white(pairs):
     data = pairs()
     ones = torch.ones(2, 4, 4)
-    assert torch.equal(data.shown(ones), torch.ones(3, 4, 4))
-    assert data.shown(torch.rand(5, 2, 4, 4)).shape == (5, 3, 4, 4)
+    assert torch.equal(data.to_display(ones), torch.ones(3, 4, 4))
+    assert data.to_display(torch.rand(5, 2, 4, 4)).shape == (5, 3, 4, 4)
     only_first = torch.stack([torch.ones(1, 1), torch.zeros(1, 1)])
-    assert data.shown(only_first).flatten().tolist() == [1.0, 0.5, 0.0]
+    assert data.to_display(only_first).flatten().tolist() == [1.0, 0.5, 0.0]

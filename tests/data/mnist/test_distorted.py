@@ -152,7 +152,7 @@ def differ(images, others):
 def test_another_draw_distorts_the_same_digits_in_another_way_each_time_the_same(split):
     data, index = mnist(), torch.arange(9)
     (first, labels), (again, _), (other, _) = (
-        data.redrawn(split, index, draw) for draw in (1, 1, 2)
+        data.redraw(split, index, draw) for draw in (1, 1, 2)
     )
     fixed, expected = data.samples(split, index)
     assert torch.equal(labels, expected)
@@ -393,12 +393,12 @@ def test_a_data_module_of_the_users_needs_sizes_and_samples_only():
         4,
     ]
     assert data.digest() == ""
-    assert data.texts(torch.tensor([2, 0])) == ["2", "0"]
-    assert torch.equal(data.shown(torch.ones(1)), torch.ones(1))
-    with pytest.raises(UsageError, match="no method `view`"):
-        data.view(Image.new("RGB", (4, 4)))
+    assert data.decode_labels(torch.tensor([2, 0])) == ["2", "0"]
+    assert torch.equal(data.to_display(torch.ones(1)), torch.ones(1))
+    with pytest.raises(UsageError, match="no method `preprocess_picture`"):
+        data.preprocess_picture(Image.new("RGB", (4, 4)))
     data.names = ["a", "b", "c"]
-    assert data.texts(torch.tensor([2, 0])) == ["c", "a"]
+    assert data.decode_labels(torch.tensor([2, 0])) == ["c", "a"]
 
 
 # Wrong settings

@@ -119,7 +119,7 @@ def test_three_views_are_shown_side_by_side():
     data = Mnist3dData(canvas=40)
     volume = torch.zeros(1, 40, 40, 40)
     volume[0, 5:13, 10, 30] = 1  # a rod along the depth
-    front, side, middle = data.shown(volume).split(40, dim=2)
+    front, side, middle = data.to_display(volume).split(40, dim=2)
     assert front[0, 10, 30] == 1
     assert front.sum() == 1
     assert (side[0, 10] > 0).nonzero()[:, 0].tolist() == list(range(5, 13))

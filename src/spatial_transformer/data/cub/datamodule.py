@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, View, check_fits
+from ..base import BatchedData, PreprocessedPicture, check_fits
 from ..io.workers import check_workers
 from . import files
 from .files import Birds
@@ -60,7 +60,7 @@ class CubData(BatchedData):
         UsageError: a setting is out of range.
     """
 
-    no_pictures = ""
+    unsupported_reason = ""
 
     def __init__(
         self,
@@ -143,10 +143,10 @@ class CubData(BatchedData):
     def names(self) -> list[str]:
         return self.birds.names
 
-    def texts(self, labels: Tensor) -> list[str]:
-        return [name.replace("_", " ") for name in super().texts(labels)]
+    def decode_labels(self, labels: Tensor) -> list[str]:
+        return [name.replace("_", " ") for name in super().decode_labels(labels)]
 
-    def view(self, picture: Image.Image) -> View:
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
         """Return the crop of a picture as of a test image."""
         pixels = resize(picture, LONGEST[self.input_size])
         sizes = np.array([pixels.shape[:0:-1]])
@@ -157,7 +157,7 @@ class CubData(BatchedData):
         image = cut(images, one, corner, not_mirrored, self.input_size, torch.device("cpu"))[0]
         box = np.concatenate([corner, corner + self.input_size]) * (originals / sizes)
         left, top, right, bottom = box.flatten().tolist()
-        return View(image, (left, top, right, bottom))
+        return PreprocessedPicture(image, (left, top, right, bottom))
 
     # Measures of validation and test images, never for training
 

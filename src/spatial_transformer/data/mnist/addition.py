@@ -30,7 +30,7 @@ class MnistAdditionData(MnistData):
     """
 
     classes = 19
-    no_pictures = "an image is two digits in two channels, which no picture has"
+    unsupported_reason = "an image is two digits in two channels, which no picture has"
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class MnistAdditionData(MnistData):
         keys = (self._keys(split, index), self._keys(split, index, stream=_SECOND))
         return torch.stack([rts_pose(key, self.input_size) for key in keys], dim=1)
 
-    def shown(self, images: Tensor) -> Tensor:
+    def to_display(self, images: Tensor) -> Tensor:
         """Return the first channel in orange and the second in blue: ``(..., 3, H, W)``."""
         colours = images.new_tensor(_COLOURS)
         return torch.einsum("...chw,cd->...dhw", images, colours)

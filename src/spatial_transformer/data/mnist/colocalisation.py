@@ -38,7 +38,7 @@ class ColocalisationData(MnistData):
         UsageError: a setting is out of range.
     """
 
-    no_pictures = "it only learns where the digits of its own images are"
+    unsupported_reason = "it only learns where the digits of its own images are"
 
     def __init__(
         self,
@@ -88,6 +88,6 @@ class ColocalisationData(MnistData):
         boxes = torch.stack([column, row, column + DIGIT, row + DIGIT], dim=1)
         return self._distort("test", digits, keys), box_to_theta(boxes, self.input_size)
 
-    def texts(self, labels: Tensor) -> list[str]:
+    def decode_labels(self, labels: Tensor) -> list[str]:
         boxes = theta_to_box(labels, self.input_size).round().int().tolist()
         return [f"{right - left} px at {left}, {top}" for left, top, right, _ in boxes]

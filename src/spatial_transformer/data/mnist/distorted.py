@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys
-from ..base import BatchedData, View, check_fits
+from ..base import BatchedData, PreprocessedPicture, check_fits
 from . import files
 from .distortions import DISTORTIONS, project
 from .photos import digit_view
@@ -53,7 +53,7 @@ class MnistData(BatchedData):
     """
 
     classes = 10
-    no_pictures = ""
+    unsupported_reason = ""
 
     def __init__(
         self,
@@ -124,13 +124,13 @@ class MnistData(BatchedData):
         images = self._distort(split, index, self._keys(split, index, epoch))
         return images, self._labels[split][index]
 
-    def redrawn(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+    def redraw(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return validation or test samples with other distortions, by ``draw``, 1 or more."""
         self._move_to(index.device)
         images = self._distort(split, index, sample_keys(_FIXED_SEEDS[split], draw, index))
         return images, self._labels[split][index]
 
-    def view(self, picture: Image.Image) -> View:
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
         """Return the digit of a drawing or a photograph, see :func:`.photos.digit_view`."""
         return digit_view(picture, self.input_size)
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ...utils.errors import UsageError
-from ..base import View
+from ..base import PreprocessedPicture
 
 SIDE = 20  # pixels: longer side of a digit of MNIST
 STROKE = 2.0  # pixels: thinner strokes are widened to it; MNIST's are 2 to 3 pixels wide
@@ -33,7 +33,7 @@ class Ink(NamedTuple):
     dark: bool  # whether it is darker than its paper
 
 
-def digit_view(picture: Image.Image, size: int) -> View:
+def digit_view(picture: Image.Image, size: int) -> PreprocessedPicture:
     """Return the digit of an RGB picture as the input of a network for MNIST, ``size`` pixels high and wide.
 
     A picture of this size is not changed, but for dark ink, which is made light.
@@ -47,7 +47,9 @@ def digit_view(picture: Image.Image, size: int) -> View:
         edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
         dark = bool(np.median(edge) > 0.5)
         image = torch.from_numpy(1 - values if dark else values)[None]
-        return View(image, (0, 0, size, size), "taken as it is" + (", inverted" if dark else ""))
+        return PreprocessedPicture(
+            image, (0, 0, size, size), "taken as it is" + (", inverted" if dark else "")
+        )
     shrunk = max(1.0, max(grey.size) / _SEEN)
     small = grey.resize([max(1, round(side / shrunk)) for side in grey.size], Image.Resampling.BOX)
     ink = find_ink(np.asarray(small, dtype=np.float32) / 255)
@@ -56,7 +58,9 @@ def digit_view(picture: Image.Image, size: int) -> View:
     image = _drawn(digit, box, size)
     scale = np.array(grey.size) / small.size
     left, top, right, bottom = (np.array(box).reshape(2, 2) * scale).flatten().tolist()
-    return View(image, (left, top, right, bottom), "dark on light: inverted" if ink.dark else "")
+    return PreprocessedPicture(
+        image, (left, top, right, bottom), "dark on light: inverted" if ink.dark else ""
+    )
 
 
 def find_ink(grey: np.ndarray) -> Ink:

@@ -48,7 +48,7 @@ class Mnist3dData(MnistData):
         UsageError: a setting is out of range.
     """
 
-    no_pictures = "its images are volumes"
+    unsupported_reason = "its images are volumes"
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Mnist3dData(MnistData):
             volume[:, z : z + CUBE, y : y + CUBE, x : x + CUBE] = cube
         return volumes
 
-    def shown(self, images: Tensor) -> Tensor:
+    def to_display(self, images: Tensor) -> Tensor:
         """Return projections over depth and width, and the middle slice, side by side.
 
         They are ``(..., 1, H, W + D + W)``.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, View, check_fits
+from ..base import BatchedData, PreprocessedPicture, check_fits
 from ..io.workers import check_workers
 from .crops import ENLARGEMENT, NO_DIGIT, Crops, crop, open_crops
 from .files import prepare
@@ -61,7 +61,7 @@ class SvhnData(BatchedData):
     """
 
     classes = NO_DIGIT + 1
-    no_pictures = ""
+    unsupported_reason = ""
 
     def __init__(
         self,
@@ -150,14 +150,14 @@ class SvhnData(BatchedData):
     def names(self) -> list[str]:
         return [*map(str, range(NO_DIGIT)), ""]
 
-    def texts(self, labels: Tensor) -> list[str]:
+    def decode_labels(self, labels: Tensor) -> list[str]:
         return ["".join(self.names[label] for label in number) for number in labels.tolist()]
 
-    def shown(self, images: Tensor) -> Tensor:
+    def to_display(self, images: Tensor) -> Tensor:
         """Return images in [0, 1] around grey: the mean that was subtracted is not known."""
         return (images + 0.5).clamp(0, 1)
 
-    def view(self, picture: Image.Image) -> View:
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
         """Return the whole picture, resized as the crops are.
 
         It should show a number, with some wall on each side.
@@ -165,7 +165,7 @@ class SvhnData(BatchedData):
         box = (0.0, 0.0, float(picture.width), float(picture.height))
         pixels = crop(picture, np.array(box), 1, self.input_size)
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(255)
-        return View(image - image.mean(), box)
+        return PreprocessedPicture(image - image.mean(), box)
 
 
 class _Split:
