@@ -56,7 +56,7 @@ def watched(self, draw, number):
     trainer = self.trainer
     if not trainer.sanity_checking:
         with open(f"{os.environ['SEEN']}/{os.getpid()}", "a") as file:
-            for n, image, label in zip(draw.samples.tolist(), images, labels):
+            for n, image, label in zip(draw.indices.tolist(), images, labels):
                 digest = hashlib.sha256(image.numpy().tobytes() + label.numpy().tobytes()).hexdigest()
                 print(draw.split, trainer.global_step, n, digest, file=file, flush=True)
     return images, labels
