@@ -1,5 +1,6 @@
-"""What several test files share: real MNIST where it is at hand, and digits drawn here for tests that need no real ones."""
+"""Fixtures of several test files: real data if available, and synthetic digits."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from spatial_transformer.data.mnist import files as mnist_files
 from spatial_transformer.training.result import result_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+DATA_ROOTS = [
+    *(Path(root) for root in [os.environ.get("STN_DATA")] if root),
+    REPOSITORY.parent / "shared" / "data",
+    REPOSITORY / "data",
+]
 SHORT = [
     "ckpt_path=null",
     "data.batch_size=16",
@@ -28,52 +34,50 @@ SHORT = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _default_data_root():
+    """Let no test depend on the user's ``$STN_DATA``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("STN_DATA", raising=False)
+        yield
+
+
+def find_data(*files: str) -> Path:
+    """Return the common directory of the data sets if it contains the files, or skip the test."""
+    for root in DATA_ROOTS:
+        if all((root / file).is_file() for file in files):
+            return root
+    pytest.skip(f"{files[0]} is missing. Set STN_DATA to the directory that contains it.")
+
+
 @pytest.fixture(scope="session")
 def mnist_root() -> Path:
-    """A folder that holds ``MNIST/raw`` with real MNIST."""
-    for root in (REPOSITORY.parent / "shared" / "data", REPOSITORY / "data"):
-        if (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
-            return root
-    pytest.skip(
-        "real MNIST is not here: run `make train` once, or put the four unpacked idx files into data/MNIST/raw"
-    )
+    """Directory that contains ``MNIST/raw`` with the real MNIST."""
+    return find_data("MNIST/raw/train-images-idx3-ubyte")
 
 
 @pytest.fixture(scope="session")
 def svhn_root() -> Path:
-    """A folder that holds ``train`` and ``test`` of real SVHN, the full numbers, whole or in part."""
-    for root in (REPOSITORY.parent / "shared" / "data" / "SVHN", REPOSITORY / "data" / "SVHN"):
-        if all((root / part / "digitStruct.mat").is_file() for part in ("train", "test")):
-            return root
-    pytest.skip(
-        "real SVHN is not here: unpack train.tar.gz and test.tar.gz of its full numbers into data/SVHN"
-    )
+    """Directory that contains ``train`` and ``test`` of the real SVHN, at least in part."""
+    return find_data("SVHN/train/digitStruct.mat", "SVHN/test/digitStruct.mat") / "SVHN"
 
 
 @pytest.fixture(scope="session")
 def cub_root() -> Path:
-    """A folder that holds CUB-200-2011's text files and at least the images of its species 1 to 50."""
-    for root in (
-        REPOSITORY.parent / "shared" / "data" / "CUB_200_2011",
-        REPOSITORY / "data" / "CUB_200_2011",
-    ):
-        if (root / "images.txt").is_file():
-            return root
-    pytest.skip("real CUB-200-2011 is not here: unpack CUB_200_2011.tgz into data/")
+    """Directory of CUB-200-2011 with all text files, and at least the images of species 1 to 50."""
+    return find_data("CUB_200_2011/images.txt") / "CUB_200_2011"
 
 
 @pytest.fixture(scope="session")
 def digits() -> Tensor:
-    """(64, 1, 28, 28) float32 in [0, 1]: open curves of three straight strokes inside the central 20 x 20 pixels."""
+    """Synthetic digits ``(64, 1, 28, 28)`` in [0, 1]: three strokes within 20 x 20 pixels."""
     generator = torch.Generator().manual_seed(0)
     corners = 6 + 15 * torch.rand(64, 4, 2, generator=generator)
     start, side = corners[:, :-1, None], corners.diff(dim=1)[:, :, None]
     axis = torch.arange(28.0)
-    pixels = torch.cartesian_prod(axis, axis)
-    along = ((pixels - start) * side).sum(-1, keepdim=True) / side.square().sum(-1, keepdim=True)
-    distance = (
-        (pixels - start - along.clamp(0, 1) * side).norm(dim=-1).amin(dim=1).view(-1, 1, 28, 28)
-    )
+    offsets = torch.cartesian_prod(axis, axis) - start
+    along = (offsets * side).sum(-1, keepdim=True) / side.square().sum(-1, keepdim=True)
+    distance = (offsets - along.clamp(0, 1) * side).norm(dim=-1).amin(dim=1).view(-1, 1, 28, 28)
     ink = torch.zeros(64, 1, 28, 28)
     ink[:, :, 4:24, 4:24] = (2 - distance).clamp(0, 1)[:, :, 4:24, 4:24]
     return ink
@@ -101,12 +105,16 @@ def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
 
 @pytest.fixture
 def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digits drawn here in the place of MNIST, ten of them again and again."""
+    """Replace MNIST by ten synthetic digits, repeated. Digit n has label n."""
     images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
+    labels = torch.arange(60_000) % 10
+
+    def read(root, train):
+        n = 60_000 if train else 10_000
+        return images[:n], labels[:n]
+
     monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
-    monkeypatch.setattr(
-        mnist_files, "read", lambda root, train: (images, torch.arange(len(images)) % 10)
-    )
+    monkeypatch.setattr(mnist_files, "read", read)
 
 
 @pytest.fixture

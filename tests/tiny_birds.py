@@ -1,4 +1,4 @@
-"""A few birds in CUB's official layout."""
+"""A few birds in the official layout of CUB-200-2011."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +10,11 @@ PARTS = ("back", "beak", "left eye")
 
 
 class Bird(NamedTuple):
+    """An image. Without a picture it is noise of 60 x 40 pixels, different for each bird."""
+
     species: int = 1
     training: bool = True
     picture: Image.Image | None = None
-    """None is noise of 60 x 40 pixels that no two birds share."""
     form: str = "JPEG"
     box: tuple[float, ...] = (5.0, 6.0, 30.0, 20.0)
     parts: tuple[tuple[float, float, int], ...] = ((0.0, 0.0, 0),) * len(PARTS)
@@ -24,27 +25,25 @@ def species_folder(number: int) -> str:
 
 
 def write_birds(root: Path, birds: list[Bird], species: int = 4) -> Path:
-    """The images' numbers begin at 11: they are not the lines' numbers."""
+    """Write the images and text files. The images' numbers start at 11, unlike the lines'."""
     (root / "parts").mkdir(parents=True)
-    ids = range(11, 11 + len(birds))
-    files = [f"{species_folder(bird.species)}/Wren_{i:04}.jpg" for i, bird in zip(ids, birds)]
-    for i, bird, file in zip(ids, birds, files):
+    birds_by_id = dict(enumerate(birds, 11))
+    lines: dict[str, list[tuple]] = {
+        "images.txt": [],
+        "classes.txt": [(n, species_folder(n)) for n in range(1, species + 1)],
+        "image_class_labels.txt": [(i, bird.species) for i, bird in birds_by_id.items()],
+        "train_test_split.txt": [(i, int(bird.training)) for i, bird in birds_by_id.items()],
+        "bounding_boxes.txt": [(i, *bird.box) for i, bird in birds_by_id.items()],
+        "parts/parts.txt": list(enumerate(PARTS, 1)),
+        "parts/part_locs.txt": [],
+    }
+    for i, bird in birds_by_id.items():
+        file = f"{species_folder(bird.species)}/Wren_{i:04}.jpg"
+        lines["images.txt"].append((i, file))
+        lines["parts/part_locs.txt"] += [(i, n, *part) for n, part in enumerate(bird.parts, 1)]
         (root / "images" / file).parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8)
         (bird.picture or Image.fromarray(noise)).save(root / "images" / file, bird.form)
-    write = {
-        "images.txt": [f"{i} {file}" for i, file in zip(ids, files)],
-        "classes.txt": [f"{n} {species_folder(n)}" for n in range(1, species + 1)],
-        "image_class_labels.txt": [f"{i} {bird.species}" for i, bird in zip(ids, birds)],
-        "train_test_split.txt": [f"{i} {int(bird.training)}" for i, bird in zip(ids, birds)],
-        "bounding_boxes.txt": [" ".join(map(str, (i, *bird.box))) for i, bird in zip(ids, birds)],
-        "parts/parts.txt": [f"{n} {name}" for n, name in enumerate(PARTS, 1)],
-        "parts/part_locs.txt": [
-            f"{i} {n} {x} {y} {v}"
-            for i, b in zip(ids, birds)
-            for n, (x, y, v) in enumerate(b.parts, 1)
-        ],
-    }
-    for text, lines in write.items():
-        (root / text).write_text("".join(f"{line}\n" for line in lines))
+    for name, rows in lines.items():
+        (root / name).write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
     return root

@@ -39,7 +39,7 @@ def measure(run: Path, data_root: str | None) -> dict:
     data.setup()
     misread: list[Tensor] = []
     for index in torch.arange(data.size("test")).split(1000):
-        draws = (data.redrawn("test", index, draw) for draw in range(1, DRAWS + 1))
+        draws = (data.redraw("test", index, draw) for draw in range(1, DRAWS + 1))
         misread.append(
             torch.stack(
                 [trained.task.network(images).argmax(1) != labels for images, labels in draws]

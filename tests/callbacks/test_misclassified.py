@@ -24,7 +24,9 @@ def test_the_table_and_the_confusion_matrix_show_what_was_wrong(tmp_path, monkey
         misclassified, "render_samples", lambda *args: None
     )  # fails when it is saved
     data = SimpleNamespace(
-        classes=3, names=["a", "b", "c"], texts=lambda labels: [str(n) for n in labels.tolist()]
+        classes=3,
+        names=["a", "b", "c"],
+        decode_labels=lambda labels: [str(n) for n in labels.tolist()],
     )
     module = SimpleNamespace(
         confidences=lambda logits: logits.amax(1), predictions=lambda logits: logits.argmax(1)

@@ -262,7 +262,8 @@ def test_house_numbers_are_read_whole(of, composed, mnist_root, tmp_path):
     Image.effect_noise((90, 40), 60).convert("CMYK").save(tmp_path / "pictures" / "number.jpg")
     (prediction,) = of(tmp_path / "run")
     assert len(prediction.theta) == 4 * 6
-    image = load_trained(tmp_path / "run").data.view(Image.new("RGB", (30, 60), (10, 20, 30))).image
+    picture = Image.new("RGB", (30, 60), (10, 20, 30))
+    image = load_trained(tmp_path / "run").data.preprocess_picture(picture).image
     assert image.shape == (3, 64, 64)
     assert image.mean().abs() < 1e-6
 
@@ -281,7 +282,7 @@ def test_birds_are_seen_as_in_the_test(of, composed, tmp_path):
         if not is_training
     ]
     for file, image in zip(test_files, images, strict=True):
-        assert torch.equal(trained.data.view(read_picture(file)).image, image)
+        assert torch.equal(trained.data.preprocess_picture(read_picture(file)).image, image)
     (prediction,) = of(tmp_path / "run", images=str(test_files[0]))
     assert prediction.text in ("Kind a Wren", "Kind b Wren")
     assert len(prediction.theta) == 2 * 2

@@ -88,7 +88,7 @@ def test_task_and_data_agree_on_what_is_no_digit():
 
 
 def test_numbers_are_written_as_people_write_them():
-    assert SvhnData().texts(torch.tensor([[1, 0, NO_DIGIT], [NO_DIGIT] * 3])) == ["10", ""]
+    assert SvhnData().decode_labels(torch.tensor([[1, 0, NO_DIGIT], [NO_DIGIT] * 3])) == ["10", ""]
 
 
 def test_the_confidence_in_a_number_is_the_product_over_its_positions():

@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 from make_svhn import make as make_numbers
 from tiny_birds import Bird, write_birds
 
-from spatial_transformer.data.base import check_shares
+from spatial_transformer.data.base import check_divisible
 from spatial_transformer.networks.backbones import load_backbone
 from spatial_transformer.training.distributed import DistributedContext
 from spatial_transformer.utils.errors import UsageError
@@ -56,7 +56,7 @@ def watched(self, draw, number):
     trainer = self.trainer
     if not trainer.sanity_checking:
         with open(f"{os.environ['SEEN']}/{os.getpid()}", "a") as file:
-            for n, image, label in zip(draw.samples.tolist(), images, labels):
+            for n, image, label in zip(draw.indices.tolist(), images, labels):
                 digest = hashlib.sha256(image.numpy().tobytes() + label.numpy().tobytes()).hexdigest()
                 print(draw.split, trainer.global_step, n, digest, file=file, flush=True)
     return images, labels
@@ -231,7 +231,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_the_next_that_can(
     with pytest.raises(
         UsageError, match=rf"multiple of the {devices} devices, got {batch_size}\. Use {sizes}\."
     ):
-        check_shares(batch_size, devices)
+        check_divisible(batch_size, devices)
 
 
 def test_it_is_refused_before_anything_starts(mnist_root, tmp_path, start):

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..data.base import in_order
+from ..data.base import gather_in_order
 from ..transformer import SpatialTransformer
 from ..utils.failures import warn_on_failure
 from ..utils.files import atomic_write
@@ -99,7 +99,7 @@ class CropImages(DrawingCallback):
         rows = {}
         for name, means in self._means.items():
             if means.seen:
-                images = data.shown(means.images())
+                images = data.to_display(means.images())
                 rows[name] = [to_image(i / i.max().clamp(min=1e-6), self.zoom) for i in images]
         if not rows:
             return None
@@ -174,7 +174,7 @@ class ContactSheet(DrawingCallback):
         self._labels.append(batch[1])
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
-        labels = in_order(self._labels)
+        labels = gather_in_order(self._labels)
         if not trainer.is_global_zero:
             return
         firsts = [(labels == n).nonzero()[: self.per_class, 0] for n in labels.unique()]

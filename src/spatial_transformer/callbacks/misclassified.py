@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from ..data.base import in_order
+from ..data.base import gather_in_order
 from ..utils.failures import warn_on_failure
 from ..utils.files import atomic_write
 from ..visualization.confusion import confusion_figure
@@ -53,7 +53,7 @@ class MisclassifiedSamples(DrawingCallback):
         self._labels.append(batch[1])
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
-        logits, labels = in_order(self._logits), in_order(self._labels)
+        logits, labels = gather_in_order(self._logits), gather_in_order(self._labels)
         if not trainer.is_global_zero:
             return
         confidences, predictions = pl_module.confidences(logits), pl_module.predictions(logits)
@@ -73,7 +73,7 @@ class MisclassifiedSamples(DrawingCallback):
         confidences: Tensor,
         index: Tensor,
     ) -> None:
-        texts = trainer.datamodule.texts
+        texts = trainer.datamodule.decode_labels
         rounded = [round(p, 4) for p in confidences.tolist()]
         columns = [index.tolist(), texts(labels), texts(predictions), rounded]
         rows = [list(row) for row in zip(*columns, strict=True)]

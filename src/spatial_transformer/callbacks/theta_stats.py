@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ..data.base import in_order
+from ..data.base import gather_in_order
 from ..networks.localisation import localisation_networks
 from ..transformer import SpatialTransformer, ThetaRecorder, find_transformers
 
@@ -37,7 +37,7 @@ class _ThetaCollector:
         """
         self._recorder.close()
         return {
-            transformer: in_order(self._thetas[transformer]).unflatten(
+            transformer: gather_in_order(self._thetas[transformer]).unflatten(
                 1,
                 (transformer.parallel, -1),
             )

@@ -21,21 +21,27 @@ from ..utils.random import sample_keys
 _ORDER = 0x4F52444552  # makes the order of the samples independent of what is drawn for each one
 
 
-class Draw(NamedTuple):
-    """The samples of a batch: all that a loader hands over."""
+class BatchIndices(NamedTuple):
+    """The samples of a batch, which is all that a loader yields.
+
+    Attributes:
+        split: "train", "val" or "test".
+        epoch: of training.
+        indices: ``(B,)`` positions in the split.
+    """
 
     split: str
     epoch: int
-    samples: Tensor
+    indices: Tensor
 
 
-class View(NamedTuple):
-    """The input of a network that is made from a picture.
+class PreprocessedPicture(NamedTuple):
+    """The input of a network, made from a user's picture.
 
-    Attributes
+    Attributes:
         image: ``(C, size, size)``, as from :meth:`BatchedData.samples`.
-        box: its left, top, right and bottom in the picture, in pixels. It may stick out.
-        note: what was changed that the picture's owner may want to know.
+        box: left, top, right and bottom of the input in the picture, in pixels. It may stick out.
+        note: a change that the user should know of, such as "inverted".
     """
 
     image: Tensor
@@ -47,21 +53,24 @@ class BatchedData(pl.LightningDataModule, ABC):
     """A LightningDataModule with the splits "train", "val" and "test".
 
     A subclass sets :attr:`input_size` and :attr:`classes`, and defines :meth:`size` and
-    :meth:`samples`. That is enough to train. The other methods have defaults: they describe the
-    data to people, to ``predict.py`` and to the run directory.
+    :meth:`samples`. That is enough to train and test. Everything else is optional:
 
-    A training sample depends on (seed, epoch, index) and nothing else: not on the batch size, the
-    order, workers or devices, or on whether the run was resumed.
+    - ``prepare_data`` and :meth:`setup` download and read files.
+    - :meth:`digest` identifies the data, so that a run is resumed only with the same data.
+    - :attr:`names`, :meth:`decode_labels` and :meth:`to_display` are for images, tables and logs.
+    - :meth:`preprocess_picture` makes ``predict.py`` available.
+
+    A training sample must depend on (seed, epoch, index) only, and not on the batch size, the
+    order, workers, devices, or on whether the run was resumed.
 
     Args:
         batch_size: global batch size, over all devices.
         eval_batch_size: batch size of validation and test.
-        seed: seed of the order, and of what is drawn for each sample.
+        seed: seed of the order, and of the random numbers of each sample.
 
-    Attributes
+    Attributes:
         input_size: height and width of the network's input in pixels.
         classes: number of classes.
-        no_pictures: why :meth:`view` cannot prepare the users' own pictures; empty if it can.
 
     Raises:
         UsageError: a batch size is below 1.
@@ -69,7 +78,6 @@ class BatchedData(pl.LightningDataModule, ABC):
 
     input_size: int
     classes: int
-    no_pictures: str = "its data module has no method `view`"
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -79,8 +87,6 @@ class BatchedData(pl.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
-
-    # What training needs
 
     @abstractmethod
     def size(self, split: str) -> int:
@@ -96,117 +102,141 @@ class BatchedData(pl.LightningDataModule, ABC):
             epoch: of training. Validation and test samples do not depend on it.
         """
 
+    # Optional
+
     def setup(self, stage: str | None = None) -> None:
         """Read what the samples are made of."""
 
     def digest(self) -> str:
-        """Return a short hash of the content of the data, wherever it lies. Empty if unknown.
-
-        A run is resumed, or taken for finished, only with the same data.
-        """
+        """Return a short hash of the content of the data, wherever it is. Empty if unknown."""
         return ""
-
-    # What people see
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the classes."""
         return [str(n) for n in range(self.classes)]
 
-    def texts(self, labels: Tensor) -> list[str]:
+    def decode_labels(self, labels: Tensor) -> list[str]:
         """Return labels, or predictions, as text."""
         return [self.names[label] for label in labels.tolist()]
 
-    def shown(self, images: Tensor) -> Tensor:
-        """Return images as they are shown to people, in [0, 1]."""
+    def to_display(self, images: Tensor) -> Tensor:
+        """Return images as people see them: grey or RGB, in [0, 1]."""
         return images
 
-    def view(self, picture: Image.Image) -> View:
-        """Return the network's input that is made from an RGB picture of the user.
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
+        """Return the network's input for a user's RGB picture.
 
         Raises:
-            UsageError: it does not show what the network was trained for.
+            UsageError: the picture does not show what the network was trained for.
         """
-        raise UsageError(f"Pictures cannot be used: {self.no_pictures}.")
+        raise UsageError(f"Pictures cannot be used: {self.unsupported_reason}.")
+
+    @property
+    def unsupported_reason(self) -> str:
+        """Why users' pictures cannot be used. Empty if they can."""
+        is_missing = type(self).preprocess_picture is BatchedData.preprocess_picture
+        return "its data module does not define preprocess_picture" if is_missing else ""
 
     # Loaders
 
-    def on_after_batch_transfer(self, batch: Draw, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        return self.samples(batch.split, batch.samples, batch.epoch)
+    def on_after_batch_transfer(
+        self, batch: BatchIndices, dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        return self.samples(batch.split, batch.indices, batch.epoch)
 
     def train_dataloader(self) -> DataLoader:
-        n, rank = self.size("train"), self._rank()
-        return _loader(_TrainingDraws(n, self.batch_size, self.seed, self._progress, *rank))
+        rank, world_size = self._rank()
+        check_divisible(self.batch_size, world_size)
+        share = slice(rank, None, world_size)
+        n = self.size("train")
+        sampler = TrainingSampler(n, self.batch_size, self.seed, self._progress, share)
+        return DataLoader(_IdentityDataset(), batch_size=None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        return _loader(_FixedDraws("val", self.size("val"), self.eval_batch_size, *self._rank()))
+        return self._eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return _loader(_FixedDraws("test", self.size("test"), self.eval_batch_size, *self._rank()))
+        return self._eval_dataloader("test")
 
-    def _progress(self) -> tuple[int, int, float]:
-        """Return the steps done, the batches per step, and the trainer's limit of an epoch."""
-        trainer = self.trainer
-        if trainer is None:
-            return 0, 1, math.inf
-        return trainer.global_step, trainer.accumulate_grad_batches, trainer.num_training_batches
+    def _eval_dataloader(self, split: str) -> DataLoader:
+        rank, world_size = self._rank()
+        batches = torch.arange(self.size(split)).split(self.eval_batch_size)
+        shares: Any = [BatchIndices(split, 0, index[rank::world_size]) for index in batches]
+        return DataLoader(shares, batch_size=None)
 
     def _rank(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _progress(self) -> tuple[int, int, float]:
+        """Return the progress of training, see :class:`TrainingSampler`."""
+        trainer = self.trainer
+        if trainer is None:
+            return 0, 1, math.inf
+        return trainer.global_step, trainer.accumulate_grad_batches, trainer.num_training_batches
 
 
 def check_fits(batch_size: int, n: int) -> None:
     """Raise UsageError if a batch is larger than a training set of ``n`` samples."""
     if batch_size > n:
         raise UsageError(
-            f"data.batch_size must be at most {n:,}, the size of the training set, got {batch_size:,}."
+            f"data.batch_size must be at most {n:,}, the size of the training set, "
+            f"got {batch_size:,}."
         )
 
 
-def check_shares(batch_size: int, devices: int) -> None:
+def check_divisible(batch_size: int, devices: int) -> None:
     """Raise UsageError if a training batch cannot be divided evenly among devices.
 
-    The gradient is the mean over the devices of the mean over each one's share. It is the mean over
+    The gradient is the mean over devices of the mean over each device's share. It is the mean over
     all samples only if the shares are equal.
     """
     if batch_size % devices:
         lower = batch_size // devices * devices
         near = " or ".join(str(size) for size in (lower, lower + devices) if size)
         raise UsageError(
-            f"data.batch_size must be a multiple of the {devices} devices, got {batch_size}. Use {near}."
+            f"data.batch_size must be a multiple of the {devices} devices, got {batch_size}. "
+            f"Use {near}."
         )
 
 
-def in_order(parts: Sequence[Tensor]) -> Tensor:
-    """Gather a fixed set's results from all processes, in the order of its samples.
+def gather_in_order(parts: Sequence[Tensor]) -> Tensor:
+    """Gather results on validation or test data from all processes, in the order of the samples.
 
-    All processes must call it, and get the same.
+    All processes must call it, and all get the same.
 
     Args:
         parts: a tensor for each batch that this process evaluated, ``(share, ...)``.
 
     Returns:
-        ``(N, ...)`` for the N samples of the set.
+        ``(N, ...)`` for the N samples of the split.
     """
     if not dist.is_initialized():
         return torch.cat(list(parts))
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, [part.cpu() for part in parts])
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, [part.cpu() for part in parts])
     batches = []
-    for shares in zip(*everywhere, strict=True):
-        whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
+    for shares in zip(*gathered, strict=True):
+        batch = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
         for rank, share in enumerate(shares):
-            whole[rank :: len(shares)] = share
-        batches.append(whole)
+            batch[rank :: len(shares)] = share
+        batches.append(batch)
     return torch.cat(batches).to(parts[0].device)
 
 
-class _TrainingDraws(Sampler):
-    """This rank's share of the training batches, in a new order each epoch, without the rest.
+class TrainingSampler(Sampler):
+    """One rank's share of the training batches, in a new order each epoch, without the rest.
 
-    The position follows from the number of steps that training has done, so that a resumed run sees
-    the batches that it would have seen without the stop.
+    The position follows from the progress of training, so that a resumed run sees the batches that
+    it would have seen without the interruption.
+
+    Args:
+        n: number of training samples.
+        batch_size: global batch size.
+        seed: seed of the order.
+        progress: returns the steps done, the batches per step, and the limit of batches per epoch.
+        share: the samples of each batch that belong to this rank.
     """
 
     def __init__(
@@ -215,49 +245,27 @@ class _TrainingDraws(Sampler):
         batch_size: int,
         seed: int,
         progress: Callable[[], tuple[int, int, float]],
-        rank: int,
-        world_size: int,
+        share: slice = slice(None),
     ) -> None:
-        check_shares(batch_size, world_size)
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.progress = progress
-        self.share = slice(rank, None, world_size)
+        self.progress, self.share = progress, share
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch, so many that all steps have the same number."""
+        """Return the number of batches in an epoch, a multiple of the batches per step."""
         batches_per_step = self.progress()[1]
         return self.n // self.batch_size // batches_per_step * batches_per_step
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         steps, batches_per_step, limit = self.progress()
         epoch, step = divmod(steps, int(min(len(self), limit)) // batches_per_step)
         done = step * batches_per_step
         order = sample_keys(self.seed ^ _ORDER, epoch, torch.arange(self.n)).argsort()
         for index in order.split(self.batch_size)[done : len(self)]:
-            yield Draw("train", epoch, index[self.share])
+            yield BatchIndices("train", epoch, index[self.share])
 
 
-class _FixedDraws(Sampler):
-    """This rank's share of the batches of a fixed set: each sample once, in order."""
+class _IdentityDataset(Dataset):
+    """A data set that returns the indices of its sampler unchanged."""
 
-    def __init__(self, split: str, n: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.split, self.batches = split, torch.arange(n).split(batch_size)
-        self.share = slice(rank, None, world_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Draw]:
-        for index in self.batches:
-            yield Draw(self.split, 0, index[self.share])
-
-
-class _Handover(Dataset):
-    """A data set that returns the draws of its sampler unchanged."""
-
-    def __getitem__(self, draw: Draw) -> Draw:
-        return draw
-
-
-def _loader(sampler: _TrainingDraws | _FixedDraws) -> DataLoader:
-    return DataLoader(_Handover(), batch_size=None, sampler=sampler)
+    def __getitem__(self, indices: BatchIndices) -> BatchIndices:
+        return indices

@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ..data.base import View
+from ..data.base import PreprocessedPicture
 from ..data.io.image_arrays import ImageLike, to_pictures
 from ..data.io.image_files import DECODING_ERRORS, FORMATS, list_pictures, read_picture
 from ..inference.load import Trained, load_trained
@@ -129,7 +129,7 @@ def predict_images(
     views = []
     for n, picture in enumerate(to_pictures(images)):
         try:
-            views.append(trained.data.view(picture).image)
+            views.append(trained.data.preprocess_picture(picture).image)
         except UsageError as error:
             raise UsageError(f"images[{n}]: {error}") from error
     batches = [_predict_batch(trained, part) for part in torch.stack(views).split(_BATCH_SIZE)]
@@ -152,15 +152,15 @@ def _predict_batch(trained: Trained, images: Tensor) -> Predictions:
         logits, thetas, crops = infer(task.network, images)
     labels = task.predictions(logits)
     confidences = task.confidences(logits)
-    return Predictions(labels, data.texts(labels), confidences, thetas, crops, images)
+    return Predictions(labels, data.decode_labels(labels), confidences, thetas, crops, images)
 
 
 def _check_takes_pictures(trained: Trained, name: str) -> None:
     """Raise a UsageError if the network called ``name`` cannot predict pictures."""
-    if trained.data.no_pictures:
+    if trained.data.unsupported_reason:
         raise UsageError(
-            f"{name} cannot be used on your own pictures: {trained.data.no_pictures}. Use a run of "
-            "experiment=mnist, svhn_... or birds_..."
+            f"{name} cannot be used on your own pictures: {trained.data.unsupported_reason}. "
+            "Use a run of experiment=mnist, svhn_... or birds_..."
         )
     trained.data.names  # noqa: B018  read from files for some data: fail before any work
 
@@ -246,7 +246,7 @@ class _Loaded(NamedTuple):
 
     file: str
     scene: Image.Image
-    view: View
+    view: PreprocessedPicture
     note: str
 
 
@@ -257,7 +257,7 @@ def _load(trained: Trained, file: Path) -> _Loaded | SkippedFile:
         if len(os.fsencode(name)) > _MAX_NAME:
             raise UsageError(f"its name must have at most {_MAX_NAME} bytes. Rename it.")
         picture = _read(file)
-        view = trained.data.view(picture)
+        view = trained.data.preprocess_picture(picture)
     except UsageError as error:
         return SkippedFile(name, printable(" ".join(str(error).split())))
     scene = _crop_scene(picture, view.box, round(size * _zoom(size)))

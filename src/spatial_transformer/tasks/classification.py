@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
-from ..data.base import in_order
+from ..data.base import gather_in_order
 from ..networks.localisation import localisation_networks
 from ..transformer import find_transformers
 from ..utils.errors import UsageError
@@ -191,7 +191,7 @@ class Classification(pl.LightningModule):
         self._is_wrong = []
 
     def on_test_epoch_end(self) -> None:
-        self.misclassified = in_order(self._is_wrong).nonzero()[:, 0].tolist()
+        self.misclassified = gather_in_order(self._is_wrong).nonzero()[:, 0].tolist()
         self._log_scores(self.test_scores)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:

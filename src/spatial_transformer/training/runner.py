@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, ResumeCheckpoint
-from ..data.base import BatchedData, check_shares
+from ..data.base import BatchedData, check_divisible
 from ..loggers.csv import MetricsCSV
 from ..loggers.wandb import WandbRun
 from ..utils.errors import UsageError
@@ -52,7 +52,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     validate(config)
     with unchanged_process(), StopSignals("Rerun the same command to resume.") as signals:
         processes = DistributedContext(build_trainer(config))
-        check_shares(config.data.batch_size, processes.world_size)
+        check_divisible(config.data.batch_size, processes.world_size)
         if not processes.must_launch:
             return _train(config, processes, signals)
         for part in build(config):  # once, not in each process

@@ -60,7 +60,8 @@ def render_samples(
             images, labels = data.samples(split, part)
             readings, logits = CropGeometry.from_network(pl_module.network, images)
             columns += render_columns(data, images, readings, zoom)
-            truths, predictions = data.texts(labels), data.texts(pl_module.predictions(logits))
+            truths = data.decode_labels(labels)
+            predictions = data.decode_labels(pl_module.predictions(logits))
             for truth, prediction in zip(truths, predictions, strict=True):
                 captions.append(prediction if truth == prediction else f"{prediction} (is {truth})")
     if readings and len(readings[0].split()) > 1:
@@ -80,8 +81,8 @@ def render_columns(
     apart = readings[0].split() if readings else []
     columns = []
     for n, image in enumerate(images):
-        plain = to_image(data.shown(image), zoom)
-        crops = [to_image(data.shown(reading.crop(n, image)), zoom) for reading in readings]
+        plain = to_image(data.to_display(image), zoom)
+        crops = [to_image(data.to_display(reading.crop(n, image)), zoom) for reading in readings]
         column = [draw_crop_outlines(plain, readings, n), *crops]
         if len(apart) > 1:
             column.append(draw_crop_outlines(plain, apart, n))

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, View, check_fits
+from ..base import BatchedData, PreprocessedPicture, check_fits
 from ..io.workers import check_workers
 from . import files
 from .files import Birds
 from .images import LONGEST, Images, open_images, resize
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
-"""ImageNet's, in [0, 1]: the colour of a crop outside of the image."""
+"""ImageNet's mean, in [0, 1]: the colour of a crop outside the image."""
 _VALIDATION_SEED = 0x56414C
 
 
@@ -28,39 +28,33 @@ class CubData(BatchedData):
     """Birds of 200 species, or of some of them, in crops of images that are resized once.
 
     The longest side of an image is resized to 256 pixels, or 512 for crops of 448 (A.6). A training
-    image is a crop at a random position, mirrored or not. Validation and test images are the crop
-    at the centre. Nine of ten resized images are narrower than the crop in one direction. There the
-    image lies within the crop, at a random position for training and else at the centre, and the
-    rest has ImageNet's mean colour (ours; the paper does not say).
+    image is a random crop, mirrored or not. Validation and test images are centre crops. Nine of
+    ten resized images are narrower than the crop in one direction. Such an image is placed within
+    the crop, at random for training and else at the centre. The rest has ImageNet's mean colour
+    (ours; the paper does not say).
 
-    The validation set is a tenth of the training images of each species, at least one. It is the
-    same whatever the settings (ours; the paper does not say).
+    The validation set is a tenth of the training images of each species, at least one. It does not
+    depend on the settings (ours; the paper does not say). Labels are in the order of the species'
+    official numbers.
 
     Args:
-        root: directory that contains ``images.txt``. None downloads to ``data/CUB_200_2011`` on
-            first use.
-        species: which ones, by number (1 to 200) or name: "1-50", "1,4,7-9", "Laysan_Albatross,5",
-            [1, 2]. None is all.
+        root: directory that contains ``images.txt``, or the directory above it if it is called
+            ``CUB_200_2011``. None is ``$STN_DATA``. Without that, CUB is downloaded to
+            ``data/CUB_200_2011`` on first use.
+        species: numbers (1 to 200) or names: "1-50", "1,4,7-9", "Laysan_Albatross,5", [1, 2]. None
+            is all.
         size: height and width of the crops in pixels, 224 or 448.
-        cache: directory for the resized images. None is ``cache`` in the root, or
-            ``~/.cache/spatial_transformer`` if the root is not writable.
+        cache: directory for the resized images. None is ``cache`` in the directory of CUB, or
+            ``~/.cache/spatial_transformer`` if that is not writable.
         batch_size: global batch size, over all devices.
         eval_batch_size: batch size of validation and test.
-        augment: training images are crops at random positions, mirrored or not. False takes the
-            crop at the centre.
+        augment: training images are random crops, mirrored or not. False takes centre crops.
         seed: seed of order and augmentation.
         workers: processes that resize the images. None is one per core, at most 16.
-
-    Attributes
-        input_size: height and width of the network's input in pixels.
-        classes: number of classes. Labels are in the order of the species' official numbers.
-        names: the species of each label, read from the text files on first use.
 
     Raises:
         UsageError: a setting is out of range.
     """
-
-    no_pictures = ""
 
     def __init__(
         self,
@@ -84,29 +78,26 @@ class CubData(BatchedData):
         self.input_size = size
         self.root, self.cache, self.workers = root, cache, workers
         self.augment = augment
-        self._images: Images | None = None
         self._positions: dict[str, np.ndarray] = {}
 
     @cached_property
     def birds(self) -> Birds:
-        """The images of the species, read from the text files on first use."""
+        """The images of the species, read on first use."""
         return files.read_birds(files.prepare(self.root), self.species)
 
-    @property
+    @cached_property
     def images(self) -> Images:
-        """The resized images, after :meth:`prepare_data`."""
-        assert self._images is not None
-        return self._images
+        """The resized images, made on first use."""
+        return open_images(self.birds, self.input_size, self.cache, self.workers)
 
     def prepare_data(self) -> None:
-        if self._images is None:  # Lightning may ask several times
-            self._images = open_images(self.birds, self.input_size, self.cache, self.workers)
+        self.images  # noqa: B018
 
     def setup(self, stage: str | None = None) -> None:
         if self._positions:
             return
         self.prepare_data()
-        held_out = validates(self.birds)
+        held_out = validation_mask(self.birds)
         train = np.flatnonzero(self.birds.training & ~held_out)
         check_fits(self.batch_size, len(train))
         self._positions = {
@@ -116,50 +107,47 @@ class CubData(BatchedData):
         }
 
     def digest(self) -> str:
-        self.prepare_data()
         return self.images.digest[:16]
 
     def size(self, split: str) -> int:
         return len(self._positions[split])
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images ``(B, 3, size, size)`` float32 in [0, 1], and labels ``(B,)`` int64."""
+        """Return images ``(B, 3, size, size)`` in [0, 1], and labels ``(B,)``."""
         device, index = index.device, index.cpu()
         positions = self._positions[split][index.numpy()]
         sizes = self.images.sizes[positions]
         if split == "train" and self.augment:
             draws = uniform(sample_keys(self.seed, epoch, index), 3).double().numpy()
             corners = _random_corners(draws[:, :2], sizes, self.input_size)
-            mirrored = draws[:, 2] < 0.5
+            is_mirrored = draws[:, 2] < 0.5
         else:
             corners = _centre_corners(sizes, self.input_size)
-            mirrored = np.zeros(len(positions), dtype=bool)
-        images = cut(self.images, positions, corners, mirrored, self.input_size, device)
+            is_mirrored = np.zeros(len(positions), dtype=bool)
+        images = cut_crops(self.images, positions, corners, is_mirrored, self.input_size, device)
         return images, torch.from_numpy(self.birds.labels[positions]).to(device)
-
-    # What people see
 
     @cached_property
     def names(self) -> list[str]:
         return self.birds.names
 
-    def texts(self, labels: Tensor) -> list[str]:
-        return [name.replace("_", " ") for name in super().texts(labels)]
+    def decode_labels(self, labels: Tensor) -> list[str]:
+        return [name.replace("_", " ") for name in super().decode_labels(labels)]
 
-    def view(self, picture: Image.Image) -> View:
-        """Return the crop of a picture as of a test image."""
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
+        """Return the centre crop, as of a test image."""
         pixels = resize(picture, LONGEST[self.input_size])
-        sizes = np.array([pixels.shape[:0:-1]])
-        originals = np.array([picture.size])
+        sizes, originals = np.array([pixels.shape[:0:-1]]), np.array([picture.size])
         corner = _centre_corners(sizes, self.input_size)
-        one, not_mirrored = np.zeros(1, np.int64), np.zeros(1, bool)
-        images = Images(pixels.reshape(-1), sizes, originals, one)
-        image = cut(images, one, corner, not_mirrored, self.input_size, torch.device("cpu"))[0]
+        start, is_mirrored = np.zeros(1, np.int64), np.zeros(1, bool)
+        images = Images(pixels.reshape(-1), sizes, originals, start)
+        device = torch.device("cpu")
+        image = cut_crops(images, start, corner, is_mirrored, self.input_size, device)[0]
         box = np.concatenate([corner, corner + self.input_size]) * (originals / sizes)
         left, top, right, bottom = box.flatten().tolist()
-        return View(image, (left, top, right, bottom))
+        return PreprocessedPicture(image, (left, top, right, bottom))
 
-    # Measures of validation and test images, never for training
+    # Annotations of validation and test images, which are never used in training
 
     @property
     def part_names(self) -> list[str]:
@@ -174,7 +162,7 @@ class CubData(BatchedData):
         pixel c, which is c + 0.5 pixels from the image's edge.
 
         The third value is 1 for a part that is visible in the crop, else 0. A part that is not
-        visible in the image has x and y 0. One outside of the crop keeps its own, beyond ±1.
+        visible in the image has x and y 0. A part outside the crop has x or y beyond ±1.
 
         Args:
             split: "val" or "test".
@@ -184,17 +172,15 @@ class CubData(BatchedData):
         """
         positions = self._fixed_positions(split)
         parts = files.read_parts(self.birds)[positions]
-        visible = parts[:, :, 2] > 0
-        places = np.where(visible[:, :, None], self._in_crop(parts[:, :, :2], positions), 0)
-        inside = visible & (abs(places) <= 1).all(2)
-        return torch.from_numpy(np.concatenate([places, inside[:, :, None]], 2)).float()
+        is_visible = parts[:, :, 2] > 0
+        points = np.where(is_visible[:, :, None], self._in_crop(parts[:, :, :2], positions), 0)
+        is_inside = is_visible & (abs(points) <= 1).all(2)
+        return torch.from_numpy(np.concatenate([points, is_inside[:, :, None]], 2)).float()
 
     def boxes(self, split: str) -> Tensor:
-        """Return the boxes around the birds: ``(N, 4)`` float32, left, top, right and bottom.
+        """Return the boxes around the birds, clamped to the crop.
 
-        They are clamped to the crop.
-
-        *Convention*: that of :meth:`parts`.
+        *Convention*: ``(N, 4)`` float32: left, top, right and bottom, as in :meth:`parts`.
 
         Args:
             split: "val" or "test".
@@ -212,31 +198,29 @@ class CubData(BatchedData):
             raise UsageError(f"Only the crops of val and test are fixed, got split {split!r}.")
         return self._positions[split]
 
-    def _in_crop(self, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _in_crop(self, points: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Convert ``(N, P, 2)`` x and y from CUB's pixels to [-1, 1] of the crops at the centre."""
         sizes = self.images.sizes[positions]
         scale = (sizes / self.images.originals[positions])[:, None]
         corners = _centre_corners(sizes, self.input_size)[:, None]
-        return ((places + 0.5) * scale - corners) / self.input_size * 2 - 1
+        return ((points + 0.5) * scale - corners) / self.input_size * 2 - 1
 
 
-def validates(birds: Birds) -> np.ndarray:
+def validation_mask(birds: Birds) -> np.ndarray:
     """Return which images are for validation, ``(N,)`` bool.
 
     For each species they are the same for every run, seed, size and choice of species.
     """
     order = sample_keys(_VALIDATION_SEED, 0, torch.from_numpy(birds.ids)).argsort().numpy()
-    held_out = np.zeros(len(order), dtype=bool)
+    is_held_out = np.zeros(len(order), dtype=bool)
     for label in range(len(birds.numbers)):
-        of_species = order[birds.training[order] & (birds.labels[order] == label)]
-        held_out[of_species[: max(1, len(of_species) // 10)]] = True
-    return held_out
+        training = order[birds.training[order] & (birds.labels[order] == label)]
+        is_held_out[training[: max(1, len(training) // 10)]] = True
+    return is_held_out
 
 
-# Crops
-#
-# A corner is the place of a crop's first pixel in the image, (x, y) in pixels. It is negative where
-# the crop is larger than the image.
+# A corner is the position of a crop's first pixel in the image, (x, y) in pixels. It is negative
+# where the crop is larger than the image.
 
 
 def _random_corners(draws: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
@@ -257,15 +241,24 @@ def _centre_corners(sizes: np.ndarray, size: int) -> np.ndarray:
     return np.sign(slack) * (abs(slack) // 2)
 
 
-def cut(
+def cut_crops(
     images: Images,
     positions: np.ndarray,
     corners: np.ndarray,
-    mirrored: np.ndarray,
+    is_mirrored: np.ndarray,
     size: int,
     device: torch.device,
 ) -> Tensor:
-    """Cut crops ``(B, 3, size, size)`` float32 in [0, 1], with the mean colour around images."""
+    """Cut crops ``(B, 3, size, size)`` float32 in [0, 1], with the mean colour around images.
+
+    Args:
+        images: all images.
+        positions: ``(B,)``, which of them to crop.
+        corners: ``(B, 2)``.
+        is_mirrored: ``(B,)`` bool.
+        size: height and width of the crops in pixels.
+        device: of the result.
+    """
     pixels = np.zeros((len(positions), 3, size, size), np.uint8)
     # Where an image begins and ends in its crop, (B, 2) of x and y.
     first = np.maximum(-corners, 0)
@@ -274,11 +267,12 @@ def cut(
         zip(first.tolist(), last.tolist(), corners.tolist())
     ):
         piece = images.image(positions[i])[:, y0 + y : y1 + y, x0 + x : x1 + x]
-        if mirrored[i]:
+        if is_mirrored[i]:
             pixels[i, :, y0:y1, size - x1 : size - x0] = piece[:, :, ::-1]
         else:
             pixels[i, :, y0:y1, x0:x1] = piece
-    first[mirrored, 0], last[mirrored, 0] = size - last[mirrored, 0], size - first[mirrored, 0]
+    mirrored_ends = size - last[is_mirrored, 0], size - first[is_mirrored, 0]
+    first[is_mirrored, 0], last[is_mirrored, 0] = mirrored_ends
 
     crops = torch.from_numpy(pixels).to(device).float().div_(255)
     axis = torch.arange(size, device=device)

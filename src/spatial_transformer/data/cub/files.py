@@ -1,4 +1,4 @@
-"""CUB-200-2011's files: a given directory or the official download, and what its text files say."""
+"""CUB-200-2011's files: a given directory or the official download, and its annotations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pandas as pd
 from ...utils.directories import check_files
 from ...utils.download import download_archive
 from ...utils.errors import UsageError
+from ..io.roots import find_dataset, find_root
 
 SPECIES = 200
-DEFAULT_ROOT = Path("data") / "CUB_200_2011"
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
 COLUMNS = {
@@ -47,10 +47,10 @@ class Birds(NamedTuple):
 
 
 def parse_species(species: str | int | Iterable[str | int] | None) -> list[int | str]:
-    """Parse the setting that chooses species to numbers and names. No file is read.
+    """Parse the setting ``data.species`` to numbers and names. No file is read.
 
-    None is all 200. Others are a number, a range such as "1-50", or a name with or without its
-    number; several are in a list, or in a string with commas.
+    None is all 200. Otherwise it is a number, a range such as "1-50", a name with or without its
+    number, or several of these in a list or in a string with commas.
     """
     if species is None:
         return list(range(1, SPECIES + 1))
@@ -69,9 +69,18 @@ def parse_species(species: str | int | Iterable[str | int] | None) -> list[int |
 
 
 def prepare(root: str | Path | None) -> Path:
-    """Check that CUB's text files exist in the root. None downloads to ``data/CUB_200_2011``."""
-    directory = Path(DEFAULT_ROOT if root is None else root).expanduser()
-    if root is None and not directory.is_dir():
+    """Check that CUB's text files exist, and return its directory.
+
+    Args:
+        root: directory of CUB, or of all data sets. None is ``$STN_DATA``. Without that, CUB is
+            downloaded to ``data/CUB_200_2011`` if it is missing.
+
+    Raises:
+        UsageError: a file is missing, or the download failed.
+    """
+    given = find_root(root)
+    directory = find_dataset(given, "CUB_200_2011", "images.txt")
+    if given is None and not directory.is_dir():
         download_archive(URL, directory, "images.txt", f"md5:{MD5}")
     check_files("CUB", directory, list(COLUMNS))
     return directory
@@ -181,5 +190,6 @@ def _read_rows(root: Path, file: str, index: Sequence[int] | pd.Index) -> pd.Dat
 
 def _damaged(root: Path, file: str, reason: object) -> UsageError:
     return UsageError(
-        f"CUB is damaged: {(root / file).absolute()}: {reason}.\nUnpack the archive CUB_200_2011.tgz again."
+        f"CUB is damaged: {(root / file).absolute()}: {reason}.\n"
+        "Unpack the archive CUB_200_2011.tgz again."
     )

@@ -1,4 +1,4 @@
-"""The birds' images, resized once and kept on disk, so that decoding never slows training."""
+"""The birds' images, resized once and kept on disk, so that decoding does not slow training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .files import COLUMNS, Birds, check_images, read_boxes, read_parts
 LONGEST = {224: 256, 448: 512}  # side of a resized image, by the size of the crop, in pixels (A.6)
 _VERSION = 2  # to be raised when the format or the pixels change
 _CHUNK = 16  # images per item of work
-_FEW = 256  # images: one process is done before others have started
+_SERIAL_BELOW = 256  # images: one process is done before others have started
 
 
 class Images(NamedTuple):
@@ -32,7 +32,7 @@ class Images(NamedTuple):
     digest: str = ""  # of the names and sizes of the files, and of their labels and use
 
     def image(self, i: int) -> np.ndarray:
-        """Return one image, ``(3, height, width)`` uint8, of which nothing is read yet."""
+        """Return one image, ``(3, height, width)`` uint8, as a view of the memory map."""
         width, height = self.sizes[i]
         return self.pixels[self.starts[i] :][: 3 * width * height].reshape(3, height, width)
 
@@ -42,7 +42,7 @@ def open_images(
 ) -> Images:
     """Open the resized images of birds. Make them first if they are not in the cache.
 
-    ``size`` is that of the crops that will be cut out of them in pixels, 224 or 448.
+    ``size`` is the size of the crops to be cut from them in pixels, 224 or 448.
     """
     stats = {file: (birds.root / file).stat() for file in COLUMNS}
     settings = {"version": _VERSION, "longest side": LONGEST[size], "species": birds.numbers}
@@ -84,7 +84,7 @@ def _write(birds: Birds, longest: int, workers: int | None, directory: Path) -> 
     digest = hashlib.sha256(repr(uses).encode())
     originals = []
     resize_all = partial(_resize_files, longest)
-    workers = workers if len(paths) > _FEW else 1
+    workers = workers if len(paths) > _SERIAL_BELOW else 1
     with (directory / "pixels.bin").open("wb") as file:
         for images in map_in_processes(resize_all, chunks, workers, f"CUB: {longest} px images"):
             for pixels, original, file_size in images:

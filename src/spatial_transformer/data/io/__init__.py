@@ -1,1 +1,1 @@
-"""Image files, worker processes, and caches of prepared images."""
+"""Data set directories, image files, worker processes, and caches of prepared images."""

@@ -1,4 +1,4 @@
-"""Files that are computed once from a data set, and kept on disk."""
+"""Caches: files that are computed once from a data set and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,15 +22,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cache(Generic[T]):
-    """A directory of files. It exists as a whole or not at all, and is verified when opened."""
+    """A directory of files that is complete or absent, and verified when opened.
 
-    dataset: str  # for messages
-    contents: str  # what the files are, for messages
-    name: str  # the directory is named after it, and after a hash of the settings
-    settings: dict  # all that the contents depend on, as JSON; no paths, so that copies can use it
-    write: Callable[[Path], dict]  # writes the files, and returns what is needed to read them
-    read: Callable[[Path, dict], T]  # raises OSError, ValueError, KeyError or TypeError if damaged
-    option: str = "data.cache"  # the setting that chooses another directory, for messages
+    Attributes:
+        dataset: name of the data set, for messages.
+        contents: what the files are, for messages.
+        name: the directory is called this and a hash of the settings.
+        settings: all that the contents depend on, as JSON. Without paths, so that copies are valid.
+        write: writes the files to a directory, and returns the metadata needed to read them.
+        read: returns the contents of a directory, given the metadata. Raises OSError, ValueError,
+            KeyError or TypeError if they are damaged.
+        option: the setting that chooses another directory, for messages.
+    """
+
+    dataset: str
+    contents: str
+    name: str
+    settings: dict
+    write: Callable[[Path], dict]
+    read: Callable[[Path, dict], T]
+    option: str = "data.cache"
 
 
 def open_cache(cache: Cache[T], directories: Sequence[Path]) -> T:
@@ -59,9 +70,10 @@ def open_cache(cache: Cache[T], directories: Sequence[Path]) -> T:
 
 
 def cache_directories(root: Path, cache: str | Path | None, name: str) -> list[Path]:
-    """Return where the caches of a data set may be: in ``cache``, under the subdirectory ``name``.
+    """Return the directories that may contain the caches of a data set, the preferred one first.
 
-    None is ``cache`` in the root, or ``~/.cache/spatial_transformer`` if the root is not writable.
+    They are the subdirectory ``name`` of ``cache``. None is ``cache`` in the root, or
+    ``~/.cache/spatial_transformer`` if the root is not writable.
     """
     if cache is not None:
         return [Path(cache).expanduser() / name]
@@ -90,7 +102,7 @@ def _read(cache: Cache[T], directory: Path, warn: bool = False) -> T | None:
 
 
 def _crc32(file: Path) -> int:
-    """Return a checksum that detects accidents: a gigabyte takes about a second."""
+    """Return a checksum that detects accidental changes. A gigabyte takes about a second."""
     crc = 0
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -99,8 +111,8 @@ def _crc32(file: Path) -> int:
 
 
 def _is_writable(directory: Path) -> bool:
-    """Return whether a directory, or its nearest parent that exists, is meant to be written to."""
+    """Return whether a directory, or its closest existing parent, may be written to."""
     while not directory.exists():
         directory = directory.parent
-    # Root may write everywhere, also in many containers: respect the permission bits.
+    # The superuser of a container may write everywhere, so respect the permission bits.
     return os.access(directory, os.W_OK) and bool(directory.stat().st_mode & 0o222)

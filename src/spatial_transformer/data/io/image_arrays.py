@@ -26,8 +26,8 @@ def to_pictures(images: ImageLike | Sequence[ImageLike]) -> list[Image.Image]:
     A NumPy array has its channels last: ``(H, W)``, ``(H, W, C)``, ``(B, H, W)`` or
     ``(B, H, W, C)`` with 1, 3 or 4 channels. With three axes it is one image if the last axis has
     length 1, 3 or 4. A tensor has its channels first: ``(H, W)``, ``(C, H, W)`` or
-    ``(B, C, H, W)``. Values are uint8, or floating point in [0, 1]. A transparent image is put on
-    white, or on black if it is light.
+    ``(B, C, H, W)``. Values are uint8, or floating point in [0, 1]. Transparent images get a
+    background as by :func:`.image_files.to_rgb`.
 
     Args:
         images: array, tensor or PIL image, or a list of these.
@@ -55,34 +55,27 @@ def to_pictures(images: ImageLike | Sequence[ImageLike]) -> list[Image.Image]:
     return pictures
 
 
-def _split(part: np.ndarray | Tensor, name: str) -> list[np.ndarray]:
+def _split(part: Any, name: str) -> list[np.ndarray]:
     """Return the images of an array or tensor, each ``(H, W)`` or ``(H, W, C)``."""
-    if isinstance(part, np.ndarray):
-        _check_dtype(part.dtype, np.issubdtype(part.dtype, np.floating), name)
-        _check_not_empty(part.shape, name)
-        has_channels = part.ndim == 4 or (part.ndim == 3 and part.shape[-1] in CHANNELS)
-        if part.ndim not in (2, 3, 4) or (has_channels and part.shape[-1] not in CHANNELS):
-            raise ValueError(f"{name} has the wrong shape: got {part.shape}, expected {_ARRAYS}.")
-        is_batch = part.ndim == (4 if has_channels else 3)
-        return list(part) if is_batch else [part]
-    if isinstance(part, Tensor):
-        _check_dtype(part.dtype, part.is_floating_point(), name)
-        shape = tuple(part.shape)
-        _check_not_empty(shape, name)
-        if part.ndim not in (2, 3, 4) or (part.ndim > 2 and shape[-3] not in CHANNELS):
-            raise ValueError(f"{name} has the wrong shape: got {shape}, expected {_TENSORS}.")
-        part = part.detach().cpu()
-        array = (part.float() if part.is_floating_point() else part).numpy()
-        array = array if array.ndim == 2 else np.moveaxis(array, -3, -1)
-        return list(array) if array.ndim == 4 else [array]
-    expected = "a NumPy array, a torch tensor or a PIL image"
-    raise TypeError(f"{name} has the wrong type: got {type(part).__name__}, expected {expected}.")
-
-
-def _check_dtype(dtype: object, is_floating_point: bool, name: str) -> None:
-    if not is_floating_point and str(dtype).removeprefix("torch.") != "uint8":
+    is_tensor = isinstance(part, Tensor)
+    if not is_tensor and not isinstance(part, np.ndarray):
+        kind, expected = type(part).__name__, "a NumPy array, a torch tensor or a PIL image"
+        raise TypeError(f"{name} has the wrong type: got {kind}, expected {expected}.")
+    is_float = part.is_floating_point() if is_tensor else np.issubdtype(part.dtype, np.floating)
+    if not is_float and str(part.dtype).removeprefix("torch.") != "uint8":
         expected = "uint8 in 0 to 255 or floating point in [0, 1]"
-        raise TypeError(f"{name} has the wrong dtype: got {dtype}, expected {expected}.")
+        raise TypeError(f"{name} has the wrong dtype: got {part.dtype}, expected {expected}.")
+    shape, ndim = tuple(part.shape), part.ndim
+    _check_not_empty(shape, name)
+    axis = -3 if is_tensor else -1
+    has_channels = ndim == 4 or (ndim == 3 and (is_tensor or shape[-1] in CHANNELS))
+    if ndim not in (2, 3, 4) or (has_channels and shape[axis] not in CHANNELS):
+        expected = _TENSORS if is_tensor else _ARRAYS
+        raise ValueError(f"{name} has the wrong shape: got {shape}, expected {expected}.")
+    if is_tensor:
+        array = (part.float() if is_float else part).detach().cpu().numpy()
+        part = np.moveaxis(array, -3, -1) if has_channels else array
+    return list(part) if ndim == (4 if has_channels else 3) else [part]
 
 
 def _check_not_empty(shape: Sequence[int], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Image files: those of data sets, and the users' own from any camera or drawing program."""
+"""Image files of data sets, and of users with any camera or drawing program."""
 
 from __future__ import annotations
 
@@ -19,47 +19,43 @@ DECODING_ERRORS = (
     *(struct.error, Image.DecompressionBombError),
 )
 """What Pillow raises for damaged files, depending on their format."""
+MAX_PIXELS = 64_000_000  # decoding takes about ten bytes per pixel
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {tag: Image.Transpose[name] for tag, name in enumerate(_TURNS.split(), 2)}
-MOST_PIXELS = 64_000_000  # decoding takes about ten bytes per pixel
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decode the content of an image file to RGB. A damaged one raises ValueError."""
+    """Decode the content of an image file to RGB, or raise ValueError if it is damaged."""
     try:
         return Image.open(BytesIO(content), formats=FORMATS).convert("RGB")
     except DECODING_ERRORS as error:
         raise ValueError(str(error)) from error
 
 
-def list_pictures(place: Path) -> list[Path]:
-    """List a directory's visible entries in the order of their names; or the one file."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise UsageError(f"images={place}: there is no such folder or file.")
-    files = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-    if not any(path.is_file() for path in files):
-        raise UsageError(f"images={place}: the folder has no files in it.")
-    return files
+def list_pictures(path: Path) -> list[Path]:
+    """Return a file, or a directory's visible entries in the order of their names."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"images={path}: there is no such folder or file.")
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    if not any(entry.is_file() for entry in entries):
+        raise UsageError(f"images={path} contains no files.")
+    return entries
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture in RGB, upright. The first frame of an animation counts.
-
-    Transparent pictures are put on white, or on black if they are light. More than 8 bits of grey
-    are stretched from the darkest pixel to the brightest.
+    """Read a picture as by :func:`to_rgb`. Of an animation, read the first frame.
 
     Raises:
         UsageError: it is not a picture, or damaged, or too large. The message does not name it.
     """
-    if not path.is_file():  # a pipe would wait for ever
+    if not path.is_file():  # opening a pipe would block
         raise UsageError("it is a folder." if path.is_dir() else "it is not a regular file.")
     try:
-        # Opened here: Pillow may map a TIFF that it opens itself into memory, and then confuses
-        # the sides of one that states them wrongly.
+        # Pillow may memory-map a TIFF that it opens itself, and then misreads a wrong size.
         with path.open("rb") as opened, Image.open(opened, formats=FORMATS) as file:
-            if file.width * file.height > MOST_PIXELS:
+            if file.width * file.height > MAX_PIXELS:
                 raise UsageError(_too_large(f"{file.width:,} x {file.height:,} pixels"))
             return to_rgb(file)
     except Image.DecompressionBombError as error:
@@ -71,19 +67,19 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a PIL image of any mode to RGB, turned upright by its orientation tag.
+    """Convert a PIL image of any mode to RGB, rotated upright by its orientation tag.
 
-    What is transparent lies on white, under light ink on black. More than 8 bits of grey are
-    stretched from the darkest pixel to the brightest.
+    A transparent image gets a white background, or a black one if it is light. Grey values of more
+    than 8 bits are stretched from the darkest pixel to the brightest.
     """
-    # In this order: a new picture has no tags. ImageOps would write tags back that may be invalid.
-    image.load()  # turns a TIFF
+    # ImageOps.exif_transpose would write tags back, which may be invalid.
+    image.load()  # rotates a TIFF
     turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return _convert_to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _too_large(size: str) -> str:
-    return f"it is too large: got {size}, expected at most {MOST_PIXELS:,} pixels."
+    return f"it is too large: got {size}, expected at most {MAX_PIXELS:,} pixels."
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -96,8 +92,8 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         opacity = image.getchannel("A")
         is_visible = any(opacity.histogram()[1:])
-        light = is_visible and ImageStat.Stat(image.convert("L"), opacity).mean[0] > 127
-        paper = Image.new("RGB", image.size, "black" if light else "white")
-        paper.paste(image, mask=opacity)
-        return paper
+        is_light = is_visible and ImageStat.Stat(image.convert("L"), opacity).mean[0] > 127
+        background = Image.new("RGB", image.size, "black" if is_light else "white")
+        background.paste(image, mask=opacity)
+        return background
     return image.convert("RGB")

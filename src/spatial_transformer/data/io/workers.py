@@ -1,4 +1,4 @@
-"""Work on many images in several processes."""
+"""Worker processes for many images."""
 
 from __future__ import annotations
 
@@ -33,14 +33,20 @@ def map_in_processes(
 ) -> Iterator[R]:
     """Yield a function's results in the order of the items, with a progress bar in a terminal.
 
-    ``workers`` is the number of processes. None is one per core, at most 16. 1 works in this one.
+    Args:
+        function: called with each item. It must be importable, as for any worker process.
+        items: the items.
+        workers: number of processes. None is one per core, at most 16. 1 uses this process.
+        description: of the progress bar.
     """
     workers = workers or min(16, _count_cores())
     is_parallel = workers > 1 and len(items) > 1
     results = _map(function, items, workers) if is_parallel else map(function, items)
     console = Console(stderr=True)
-    how: dict = {"console": console, "transient": True, "disable": not console.is_terminal}
-    yield from track(results, description, len(items), **how)
+    disable = not console.is_terminal
+    yield from track(
+        results, description, len(items), console=console, transient=True, disable=disable
+    )
 
 
 def _map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
@@ -53,7 +59,8 @@ def _map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterat
             yield from pool.map(function, items[start : start + _PENDING * workers])
     except BrokenProcessPool as error:
         raise UsageError(
-            "A worker process was killed, most often because the memory is full. Use fewer processes (data.workers=1)."
+            "A worker process was killed, most often because the memory is full. Use fewer "
+            "processes (data.workers=1)."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

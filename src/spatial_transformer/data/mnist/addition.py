@@ -13,24 +13,21 @@ from .distortions import rts_pose
 
 _SECOND = 0x5345434F4E44  # makes the second digit's random numbers independent of the first's
 _PARTNER = 9  # a stream that no distortion uses
-_COLOURS = ((1.0, 0.5, 0.0), (0.0, 0.5, 1.0))  # add up to white
+_COLOURS = ((1.0, 0.5, 0.0), (0.0, 0.5, 1.0))  # orange and blue, which add up to white
 
 
 class MnistAdditionData(MnistData):
     """Pairs of digits, each distorted independently as in RTS.
 
-    The digit of the first channel is the sample's own. The second is drawn uniformly, with
-    replacement, from the same split: in each epoch for training, once for validation and test (the
-    paper does not say how digits are paired).
+    The first channel shows the digit at the sample's own index. The digit of the second is drawn
+    uniformly, with replacement, from the same split: in each epoch for training, once for
+    validation and test (ours; the paper does not say). There are 19 classes, the sums 0 to 18.
 
     Args: as for :class:`~spatial_transformer.data.mnist.MnistData`.
-
-    Attributes
-        classes: the sums 0 to 18.
     """
 
     classes = 19
-    no_pictures = "an image is two digits in two channels, which no picture has"
+    unsupported_reason = "an image is two digits in two channels, which no picture has"
 
     def __init__(
         self,
@@ -44,28 +41,23 @@ class MnistAdditionData(MnistData):
         super().__init__("rts", canvas, root, batch_size, eval_batch_size, fresh, seed)
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images ``(B, 2, canvas, canvas)`` float32 in [0, 1] and sums ``(B,)``."""
-        own, other = self._keys(split, index, epoch), self._keys(split, index, epoch, _SECOND)
-        partner = integers(other, 1, self.size(split), stream=_PARTNER)[:, 0]
-        self._move_to(index.device)
-        pairs = [self._distort(split, index, own), self._distort(split, partner, other)]
-        images = torch.cat(pairs, dim=1)
+        """Return images ``(B, 2, canvas, canvas)`` in [0, 1] and sums ``(B,)``."""
+        first, second = (self._keys(split, index, epoch, stream) for stream in (0, _SECOND))
+        partner = integers(second, 1, self.size(split), stream=_PARTNER)[:, 0]
+        pair = [self._distort(split, index, first), self._distort(split, partner, second)]
         labels = self._labels[split]
-        return images, labels[index] + labels[partner]
+        return torch.cat(pair, dim=1), labels[index] + labels[partner]
 
     def poses(self, split: str, index: Tensor) -> Tensor:
-        """Return where the digits are, by channel: ``(B, 2, 2, 3)``.
-
-        See :func:`~spatial_transformer.data.mnist.distortions.rts_pose`.
+        """Return where the digits of both channels are: ``(B, 2, 2, 3)``, see :func:`.rts_pose`.
 
         Args:
             split: "val" or "test".
             index: ``(B,)`` positions in the split.
         """
-        keys = (self._keys(split, index), self._keys(split, index, stream=_SECOND))
+        keys = (self._keys(split, index, stream=stream) for stream in (0, _SECOND))
         return torch.stack([rts_pose(key, self.input_size) for key in keys], dim=1)
 
-    def shown(self, images: Tensor) -> Tensor:
+    def to_display(self, images: Tensor) -> Tensor:
         """Return the first channel in orange and the second in blue: ``(..., 3, H, W)``."""
-        colours = images.new_tensor(_COLOURS)
-        return torch.einsum("...chw,cd->...dhw", images, colours)
+        return torch.einsum("...chw,cd->...dhw", images, images.new_tensor(_COLOURS))

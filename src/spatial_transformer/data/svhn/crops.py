@@ -1,8 +1,8 @@
 """Crops of SVHN's numbers, made once and kept on disk.
 
 The crop of 64 x 64 pixels is Goodfellow's, as in the paper: the box around all digits, enlarged by
-30 % in each direction, resized to a square. For 128 x 128 the paper says only that it is looser.
-Ours is that box doubled about its centre. Outside of the image, its edge is repeated (ours).
+30 % in each direction, resized to a square. For 128 x 128 the paper only says that it is looser.
+Here that box is doubled about its centre. Outside the image, its edge is repeated (both ours).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from .files import STRUCT, Annotation, count_annotations, read_annotations
 ENLARGEMENT = {64: 1.3, 128: 2.6}  # of the box around all digits, by the size of the crop
 POSITIONS = 5
 NO_DIGIT = 10  # label of a position after the last digit
-TOO_LONG = f"more than {POSITIONS} digits"
-NO_BOX = "a box without area or outside of the image"
-UNREADABLE = "a file that cannot be decoded"
-MISSING = "a missing file"
 
+_TOO_LONG = f"more than {POSITIONS} digits"
+_NO_BOX = "a box without area or outside of the image"
+_UNREADABLE = "a file that cannot be decoded"
+_MISSING = "a missing file"
 _VERSION = 2  # to be raised when the format or the pixels change
 _CHUNK = 256  # images per item of work
-_FEW = 2048  # images: one process is done before others have started
-_LARGEST = 10  # times the image's longer side: a larger box is a mistake, and would fill the memory
+_SERIAL_BELOW = 2048  # images: one process is done before others have started
+_MAX_BOX = 10  # times the image's longer side: a larger box is a mistake, and would fill the memory
 
 _Result = tuple[Annotation, int, bytes | str]
 logger = logging.getLogger(__name__)
@@ -71,27 +71,28 @@ def _read(size: int, directory: Path, meta: dict) -> Crops:
 def _write(part: Path, size: int, workers: int | None, directory: Path) -> dict:
     n = count_annotations(part)
     chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-    crop_all = partial(_crop_entries, part, size)
+    workers = workers if n > _SERIAL_BELOW else 1
     description = f"SVHN {part.name}: {size} px crops"
     labels = []
-    left_out: dict[str, list[str]] = {}
+    excluded: dict[str, list[str]] = {}
     digest = hashlib.sha256()
     with (directory / "images.bin").open("wb") as images:
-        for crops in map_in_processes(crop_all, chunks, workers if n > _FEW else 1, description):
-            for annotation, file_size, crop_or_problem in crops:
+        crop_all = partial(_crop_entries, part, size)
+        for results in map_in_processes(crop_all, chunks, workers, description):
+            for annotation, file_size, pixels_or_problem in results:
                 row = _label_row(annotation)
                 boxes = annotation.boxes.tolist()
                 digest.update(repr((annotation.name, file_size, row, boxes)).encode())
-                if isinstance(crop_or_problem, str):
-                    left_out.setdefault(crop_or_problem, []).append(annotation.name)
+                if isinstance(pixels_or_problem, str):
+                    excluded.setdefault(pixels_or_problem, []).append(annotation.name)
                 else:
-                    images.write(crop_or_problem)
+                    images.write(pixels_or_problem)
                     labels.append(row)
-    for problem, names in left_out.items():
+    for problem, names in excluded.items():
         some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
         file = (part / STRUCT).absolute()
         text = f"{len(names):,} of {n:,} images in {file} have {problem}: {some}"
-        if problem == MISSING:
+        if problem == _MISSING:
             raise UsageError(f"SVHN is incomplete: {text}.\nUnpack the archive again.")
         logger.warning("SVHN: %s. They are left out.", text)
     if not labels:
@@ -113,7 +114,7 @@ def _crop_entries(part: Path, size: int, entries: range) -> list[_Result]:
         try:
             content = (part / annotation.name).read_bytes()
         except FileNotFoundError:
-            results.append((annotation, 0, MISSING))
+            results.append((annotation, 0, _MISSING))
         except OSError as error:  # the disk may be at fault, not the image
             raise UsageError(f"An image of SVHN cannot be read: {error}.") from error
         else:
@@ -123,14 +124,14 @@ def _crop_entries(part: Path, size: int, entries: range) -> list[_Result]:
 
 def _crop_image(content: bytes, annotation: Annotation, size: int) -> bytes | str:
     if len(annotation.labels) > POSITIONS:
-        return TOO_LONG
+        return _TOO_LONG
     try:
         image = decode(content)
     except ValueError:
-        return UNREADABLE
+        return _UNREADABLE
     box = union_box(annotation.boxes) if annotation.labels else np.zeros(4)
     if not _is_usable(box, image.size):
-        return NO_BOX
+        return _NO_BOX
     return crop(image, box, ENLARGEMENT[size], size).transpose(2, 0, 1).tobytes()
 
 
@@ -140,12 +141,11 @@ def union_box(boxes: np.ndarray) -> np.ndarray:
 
 
 def _is_usable(box: np.ndarray, image_size: tuple[int, int]) -> bool:
-    """Return whether a box has an area, of possible size, and overlaps the image."""
+    """Return whether a box has an area, is not far too large, and overlaps the image."""
     sides = box[2:] - box[:2]
-    is_sane = (
-        np.isfinite(box).all() and sides.min() > 0 and sides.max() <= _LARGEST * max(image_size)
-    )
-    return bool(is_sane and (box[:2] < image_size).all() and (box[2:] > 0).all())
+    has_area = np.isfinite(box).all() and sides.min() > 0
+    overlaps = (box[:2] < image_size).all() and (box[2:] > 0).all()
+    return bool(has_area and overlaps and sides.max() <= _MAX_BOX * max(image_size))
 
 
 def crop(image: Image.Image, box: np.ndarray, enlargement: float, size: int) -> np.ndarray:
@@ -163,6 +163,6 @@ def crop(image: Image.Image, box: np.ndarray, enlargement: float, size: int) -> 
     reach = np.ceil(np.maximum(2 * half / size, 1)) + 1
     first, last = (np.floor(low) - reach).astype(int), (np.ceil(high) + reach).astype(int)
     columns, rows = (np.arange(a, b).clip(0, n - 1) for a, b, n in zip(first, last, image.size))
-    around = Image.fromarray(np.asarray(image)[rows[:, None], columns])
-    place = (low[0] - first[0], low[1] - first[1], high[0] - first[0], high[1] - first[1])
-    return np.asarray(around.resize((size, size), Image.Resampling.BILINEAR, box=place))
+    padded = Image.fromarray(np.asarray(image)[rows[:, None], columns])
+    inner = tuple(np.concatenate([low - first, high - first]).tolist())
+    return np.asarray(padded.resize((size, size), Image.Resampling.BILINEAR, box=inner))

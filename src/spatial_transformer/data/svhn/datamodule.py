@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, View, check_fits
+from ..base import BatchedData, PreprocessedPicture, check_fits
 from ..io.workers import check_workers
 from .crops import ENLARGEMENT, NO_DIGIT, Crops, crop, open_crops
 from .files import prepare
 
 VALIDATION_SIZE = 5_000
-_FEW = 50_000  # with fewer training images, a tenth of them is for validation
+_SMALL = 50_000  # of fewer training images, a tenth is for validation
 _VALIDATION_SEED = 0x56414C
 _SHIFT, _SCALE, _ROTATION, _SHEAR, _CONTRAST = 0.1, 1.25, 10, 0.2, 1.5
 
@@ -29,39 +29,36 @@ _SHIFT, _SCALE, _ROTATION, _SHEAR, _CONTRAST = 0.1, 1.25, 10, 0.2, 1.5
 class SvhnData(BatchedData):
     """Whole house numbers of up to five digits, cropped once and kept in a cache.
 
-    The validation set is drawn from the training images (``train`` and ``extra`` together) by a
-    permutation that no setting changes: 5,000 of them, or a tenth if there are fewer than 50,000
-    (ours; the paper does not say).
+    The validation set is a fixed random part of the training images (``train`` and ``extra``
+    together): 5,000 of them, or a tenth if there are fewer than 50,000 (ours; the paper does not
+    say).
 
     The mean over all pixels and channels is subtracted from each image. So 0, which a transformer
-    reads outside of the image, is the image's mean.
+    reads outside the image, is the image's mean.
+
+    A label is 0 to 9, or 10 for "no digit", at each of five positions.
 
     Args:
         size: height and width of the crops in pixels, 64 or 128.
         root: directory that contains ``train``, ``test`` and optionally ``extra``, each with its
-            images and ``digitStruct.mat``. None downloads to ``data/SVHN`` on first use.
-        cache: directory for the crops. None is ``cache`` in the root, or
-            ``~/.cache/spatial_transformer`` if the root is not writable.
-        extra: train on the extra images too. None: if they exist, and for a download.
+            images and ``digitStruct.mat``, or the directory above it if it is called ``SVHN``.
+            None is ``$STN_DATA``. Without that, SVHN is downloaded to ``data/SVHN`` on first use.
+        cache: directory for the crops. None is ``cache`` in the directory of SVHN, or
+            ``~/.cache/spatial_transformer`` if that is not writable.
+        extra: train on the extra images too. None uses them if they exist or are downloaded.
         batch_size: global batch size, over all devices.
         eval_batch_size: batch size of validation and test.
-        augment: training images vary in position, shape and colour, see :func:`augmented` (ours;
-            not in the paper).
+        augment: apply :func:`augment` to training images (ours; not in the paper).
         seed: seed of order and augmentation.
         workers: processes that make the crops. None is one per core, at most 16.
         resident: GB (10⁹ bytes) up to which a split's images stay on the GPU. Larger splits are
             copied batch by batch.
-
-    Attributes
-        input_size: height and width of the network's input in pixels.
-        classes: number of classes of a position: ten digits and "no digit", which is the last.
 
     Raises:
         UsageError: a setting is out of range.
     """
 
     classes = NO_DIGIT + 1
-    no_pictures = ""
 
     def __init__(
         self,
@@ -82,25 +79,27 @@ class SvhnData(BatchedData):
             raise UsageError(f"data.size must be {sizes} pixels, got {size}.")
         check_workers(workers)
         self.input_size = size
+        self.names = [*map(str, range(NO_DIGIT)), ""]
         self.root, self.cache, self.extra, self.workers = root, cache, extra, workers
         self.augment = augment
         self.resident = resident
-        self._parts: list[Crops] = []
         self._splits: dict[str, _Split] = {}
-        self._copies: dict[tuple[str, torch.device], tuple[Tensor | None, Tensor]] = {}
+        self._labels: dict[str, Tensor] = {}
+        self._resident: dict[tuple[str, torch.device], Tensor] = {}
+
+    @cached_property
+    def parts(self) -> list[Crops]:
+        """The crops of train, test and, if used, extra, made on first use."""
+        directories = prepare(self.root, self.extra)
+        return [open_crops(d, self.input_size, self.cache, self.workers) for d in directories]
 
     def prepare_data(self) -> None:
-        if not self._parts:  # Lightning may ask several times
-            self._parts = [
-                open_crops(part, self.input_size, self.cache, self.workers)
-                for part in prepare(self.root, self.extra)
-            ]
+        self.parts  # noqa: B018
 
     def setup(self, stage: str | None = None) -> None:
         if self._splits:
             return
-        self.prepare_data()
-        train, test, *extra = self._parts
+        train, test, *extra = self.parts
         n = len(train.labels) + sum(len(part.labels) for part in extra)
         held_out = validation_positions(n)
         rest = np.setdiff1d(np.arange(n), held_out)
@@ -110,70 +109,54 @@ class SvhnData(BatchedData):
             "val": _Split([train, *extra], held_out),
             "test": _Split([test], np.arange(len(test.labels))),
         }
+        for name, split in self._splits.items():
+            self._labels[name] = torch.from_numpy(split.labels()).long()
 
     def digest(self) -> str:
-        self.prepare_data()
-        parts = " ".join(part.digest for part in self._parts)  # the order tells train from test
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        digests = " ".join(part.digest for part in self.parts)  # train is the first
+        return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
     def size(self, split: str) -> int:
         return len(self._splits[split].positions)
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Return images ``(B, 3, size, size)`` float32 of mean 0, and labels ``(B, 5)`` int64.
-
-        Without the mean, the values of an image are in [0, 1]. Labels are the digits from left to
-        right, then 10 for "no digit".
-        """
-        pixels, labels = self._on_device(split, index.device)
-        if pixels is None:
-            chosen = torch.from_numpy(self._splits[split].images(index.cpu().numpy()))
-            images = chosen.to(index.device).float().div_(255)
-        else:
-            images = pixels[index].float().div_(255)
+        """Return images ``(B, 3, size, size)`` of mean 0, and labels ``(B, 5)``."""
+        self._labels[split] = labels = self._labels[split].to(index.device)
+        images = self._pixels(split, index).float().div_(255)
         if split == "train" and self.augment:
-            images = augmented(images, sample_keys(self.seed, epoch, index))
+            images = augment(images, sample_keys(self.seed, epoch, index))
         return images.sub_(images.mean((1, 2, 3), keepdim=True)), labels[index]
 
-    def _on_device(self, split: str, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        """Return a split's labels on a device, and its pixels if they stay there."""
-        if (split, device) not in self._copies:
-            source = self._splits[split]
-            is_resident = device.type != "cpu" and source.n_bytes() <= self.resident * 1e9
-            labels = torch.from_numpy(source.labels()).long().to(device)
-            self._copies[split, device] = source.copy_to(device) if is_resident else None, labels
-        return self._copies[split, device]
+    def _pixels(self, split: str, index: Tensor) -> Tensor:
+        """Return pixels ``(B, 3, size, size)`` uint8 on the device of ``index``."""
+        device, source = index.device, self._splits[split]
+        if device.type == "cpu" or source.n_bytes() > self.resident * 1e9:
+            return torch.from_numpy(source.images(index.cpu().numpy())).to(device)
+        if (split, device) not in self._resident:
+            self._resident[split, device] = source.copy_to(device)
+        return self._resident[split, device][index]
 
-    # What people see
-
-    @cached_property
-    def names(self) -> list[str]:
-        return [*map(str, range(NO_DIGIT)), ""]
-
-    def texts(self, labels: Tensor) -> list[str]:
+    def decode_labels(self, labels: Tensor) -> list[str]:
         return ["".join(self.names[label] for label in number) for number in labels.tolist()]
 
-    def shown(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1] around grey: the mean that was subtracted is not known."""
+    def to_display(self, images: Tensor) -> Tensor:
+        """Return images with a mean of 0.5, as the mean that was subtracted is not known."""
         return (images + 0.5).clamp(0, 1)
 
-    def view(self, picture: Image.Image) -> View:
-        """Return the whole picture, resized as the crops are.
-
-        It should show a number, with some wall on each side.
-        """
+    def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
+        """Return the whole picture, resized. It should show a number with some wall around it."""
         box = (0.0, 0.0, float(picture.width), float(picture.height))
         pixels = crop(picture, np.array(box), 1, self.input_size)
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(255)
-        return View(image - image.mean(), box)
+        return PreprocessedPicture(image - image.mean(), box)
 
 
 class _Split:
     """Some images of one or several parts.
 
     Args:
-        parts: their images are numbered through, one part after the other.
-        positions: ``(N,)``, numbers of the images.
+        parts: the crops of the parts.
+        positions: ``(N,)`` positions in the concatenated parts.
     """
 
     def __init__(self, parts: list[Crops], positions: np.ndarray) -> None:
@@ -207,24 +190,24 @@ class _Split:
 
 
 def validation_positions(n: int) -> np.ndarray:
-    """Return which of ``n`` training images are for validation, ``(V,)`` in ascending order.
+    """Return which of ``n`` training images are for validation, in ascending order.
 
     They are the same for every run, seed and size.
     """
     order = sample_keys(_VALIDATION_SEED, 0, torch.arange(n)).argsort()
-    return order[: VALIDATION_SIZE if n >= _FEW else max(1, n // 10)].sort().values.numpy()
+    return order[: VALIDATION_SIZE if n >= _SMALL else max(1, n // 10)].sort().values.numpy()
 
 
-def augmented(images: Tensor, keys: Tensor) -> Tensor:
-    """Change images ``(B, 3, H, W)`` in [0, 1] at random, so that a number stays readable.
+def augment(images: Tensor, keys: Tensor) -> Tensor:
+    """Change the geometry and the colours of images at random, so that a number stays readable.
 
-    Position: shifted by up to 10 % of the sides, each side scaled by 1/1.25 to 1.25, rotated by up
-    to 10 degrees, sheared by up to 0.2. Outside of the image, the pixels at its edge are repeated.
-    Colour: contrast scaled by 1/1.5 to 1.5, colours scaled by -1 to 1 about grey, and every second
-    image inverted. Digits of any colour occur on any other.
+    Geometry: shift by up to 10 % of the sides, scale of each side by 1/1.25 to 1.25, rotation by up
+    to 10 degrees, shear by up to 0.2. Outside the image, the pixels at its edge are repeated.
+    Colour: scale of the contrast by 1/1.5 to 1.5, scale of the colours by -1 to 1 about grey,
+    inversion of every second image. Digits of any colour occur on any other.
 
     Args:
-        images: the images.
+        images: ``(B, 3, H, W)`` in [0, 1].
         keys: ``(B,)``, see :func:`~spatial_transformer.utils.random.sample_keys`.
     """
     draws = uniform(keys, 9) * 2 - 1

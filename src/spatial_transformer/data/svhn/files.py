@@ -1,6 +1,6 @@
 """SVHN's full numbers (format 1): a given directory or the official download, and their boxes.
 
-A part ("train", "test", "extra") is a directory of images, which ``digitStruct.mat`` lists.
+Each part ("train", "test", "extra") is a directory of images and a ``digitStruct.mat``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from h5py import h5d, h5r, h5s, h5t
 from ...utils.directories import check_files
 from ...utils.download import download_archive
 from ...utils.errors import UsageError
+from ..io.roots import find_dataset, find_root
 
-DEFAULT_ROOT = Path("data") / "SVHN"
 URL = "http://ufldl.stanford.edu/housenumbers"
 SHA256 = {
     "train": "4b17bb33b6cd8f963493168f80143da956f28ec406cc12f8e5745a9f91a51898",
@@ -37,26 +37,27 @@ class Annotation(NamedTuple):
 
 
 def prepare(root: str | Path | None, extra: bool | None) -> list[Path]:
-    """Check that train, test and, if wanted, extra exist in the root, and return their directories.
+    """Check that train, test and, if wanted, extra exist, and return their directories.
 
-    No root is ``data/SVHN``, where missing parts are downloaded. ``extra=None`` wants the extra
-    images if they exist, and for a download.
+    Args:
+        root: directory of SVHN, or of all data sets. None is ``$STN_DATA``. Without that, missing
+            parts are downloaded to ``data/SVHN``.
+        extra: use the extra images. None uses them if they exist, and if SVHN is downloaded.
+
+    Raises:
+        UsageError: a part is missing, or its download failed.
     """
-    directory = Path(DEFAULT_ROOT if root is None else root).expanduser()
+    given = find_root(root)
+    directory = find_dataset(given, "SVHN", f"train/{STRUCT}")
     if extra is None:
-        extra = root is None or (directory / "extra").is_dir()
+        extra = given is None or (directory / "extra").is_dir()
     parts = ["train", "test", "extra"] if extra else ["train", "test"]
-    for part in parts if root is None else ():
-        download(part, directory)
+    for part in parts if given is None else ():
+        if not (directory / part / STRUCT).is_file():
+            known_hash = f"sha256:{SHA256[part]}" if part in SHA256 else None
+            download_archive(f"{URL}/{part}.tar.gz", directory / part, STRUCT, known_hash)
     check_files("SVHN", directory, [f"{part}/{STRUCT}" for part in parts])
     return [directory / part for part in parts]
-
-
-def download(part: str, root: Path, url: str = URL) -> None:
-    """Download an official archive, without encryption, to ``root/part`` unless it exists."""
-    if not (root / part / STRUCT).is_file():
-        known_hash = f"sha256:{SHA256[part]}" if part in SHA256 else None
-        download_archive(f"{url}/{part}.tar.gz", root / part, STRUCT, known_hash)
 
 
 def count_annotations(part: Path) -> int:
@@ -70,26 +71,26 @@ def count_annotations(part: Path) -> int:
 
 def read_annotations(part: Path, entries: Sequence[int] | None = None) -> list[Annotation]:
     """Read a part's ``digitStruct.mat``, or some entries of it, counted from 0."""
-    place = ""
+    entry = ""
     try:
         with _open(part) as file:
             names, boxes = (file["digitStruct"][column][()].ravel() for column in ("name", "bbox"))
             annotations = []
             for i in range(len(names)) if entries is None else entries:
-                place = f" entry {i}:"
+                entry = f" entry {i}:"
                 annotations.append(_read_entry(file.id, names[i], boxes[i]))
             return annotations
     except Exception as error:
-        raise _damaged(part, error, place) from error
+        raise _damaged(part, error, entry) from error
 
 
 def _open(part: Path) -> h5py.File:
     return h5py.File(part / STRUCT, "r", locking="best-effort")  # network file systems may not lock
 
 
-def _damaged(part: Path, error: Exception, place: str = "") -> UsageError:
+def _damaged(part: Path, error: Exception, entry: str = "") -> UsageError:
     return UsageError(
-        f"SVHN is damaged: {(part / STRUCT).absolute()}:{place} {error}.\n"
+        f"SVHN is damaged: {(part / STRUCT).absolute()}:{entry} {error}.\n"
         "Unpack the archive of the full numbers (format 1) again."
     )
 

@@ -1,0 +1,128 @@
+"""The birds' resized images and their cache."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_birds import Bird, species_folder, write_birds
+
+from spatial_transformer.data.cub import files as cub_files
+from spatial_transformer.data.cub import images as cub_images
+from spatial_transformer.data.cub.files import read_birds
+from spatial_transformer.data.cub.images import open_images, resize
+from spatial_transformer.utils.errors import UsageError
+
+
+@pytest.fixture
+def root(tmp_path):
+    birds = [Bird(n, training) for n in (1, 2) for training in (True, True, False)]
+    return write_birds(tmp_path / "birds", birds, species=2)
+
+
+def open_all(root, species=(1, 2), size=224, **settings):
+    return open_images(read_birds(root, species), size, workers=1, **settings)
+
+
+def cached(root):
+    return sorted(path.name for path in (root / "cache" / "cub").glob("[!.]*"))
+
+
+def empty_images(root):
+    for image in root.glob("images/*/*.jpg"):
+        image.write_bytes(b"")
+
+
+# Resizing
+
+
+@pytest.mark.parametrize(
+    ("original", "longest", "expected"),
+    [
+        ((512, 400), 256, (256, 200)),
+        ((100, 128), 256, (200, 256)),
+        ((100, 128), 512, (400, 512)),
+        ((500, 333), 512, (512, 341)),
+        ((500, 1), 256, (256, 1)),
+    ],
+)
+def test_longest_side_is_resized(original, longest, expected):
+    pixels = resize(Image.new("RGB", original, (10, 20, 30)), longest)
+    assert (pixels.shape, pixels.dtype) == ((3, *expected[::-1]), np.uint8)
+    assert pixels[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_reduced_images_are_antialiased():
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    assert resize(Image.fromarray(noise), 256).std() < 25  # the noise has 74
+
+
+def test_images_have_their_sizes_and_colours(tmp_path):
+    pictures = Image.new("L", (100, 128), 90), Image.new("RGB", (512, 400), (200, 0, 0))
+    birds = [Bird(picture=picture, form="PNG") for picture in pictures]
+    images = open_all(write_birds(tmp_path / "birds", birds), [1])
+    assert images.originals.tolist() == [[100, 128], [512, 400]]
+    assert images.sizes.tolist() == [[200, 256], [256, 200]]
+    for i, colour in enumerate([(90, 90, 90), (200, 0, 0)]):
+        image = images.image(i)
+        assert image.shape == (3, *images.sizes[i, ::-1])
+        assert (image == np.array(colour)[:, None, None]).all()
+
+
+# The cache
+
+
+def test_images_are_resized_once(root):
+    first = open_all(root)
+    empty_images(root)
+    second = open_all(root)
+    np.testing.assert_array_equal(first.pixels, second.pixels)
+    assert isinstance(second.pixels.base, np.memmap)
+    assert len(cached(root)) == 1
+
+
+def test_species_and_size_have_their_own_cache(root):
+    for settings in ({}, {"species": [2]}, {"species": [1]}, {"size": 448}):
+        open_all(root, **settings)
+    assert len(cached(root)) == 4
+    empty_images(root)
+    open_all(root, species=["Kind_b_Wren", 1])
+    assert len(cached(root)) == 4
+
+
+@pytest.mark.parametrize("file", cub_files.COLUMNS)
+def test_changed_text_file_makes_a_new_cache(root, file):
+    open_all(root)
+    os.utime(root / file, ns=(1, 1))
+    open_all(root)
+    assert len(cached(root)) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda c: c[:-20], lambda c: b"", lambda c: b"no image"]
+)
+def test_damaged_image_is_named(root, damage):
+    path = root / "images" / species_folder(2) / "Wren_0015.jpg"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UsageError, match=rf"the image {path} cannot be decoded: "):
+        open_all(root)
+    assert cached(root) == []
+
+
+@pytest.mark.parametrize("file", ["bounding_boxes.txt", "parts/part_locs.txt"])
+def test_damaged_annotations_are_reported_at_the_start(root, file):
+    (root / file).write_text("11 1.0\n")
+    with pytest.raises(UsageError, match=rf"damaged: {root / file}: "):
+        open_all(root)
+    assert cached(root) == []
+
+
+def test_several_processes_make_the_same_cache(root, tmp_path, monkeypatch):
+    expected = open_all(root, cache=tmp_path / "one")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)  # pytest's
+    monkeypatch.setattr(cub_images, "_CHUNK", 1)
+    monkeypatch.setattr(cub_images, "_SERIAL_BELOW", 1)
+    found = open_images(read_birds(root, [1, 2]), 224, tmp_path / "two", workers=2)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    np.testing.assert_array_equal(found.sizes, expected.sizes)

@@ -1,0 +1,175 @@
+"""Distorted MNIST: splits, what samples depend on, and settings."""
+
+import math
+
+import pytest
+import torch
+
+from spatial_transformer.data.mnist import MnistAdditionData, MnistData
+from spatial_transformer.data.mnist import files as mnist_files
+from spatial_transformer.data.mnist.distortions import DISTORTIONS
+from spatial_transformer.utils.errors import UsageError
+
+SIZES = {"train": 55_000, "val": 5_000, "test": 10_000}
+INDEX = torch.arange(20)
+
+each_distortion = pytest.mark.parametrize("distortion", DISTORTIONS)
+
+
+@pytest.fixture
+def mnist(digits, monkeypatch):
+    """Build data from synthetic digits, with positions in the files as labels."""
+
+    def build(distortion="r", train=None, test=None, **settings):
+        images = (digits[:, 0] * 255).round().to(torch.uint8).repeat(1_000, 1, 1)
+        train = images[:60_000] if train is None else train
+        test = images[:10_000] if test is None else test
+        files = {True: (train, torch.arange(60_000)), False: (test, torch.arange(10_000))}
+        monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
+        monkeypatch.setattr(mnist_files, "read", lambda root, train: files[train])
+        data = MnistData(distortion, **settings)
+        data.setup()
+        return data
+
+    return build
+
+
+def constant(value, n):
+    return torch.full((1, 28, 28), value, dtype=torch.uint8).expand(n, 28, 28)
+
+
+def differ(images, others):
+    """Return whether all images of two batches differ."""
+    return ((images - others).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
+
+
+# Splits
+
+
+def test_real_mnist_is_split_into_55000_5000_and_10000_digits(mnist_root):
+    data = MnistData("t", canvas=28, root=mnist_root)
+    data.prepare_data()
+    data.setup()
+    images, labels = mnist_files.read(mnist_root, train=True)
+    expected = {
+        "train": (images[:55_000], labels[:55_000]),
+        "val": (images[55_000:], labels[55_000:]),
+        "test": mnist_files.read(mnist_root, train=False),
+    }
+    for split, (images, labels) in expected.items():
+        assert data.size(split) == len(images) == SIZES[split]
+        index = torch.cat([torch.arange(0, SIZES[split], 97), torch.tensor([SIZES[split] - 1])])
+        made, made_labels = data.samples(split, index)
+        assert torch.equal((made[:, 0] * 255).round().to(torch.uint8), images[index])
+        assert torch.equal(made_labels, labels[index])
+
+
+def test_splits_are_distorted_independently(mnist):
+    data = mnist("rts", train=constant(255, 60_000), test=constant(255, 10_000))
+    train, val, test = (data.samples(split, INDEX)[0] for split in SIZES)
+    assert differ(train, val)
+    assert differ(train, test)
+    assert differ(val, test)
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_clutter_is_cut_from_training_digits(mnist, split):
+    train = torch.cat([constant(255, 55_000), constant(0, 5_000)])
+    made = mnist("tc", train, constant(0, 10_000)).samples(split, torch.arange(50))[0]
+    ink = made.sum(dim=(1, 2, 3))
+    assert made.unique().tolist() == [0, 1]
+    assert (ink > 36).all()
+    assert split == "train" or (ink <= 6 * 36).all()
+
+
+# Samples
+
+
+@each_distortion
+@pytest.mark.parametrize("canvas", [None, 70])
+def test_canvas_is_the_papers_by_default(mnist, distortion, canvas):
+    data = mnist(distortion, canvas=canvas)
+    images, labels = data.samples("train", INDEX)
+    size = canvas or DISTORTIONS[distortion].canvas
+    assert data.input_size == size
+    assert images.shape == (20, 1, size, size)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 1 + 1e-6
+    assert labels.dtype == torch.int64
+
+
+@each_distortion
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_fixed_sets_do_not_depend_on_seed_and_epoch(mnist, distortion, split):
+    first = mnist(distortion, seed=1).samples(split, INDEX)[0]
+    for settings, epoch in (({"seed": 2}, 0), ({"seed": 1}, 5), ({"fresh": False}, 5)):
+        assert torch.equal(first, mnist(distortion, **settings).samples(split, INDEX, epoch)[0])
+
+
+@each_distortion
+def test_training_samples_depend_on_seed_and_epoch(mnist, distortion):
+    first = mnist(distortion, seed=1).samples("train", INDEX)[0]
+    assert differ(first, mnist(distortion, seed=2).samples("train", INDEX)[0])
+    assert differ(first, mnist(distortion, seed=1).samples("train", INDEX, epoch=1)[0])
+
+
+def test_without_fresh_all_epochs_are_the_first(mnist):
+    first = mnist().samples("train", INDEX)[0]
+    for epoch in (0, 1, 7):
+        assert torch.equal(mnist(fresh=False).samples("train", INDEX, epoch)[0], first)
+    assert differ(first, mnist(fresh=False, seed=2).samples("train", INDEX, 1)[0])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_redraw_is_repeatable(mnist, split):
+    data = mnist()
+    (first, labels), (again, _), (other, _) = (data.redraw(split, INDEX, n) for n in (1, 1, 2))
+    fixed, expected = data.samples(split, INDEX)
+    assert torch.equal(labels, expected)
+    assert torch.equal(first, again)
+    assert differ(first, other)
+    assert differ(first, fixed)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_samples_are_on_the_device_of_the_index(mnist):
+    images, labels = mnist("tc").samples("test", INDEX.cuda())
+    assert images.device.type == labels.device.type == "cuda"
+    expected = mnist("tc").samples("test", INDEX)[0]
+    torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-4)
+
+
+def test_digest_identifies_the_official_files():
+    assert len(MnistData().digest()) == 16
+    for other in (MnistData(root="elsewhere", seed=3), MnistAdditionData()):
+        assert other.digest() == MnistData().digest()
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distortion": "rst"}, "data.distortion must be one of r, rts, p, e, t, tc, got rst"),
+        ({"distortion": "r", "canvas": 27}, "data.canvas must be from 28 to 1024 .* The paper has"),
+        ({"distortion": "rts", "canvas": 33}, "data.canvas must be from 34 .* got 33"),
+        ({"distortion": "r", "canvas": 1025}, "data.canvas must be from 28 to 1024 .* got 1025"),
+        ({"distortion": "r", "corner_std": 2.5}, "data.corner_std must be null, .* got 2.5 with r"),
+        ({"distortion": "p", "corner_std": -1.0}, "at least 0 .* got -1.0 with p"),
+        ({"batch_size": 55_001}, "data.batch_size must be at most 55,000, .* got 55,001"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        MnistData(**settings)
+
+
+def test_corner_std_scales_the_displacement(mnist):
+    rest, mild, papers = (
+        mnist("p", corner_std=std).samples("val", INDEX)[0] for std in (0, 2, None)
+    )
+    expected = mnist("p", corner_std=5 / math.sqrt(2)).samples("val", INDEX)[0]
+    assert torch.equal(papers, expected)
+    assert 0 < (mild - rest).abs().mean() < (papers - rest).abs().mean()

@@ -1,0 +1,51 @@
+"""Directories that are complete or absent, and hints for a wrong root."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spatial_transformer.utils.directories import check_files, create_directory
+from spatial_transformer.utils.errors import UsageError
+
+KILLED = """
+import os
+from pathlib import Path
+from spatial_transformer.utils.directories import create_directory
+with create_directory(Path('new')) as new:
+    (new / 'half').touch()
+    os._exit(9)
+"""
+
+
+def visible(directory):
+    return sorted(path.name for path in directory.glob("[!.]*"))
+
+
+def test_rest_of_a_killed_process_is_removed(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path).returncode == 9
+    assert visible(tmp_path) == ["incomplete-new"]
+    with create_directory(tmp_path / "new") as directory:
+        (directory / "whole").touch()
+    assert visible(tmp_path) == ["new"]
+    assert visible(tmp_path / "new") == ["whole"]
+
+
+def test_directory_appears_when_it_is_complete(tmp_path):
+    with create_directory(tmp_path / "new"):
+        assert not (tmp_path / "new").exists()
+    with create_directory(tmp_path / "new") as directory:
+        assert directory is None
+    with pytest.raises(KeyboardInterrupt), create_directory(tmp_path / "other"):
+        raise KeyboardInterrupt
+    assert visible(tmp_path) == ["new"]
+
+
+@pytest.mark.parametrize("root", [".", "a/b", "a/b/c"])
+def test_root_one_directory_off_is_suggested(tmp_path, root):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "file").touch()
+    check_files("Words", tmp_path / "a", ["file"])
+    message = rf"does not contain file.\nDid you mean data\.root={tmp_path / 'a'}\?"
+    with pytest.raises(UsageError, match=message):
+        check_files("Words", tmp_path / root, ["file"])
