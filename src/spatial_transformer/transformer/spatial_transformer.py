@@ -78,7 +78,7 @@ class SpatialTransformer(nn.Module):
             self.basis = basis if basis.nbytes <= MAX_CACHE_BYTES else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpatialTransformer:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.basis is not None:  # a cast has rounded it, or to_empty has emptied it
             self._store_basis(self.basis.device)
         return self

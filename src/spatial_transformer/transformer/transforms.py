@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def is_eager(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary tensor, and neither a tracer nor torch.func transforms the current call."""
     traced = (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._are_functorch_transforms_active()
     )
     return type(x) is Tensor and not traced
@@ -55,12 +56,12 @@ def basis_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float64 if device.type == "cuda" else dtype
 
 
-class BasisCache(OrderedDict[tuple, Tensor]):
+class BasisCache(OrderedDict[tuple[Any, ...], Tensor]):
     """The bases used last, up to :data:`MAX_CACHE_BYTES`. Copies and pickles are empty."""
 
     lock = threading.Lock()
 
-    def find(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+    def find(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
         """Return the basis of ``key``, which ``make`` computes if it is missing."""
         try:
             self.move_to_end(key)
@@ -77,7 +78,7 @@ class BasisCache(OrderedDict[tuple, Tensor]):
                     self.popitem(last=False)
         return basis
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return BasisCache, ()
 
 
@@ -156,7 +157,7 @@ class Transform(nn.Module, ABC):
         )
         return self._map(theta, basis).view(-1, self.dims, len(points)).mT
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the basis of all pixels of an output, ``(K, prod(size))``, for a theta of ``dtype`` on ``device``."""
         return self._bases.find(
@@ -293,6 +294,8 @@ class Projective(Transform):
         return F.pad(theta, (0, 1), value=1.0).view(-1, 3)
 
     def _source_points(self, product: Tensor) -> Tensor:
+        xy: Tensor
+        w: Tensor
         (xy, w), low = product.view(-1, 3, product.shape[1]).split([2, 1], dim=1), self.min_w
         replaced = (
             low * low / (2 * low - w.clamp(min=-1e9, max=low))
