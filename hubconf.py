@@ -1,7 +1,7 @@
 """Entries for torch.hub: torch.hub.load(REPOSITORY, "st_cnn_mnist").
 
-They need PyTorch alone. The files in checkpoints/ hold the weights of the pretrained networks. Each
-file also holds the configuration and the result of its run.
+They need only PyTorch and NumPy. The files in checkpoints/ contain the weights of the pretrained
+networks, and the configuration and the result of their runs.
 """
 
 import sys
@@ -13,7 +13,6 @@ dependencies = ["torch"]
 
 _DIRECTORY = _Path(__file__).resolve().parent
 _SIZE = 42  # height and width of an RTS image in pixels
-_PREFIX = "network."  # of the weights in a checkpoint: the network is an attribute of its task
 sys.path.insert(0, str(_DIRECTORY / "src"))  # torch.hub installs nothing
 
 
@@ -61,7 +60,7 @@ def spatial_transformer(
 
     families = ("Affine", "Attention", "Projective", "ThinPlateSpline")
     if transform not in families:
-        raise ValueError(f"transform must be one of {', '.join(families)}, got {transform!r}")
+        raise ValueError(f"transform must be one of {', '.join(families)}, got {transform!r}.")
     family = getattr(package, transform)()
     localisation = package.FcLocalisation(in_shape, family)
     return package.SpatialTransformer(localisation, family, output_size)
@@ -73,10 +72,11 @@ def _build(arch: str, file: str, pretrained: bool) -> nn.Module:
     from spatial_transformer.networks.mnist import MnistNetwork
     from spatial_transformer.utils.serialization import load_tensors
 
-    built = MnistNetwork(arch, _SIZE, Affine())
+    network = MnistNetwork(arch, _SIZE, Affine())
     if pretrained:
-        saved = load_tensors(_DIRECTORY / "checkpoints" / file)["state_dict"]
-        weights = {name.removeprefix(_PREFIX): tensor for name, tensor in saved.items()}
-        built.load_state_dict(weights)
-        built.eval()
-    return built
+        weights = load_tensors(_DIRECTORY / "checkpoints" / file)["state_dict"]
+        # In a checkpoint the network is an attribute of its task.
+        weights = {name.removeprefix("network."): value for name, value in weights.items()}
+        network.load_state_dict(weights)
+        network.eval()
+    return network

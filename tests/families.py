@@ -1,4 +1,4 @@
-"""The families of transformations that tests go through."""
+"""The families of transformations that tests are parametrised with."""
 
 import pytest
 

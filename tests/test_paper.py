@@ -1,5 +1,3 @@
-"""What runs are called."""
-
 import pytest
 
 from spatial_transformer.paper import data_tags, describe_data, network_name
@@ -18,11 +16,11 @@ from spatial_transformer.paper import data_tags, describe_data, network_name
         (("mnist", "new", "none"), "new"),
     ],
 )
-def test_a_network_has_the_papers_name_or_its_options(options, name):
+def test_network_name(options, name):
     assert network_name(*options) == name
 
 
-def test_data_is_told_by_what_was_chosen_of_it():
+def test_data_labels():
     assert describe_data({"distortion": "tc", "digit": 0, "root": "x"}) == ["tc", "digit 0"]
     assert describe_data({"size": 448, "species": [1, 4, "7-9"]}) == ["448 px", "species 1,4,7-9"]
     assert data_tags({"species": None, "canvas": 60}) == {}

@@ -642,7 +642,7 @@ def benchmark_birds(quick: bool) -> list[dict]:
         if n:
             network = birds.birds_st(size, 200, Attention(0.5), n, **more).to(device)
         else:
-            network = birds.birds_cnn(size, 200, **more).to(device)
+            network = birds.birds_cnn(200, **more).to(device)
         x = torch.rand(batch, 3, size, size, device=device)
         functions[f"{n} {size}"] = partial(_forward_backward, [network], [x])
         if network.transformer is not None:

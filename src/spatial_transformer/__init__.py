@@ -1,6 +1,7 @@
 """Spatial Transformer Networks (Jaderberg et al., NIPS 2015), reproduced.
 
-The names below are the public interface; they are loaded on first use, so that ``train.py --help`` does not wait for torch.
+The names below are the public interface. They are imported on first use, so that
+``train.py --help`` does not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Windows, boxes and projections that data and networks share (appendices A.2 and A.3 of the paper).
+"""Windows, boxes and projections that data and networks share (appendices A.2 and A.3).
 
 Convention
     A window is the theta ``(s, t_x, t_y)`` of :class:`~spatial_transformer.transformer.Attention`:
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 THICKNESS = 8
-"""Voxels by which a digit is extruded. The paper does not name a number."""
+"""Voxels by which a digit is extruded (ours: the paper names no number)."""
 
 
 def theta_to_box(theta: Tensor, size: int) -> Tensor:

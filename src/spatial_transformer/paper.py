@@ -1,4 +1,4 @@
-"""The numbers of the paper's tables, once (arXiv:1506.02025v3)."""
+"""The numbers of the paper's tables, and the names of its networks (arXiv:1506.02025v3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NETWORKS = {
     "ST-CNN projective": ("st_cnn", "projective"),
     "ST-CNN TPS": ("st_cnn", "tps"),
 }
-"""Rows of Table 1, and the model and transform that they are here."""
+"""Model and transform of each row of Table 1."""
 
 TABLE_1 = {
     "FCN": {"r": 2.1, "rts": 5.2, "p": 3.1, "e": 3.2},
@@ -42,7 +42,7 @@ ADDITION_NETWORKS = {
     "2 × ST-FCN projective": ("addition_2st_fcn", "projective"),
     "2 × ST-FCN TPS": ("addition_2st_fcn", "tps"),
 }
-"""Rows of appendix A.1, and their model and transform."""
+"""Model and transform of each row of appendix A.1."""
 
 ADDITION = {
     "FCN": 47.7,
@@ -57,20 +57,23 @@ ADDITION = {
 """Appendix A.1: error on MNIST addition in percent."""
 
 COLOCALISATION = {"t": (100,) * 10, "tc": (81, 82, 88, 75, 94, 84, 93, 85, 89, 87)}
-"""Appendix A.2: percentage of images with an IoU above 0.5, for the digits 0 to 9, without and with clutter."""
+"""Appendix A.2: images with an IoU above 0.5 in percent, for the digits 0 to 9.
+
+Without clutter ("t") and with clutter ("tc").
+"""
 
 VOLUME_NETWORKS = {
     "projection, FCN": ("volume_fcn", "none"),
     "3-D transformer, projection, FCN": ("volume_st_fcn", "affine3d"),
 }
-"""Networks of appendix A.3, of which the paper has no number, and their model and transform."""
+"""Model and transform of the networks of appendix A.3, for which the paper has no numbers."""
 
 SVHN_NETWORKS = {
     "CNN": ("svhn_cnn", "none"),
     "ST-CNN Single": ("svhn_st_single", "affine"),
     "ST-CNN Multi": ("svhn_st_multi", "affine"),
 }
-"""Rows of Table 2 that are here, and their model and transform."""
+"""Model and transform of the rows of Table 2 that are reproduced."""
 
 TABLE_2 = {
     "Maxout CNN (Goodfellow et al. 2013)": {64: 4.0},
@@ -79,7 +82,7 @@ TABLE_2 = {
     "ST-CNN Single": {64: 3.7, 128: 3.9},
     "ST-CNN Multi": {64: 3.6, 128: 3.9},
 }
-"""Table 2: error on SVHN's whole numbers in percent, by the size of the crops in pixels."""
+"""Table 2: sequence error on SVHN in percent, by the size of the images in pixels."""
 
 BIRDS = {
     "birds_cnn": "CNN, 224 px",
@@ -87,7 +90,7 @@ BIRDS = {
     "birds_2st_448": "2 × ST-CNN, 448 px",
     "birds_4st": "4 × ST-CNN, 448 px",
 }
-"""Experiments of Table 3, and its rows."""
+"""Row of Table 3 of each experiment."""
 
 TABLE_3 = {
     "Cimpoi et al. 2015": 66.7,
@@ -108,11 +111,11 @@ DATA_OPTIONS = {
     "size": "{} px",
     "species": "species {}",
 }
-"""Settings of the data that tell the columns of a table apart, and their labels."""
+"""Settings of the data that distinguish the columns of a table, and their labels."""
 
 
 def network_name(experiment: str, model: str, transform: str) -> str:
-    """Return the paper's name of a network. Networks of others are named by model and transform."""
+    """Return the paper's name of a network. Other networks are named by model and transform."""
     if experiment in BIRDS and transform in ("none", "location"):
         return BIRDS[experiment]
     for networks in (NETWORKS, ADDITION_NETWORKS, SVHN_NETWORKS, VOLUME_NETWORKS):

@@ -1,5 +1,3 @@
-"""The convolution of one channel against PyTorch's."""
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +5,18 @@ import torch.nn.functional as F
 from spatial_transformer.networks.one_channel_conv import OneChannelConv2d
 
 
-def gradients(convolve, x, layer):
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def plain(layer):
+    """Return PyTorch's convolution with the weights of ``layer``."""
+    return lambda x: F.conv2d(x, layer.weight, layer.bias)
+
+
+def results(convolve, x, layer):
+    """Return the output of a convolution and all its gradients."""
     x = x.clone().requires_grad_()
     layer.zero_grad()
     out = convolve(x)
@@ -16,16 +25,35 @@ def gradients(convolve, x, layer):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "kernel"),
-    [(28, 28, 9), (21, 21, 9), (30, 17, 9), (9, 9, 9), (12, 10, 3), (5, 5, 1)],
+    ("shape", "kernel"),
+    [
+        ((3, 1, 28, 28), 9),
+        ((3, 1, 21, 21), 9),
+        ((3, 1, 30, 17), 9),
+        ((3, 1, 9, 9), 9),
+        ((3, 1, 12, 10), 3),
+        ((3, 1, 5, 5), 1),
+        ((1, 6, 6), 3),
+    ],
+    ids=str,
 )
-def test_output_and_gradients_are_those_of_a_convolution(height, width, kernel):
-    torch.manual_seed(0)
-    layer, x = OneChannelConv2d(7, kernel), torch.randn(3, 1, height, width)
-    ours = gradients(layer, x, layer)
-    torchs = gradients(lambda x: F.conv2d(x, layer.weight, layer.bias), x, layer)
-    for a, b in zip(ours, torchs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+def test_output_and_gradients_are_those_of_pytorch(shape, kernel):
+    layer, x = OneChannelConv2d(7, kernel), torch.randn(shape)
+    ours, expected = results(layer, x, layer), results(plain(layer), x, layer)
+    for value, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_as_exact_as_pytorch():
+    layer, x = OneChannelConv2d(7, 5), torch.randn(3, 1, 12, 12)
+    exact = results(plain(layer), x, layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, others = results(layer, x, layer), results(plain(layer), x, layer)
+    assert ours[0].dtype == torch.bfloat16
+    for value, other, right in zip(ours, others, exact, strict=True):
+        tolerance = {"rtol": 0, "atol": 0.02 * float(right.abs().max())}
+        torch.testing.assert_close(value.float(), right, **tolerance)
+        torch.testing.assert_close(other.float(), right, **tolerance)
 
 
 def test_first_and_second_derivatives_are_the_numerical_ones():
@@ -40,25 +68,14 @@ def test_first_and_second_derivatives_are_the_numerical_ones():
     assert torch.autograd.gradgradcheck(convolve, inputs)
 
 
-def test_vectorised_jacobian_is_that_of_a_convolution():
-    torch.manual_seed(0)
+def test_vectorised_jacobian():
     layer, image = OneChannelConv2d(4, 3), torch.randn(1, 1, 6, 6)
     vectorised = torch.autograd.functional.jacobian(layer, image, vectorize=True)
-    plain = torch.autograd.functional.jacobian(
-        lambda x: F.conv2d(x, layer.weight, layer.bias), image
-    )
-    torch.testing.assert_close(vectorised, plain)
+    expected = torch.autograd.functional.jacobian(plain(layer), image)
+    torch.testing.assert_close(vectorised, expected)
 
 
-def test_an_image_without_a_batch_is_taken_as_by_a_convolution():
-    layer, image = OneChannelConv2d(4, 3), torch.randn(1, 6, 6, requires_grad=True)
-    out = layer(image)
-    torch.testing.assert_close(out, F.conv2d(image, layer.weight, layer.bias))
-    out.sum().backward()
-    assert image.grad.shape == (1, 6, 6)
-
-
-def test_frozen_weights_get_no_gradient():
+def test_frozen_weights_have_no_gradient():
     layer = OneChannelConv2d(2, 3).requires_grad_(False)
     x = torch.randn(1, 1, 5, 5, requires_grad=True)
     layer(x).sum().backward()
@@ -66,47 +83,30 @@ def test_frozen_weights_get_no_gradient():
     assert layer.weight.grad is None
 
 
-def test_half_precision_computes_what_pytorch_does_in_it():
-    torch.manual_seed(0)
-    layer, x = OneChannelConv2d(7, 5), torch.randn(3, 1, 12, 12)
-
-    def plainly(x):
-        return F.conv2d(x, layer.weight, layer.bias)
-
-    with torch.autocast("cpu", torch.bfloat16):
-        ours, torchs = gradients(layer, x, layer), gradients(plainly, x, layer)
-    assert ours[0].dtype == torch.bfloat16
-    for a, b, exact in zip(ours, torchs, gradients(plainly, x, layer), strict=True):
-        close = 0.02 * float(exact.abs().max())
-        torch.testing.assert_close(a.float(), exact, rtol=0, atol=close)
-        torch.testing.assert_close(b.float(), exact, rtol=0, atol=close)
-
-
-@pytest.mark.parametrize("wants", [False, True])
-def test_the_maps_have_their_channels_last(wants):
-    out = OneChannelConv2d(4, 3)(torch.randn(2, 1, 8, 8, requires_grad=wants))
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_output_is_channels_last(requires_grad):
+    out = OneChannelConv2d(4, 3)(torch.randn(2, 1, 8, 8, requires_grad=requires_grad))
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_compile_takes_pytorchs_path():
+def test_compile():
     layer, x = OneChannelConv2d(2, 3), torch.randn(1, 1, 8, 8, requires_grad=True)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
 
 
-def test_torch_func_takes_pytorchs_path():
-    torch.manual_seed(0)
+def test_gradients_per_sample_by_torch_func():
     layer, x = OneChannelConv2d(3, 3), torch.randn(4, 1, 8, 8)
     weights = {name: weight.detach() for name, weight in layer.named_parameters()}
 
-    def loss(weights, one):
-        return torch.func.functional_call(layer, weights, (one[None],)).square().sum()
+    def loss(weights, sample):
+        return torch.func.functional_call(layer, weights, (sample[None],)).square().sum()
 
-    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
-    _, _, *expected = gradients(layer, x, layer)
-    for name, gradient in zip(("weight", "bias"), expected, strict=True):
-        torch.testing.assert_close(of_each[name].sum(0), gradient, rtol=1e-4, atol=1e-4)
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    expected = dict(zip(("weight", "bias"), results(layer, x, layer)[2:], strict=True))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(per_sample[name].sum(0), gradient, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_have_the_names_of_a_convolution():
+def test_names_of_the_weights():
     assert set(OneChannelConv2d(2, 3).state_dict()) == {"weight", "bias"}

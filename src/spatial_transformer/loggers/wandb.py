@@ -231,8 +231,9 @@ def _row(record: Mapping[str, Any]) -> str:
 @rank_zero_only
 def _can_log_in() -> bool:
     """Whether there is a key and W&B takes it."""
-    import wandb
     from wandb.errors import CommError
+
+    import wandb
 
     try:
         return wandb.login(prompt=False)

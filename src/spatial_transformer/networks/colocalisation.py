@@ -1,4 +1,11 @@
-"""Co-localisation (A.2): a transformer that learns windows without labels, and an encoder of crops.
+"""The network of co-localisation: a transformer without labels, and an encoder of crops (A.2).
+
+Layers:
+    Localisation: convolution of 8 filters 9x9 with stride 4, max pooling by 2, fully connected
+    layers of 8, 8 and 3 units. The transformer crops by attention to 28 x 28.
+    Encoder: the CNN of Table 1, frozen. Its embedding joins three activations.
+
+Ours: :class:`WindowParametrisation`.
 
 Convention:
     A window is theta of :class:`~spatial_transformer.transformer.Attention`: (s, t_x, t_y),
@@ -30,10 +37,11 @@ class DigitEncoder(nn.Module):
         norm: root mean square of the length of its embeddings of undistorted digits.
     """
 
-    def __init__(self, width: int = ENCODER_WIDTH) -> None:
+    norm: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
-        self.layers = cnn_classifier(DIGIT_SIZE, width, dropout=0.0, classes=10)
-        self.norm: Tensor
+        self.layers = cnn_classifier(DIGIT_SIZE, ENCODER_WIDTH, dropout=0.0, classes=10)
         self.register_buffer("norm", torch.ones(()))
         self.requires_grad_(False)
 
@@ -48,12 +56,12 @@ class DigitEncoder(nn.Module):
 
     def scaled(self, crops: Tensor, each: bool) -> Tensor:
         """Return embeddings of length 1: each of them, or on average those of whole digits."""
-        embeddings = self(crops)
+        embeddings: Tensor = self(crops)
         return F.normalize(embeddings) if each else embeddings / self.norm
 
 
 class WindowParametrisation(nn.Module):
-    """The map from regressed numbers to windows: first wide ones, which locate, then ones that fit.
+    """Bound windows, and anneal their scale from wide (to locate) to tight (to fit).
 
     A window is never smaller than its crop, so that no pixel is read more than once. At most a
     quarter of its side is outside of the image. Its scale is fixed at ``widest`` while ``freedom``
@@ -67,19 +75,23 @@ class WindowParametrisation(nn.Module):
 
     Attributes:
         freedom: from 0 to 1.
+
+    Raises:
+        ValueError: a scale is out of range.
     """
+
+    freedom: Tensor
 
     def __init__(self, least: float, widest: float, near: float, rate: float) -> None:
         super().__init__()
         for name, scale in (("widest", widest), ("near", near)):
             if not least < scale < 1:
                 raise ValueError(
-                    f"{name} must be between {least:.2f}, the size of a crop, and 1, got {scale}.",
+                    f"{name} must be between {least:.2f}, the size of a crop, and 1, got {scale}."
                 )
         self.least, self.rate = least, rate
         scales = (widest, near)
         self.wide, self.fitting = (math.log((scale - least) / (1 - scale)) for scale in scales)
-        self.freedom: Tensor
         self.register_buffer("freedom", torch.zeros(()))
 
     def forward(self, regressed: Tensor) -> Tensor:
@@ -92,73 +104,57 @@ class WindowParametrisation(nn.Module):
 class Colocalisation(nn.Module):
     """A transformer from an image to a crop of 28 x 28, and the encoder of crops.
 
+    Args:
+        size: height and width of the image in pixels.
+        transform: attention with a free scale.
+        widest, near, rate: as for :class:`WindowParametrisation`.
+
     Attributes:
         transformer: the :class:`SpatialTransformer`. Its localisation network ends in ``windows``.
         windows: the :class:`WindowParametrisation`.
-        encoder: the :class:`DigitEncoder`, frozen.
+        encoder: the :class:`DigitEncoder`.
+
+    Raises:
+        ValueError: the transform is another one, the image is too small, or a scale out of range.
     """
 
     def __init__(
         self,
-        localisation: nn.Sequential,
-        windows: WindowParametrisation,
+        size: int,
         transform: Attention,
+        widest: float = 0.7,
+        near: float = 0.36,
+        rate: float = 0.3,
     ) -> None:
         super().__init__()
-        self.windows = windows
-        self.transformer = SpatialTransformer(
-            localisation.append(windows),
-            transform,
-            (DIGIT_SIZE, DIGIT_SIZE),
+        if not isinstance(transform, Attention) or transform.scale is not None:
+            raise ValueError(
+                f"Co-localisation needs transform=attention with a free scale, got {transform}."
+            )
+        if size <= DIGIT_SIZE:
+            raise ValueError(f"size must be larger than {DIGIT_SIZE} pixels, got {size}.")
+        self.windows = WindowParametrisation(DIGIT_SIZE / size, widest, near, rate)
+        features = ((size - 9) // 4 + 1) // 2
+        localisation = nn.Sequential(
+            nn.Conv2d(1, _UNITS, 9, stride=4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(_UNITS * features**2, _UNITS),
+            nn.ReLU(),
+            nn.Linear(_UNITS, _UNITS),
+            nn.ReLU(),
+            Regression(_UNITS, transform, start=torch.zeros(3)),
+            self.windows,
         )
+        self.transformer = SpatialTransformer(localisation, transform, (DIGIT_SIZE, DIGIT_SIZE))
         self.encoder = DigitEncoder()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the windows ``(B, 3)`` of images ``(B, 1, H, W)`` in [0, 1]."""
-        return self.transformer.localisation(images)
+        windows: Tensor = self.transformer.localisation(images)
+        return windows
 
 
-def colocalisation(
-    size: int,
-    transform: Attention,
-    classes: int = 10,
-    widest: float = 0.7,
-    near: float = 0.36,
-    rate: float = 0.3,
-) -> Colocalisation:
-    """Build the network of A.2.
-
-    The localisation network is a 9x9 convolution of 8 filters with stride 4, max pooling by 2 and
-    three fully connected layers of 8, 8 and 3 units.
-
-    Args:
-        size: height and width of the image in pixels.
-        transform: attention with a free scale.
-        classes: not used, as nothing is classified.
-        widest, near, rate: as for :class:`WindowParametrisation`.
-
-    Raises:
-        ValueError: the transform is another one, or the image is too small.
-    """
-    if not isinstance(transform, Attention) or transform.scale is not None:
-        raise ValueError(
-            f"Co-localisation needs transform=attention with a free scale, got {transform}.",
-        )
-    features = ((size - 9) // 4 + 1) // 2
-    if size <= DIGIT_SIZE:
-        raise ValueError(
-            f"The image must be larger than a crop of {DIGIT_SIZE} pixels, got {size}.",
-        )
-    localisation = nn.Sequential(
-        nn.Conv2d(1, _UNITS, 9, stride=4),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(_UNITS * features**2, _UNITS),
-        nn.ReLU(),
-        nn.Linear(_UNITS, _UNITS),
-        nn.ReLU(),
-        Regression(_UNITS, transform, start=torch.zeros(3)),
-    )
-    windows = WindowParametrisation(DIGIT_SIZE / size, widest, near, rate)
-    return Colocalisation(localisation, windows, transform)
+colocalisation = Colocalisation
+"""The name of the network in configurations and result files."""

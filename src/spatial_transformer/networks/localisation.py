@@ -1,6 +1,6 @@
-"""Localisation networks: from a feature map to theta (section 3.1, appendix A.4 of the paper).
+"""Localisation networks: from a feature map to theta (section 3.1 and appendix A.4).
 
-Any module from ``(B, C, H, W)`` to ``(B, n_params)`` can be one if it ends in a
+Any module from ``(B, C, H, W)`` to ``(B, n_params)`` can be a localisation network if it ends in a
 :class:`Regression`.
 """
 
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from ..transformer import Transform, find_transformers
 from ..transformer.transforms import is_autocast_on
 
-MAX_TRANSFORMERS = 16
-"""Most transformers in parallel: more would be a typing error. The paper has four."""
-
 
 class Regression(nn.Linear):
     """The last layer of a localisation network: zero weights, and the identity's theta as bias.
@@ -27,7 +24,7 @@ class Regression(nn.Linear):
 
     Args:
         in_features: size of each input sample.
-        transform: gives the number of outputs and the identity.
+        transform: determines the number of outputs and the identity.
         start: thetas to start from, ``(n, n_params)`` for n parallel transformers. None is the
             identity.
 
@@ -41,7 +38,7 @@ class Regression(nn.Linear):
         if start.shape[-1] != n_params:
             shape = tuple(start.shape)
             raise ValueError(f"start must be (n, {n_params}) for {transform}, got {shape}")
-        self.start = start.flatten().tolist()  # read by reset_parameters, which nn.Linear calls
+        self.start = start.flatten().tolist()  # reset_parameters reads it, and nn.Linear calls that
         super().__init__(in_features, len(self.start))
 
     def reset_parameters(self) -> None:
@@ -51,6 +48,7 @@ class Regression(nn.Linear):
             self.bias.copy_(torch.tensor(self.start, device="cpu"))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map ``(B, in_features)`` to ``(B, n * n_params)`` in float32, or float64 if it is."""
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         if is_autocast_on(features):
             with torch.autocast(features.device.type, enabled=False):
@@ -83,27 +81,11 @@ class FcLocalisation(nn.Sequential):
         super().__init__(*layers, Regression(width, transform, start))
 
 
-class JoinedLocalisation(nn.Module):
-    """Localisation networks of parallel transformers, each with its own weights.
-
-    Args:
-        networks: from ``(B, C, H, W)`` to ``(B, n_params)``, one for each of n transformers. Their
-            outputs are joined to ``(B, n * n_params)``.
-    """
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([network(x) for network in self.networks], dim=1)
-
-
 class ConvLocalisation(nn.Sequential):
     """Convolutional localisation network of ST-CNN (A.4).
 
     Average pooling by 2, convolution 5x5, max pooling by 2, convolution 5x5, one fully connected
-    layer, regression.
+    layer, regression. The paper has 20 filters and 20 units.
 
     Args:
         in_shape: ``(C, H, W)`` of the feature map, at least 28 x 28.
@@ -123,10 +105,10 @@ class ConvLocalisation(nn.Sequential):
         start: Tensor | None = None,
     ) -> None:
         in_channels, *size = in_shape
-        out = [(n // 2 - 4) // 2 - 4 for n in size]
-        if min(out) < 1:
+        height, width = ((n // 2 - 4) // 2 - 4 for n in size)
+        if min(height, width) < 1:
             raise ValueError(
-                f"ConvLocalisation needs a feature map of at least 28 x 28, got {tuple(size)}",
+                f"ConvLocalisation needs a feature map of at least 28 x 28, got {tuple(size)}"
             )
         super().__init__(
             nn.AvgPool2d(2),
@@ -136,10 +118,27 @@ class ConvLocalisation(nn.Sequential):
             nn.Conv2d(channels, channels, 5),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(channels * out[0] * out[1], channels),
+            nn.Linear(channels * height * width, channels),
             nn.ReLU(),
             Regression(channels, transform, start),
         )
+
+
+class JoinedLocalisation(nn.Module):
+    """Localisation networks of parallel transformers, each with its own weights.
+
+    Args:
+        networks: from ``(B, C, H, W)`` to ``(B, n_params)``, one for each of n transformers. Their
+            outputs are joined to ``(B, n * n_params)``.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the thetas ``(B, n * n_params)`` of feature maps ``(B, C, H, W)``."""
+        return torch.cat([network(x) for network in self.networks], dim=1)
 
 
 def localisation_networks(network: nn.Module) -> list[nn.Module]:

@@ -1,1 +1,1 @@
-"""LightningModules."""
+"""The LightningModules: loss, metrics and optimizer of each experiment."""

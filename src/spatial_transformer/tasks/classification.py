@@ -1,4 +1,4 @@
-"""Classification: loss, metrics and optimizer."""
+"""Classification: loss, metrics and optimizer (section 4.1)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,7 +20,7 @@ from ..data.base import gather_in_order
 from ..networks.localisation import localisation_networks
 from ..transformer import find_transformers
 from ..utils.errors import UsageError
-from ..utils.random import normal, sample_keys
+from ..utils.random import mix_integers, normal, sample_keys
 
 
 class Classification(pl.LightningModule):
@@ -30,16 +31,16 @@ class Classification(pl.LightningModule):
 
     Args:
         network: from images to ``(B, classes)`` logits.
-        optimizer: makes the optimizer from parameter groups.
-        scheduler: makes a scheduler, stepped after every batch, from the optimizer. None keeps the
+        optimizer: builds the optimizer from parameter groups.
+        scheduler: builds a scheduler, stepped after every batch, from the optimizer. None keeps the
             learning rates.
         localisation_lr_factor: learning rate of all localisation networks, as a multiple of that
             of the other parameters.
         label_smoothing: as for :func:`torch.nn.functional.cross_entropy`, in training only (ours).
         theta_noise: standard deviation of Gaussian noise on theta in training (ours), in units of
-            theta: mostly 1 is half the side of the image. A transformer undoes the distortion of
-            its images, and with it what a classifier gains from seeing each digit in ever new
-            ways. The noise gives that back. A network without a transformer trains without it.
+            theta: mostly 1 is half the side of the image. A transformer undoes the distortions,
+            which also augment the data of the classifier. The noise augments it again. A network
+            without a transformer trains without noise.
 
     Logged:
         ``train/loss`` (with label smoothing), ``train/error`` (both of single batches),
@@ -50,7 +51,7 @@ class Classification(pl.LightningModule):
             order.
 
     Raises:
-        UsageError: a setting is out of range, or the network cannot be warped at a noisy theta.
+        UsageError: a setting is out of range, or the network does not take the noisy theta.
     """
 
     error_names: tuple[str, ...] = ("error",)
@@ -67,7 +68,7 @@ class Classification(pl.LightningModule):
         super().__init__()
         if not 0 <= localisation_lr_factor < math.inf:
             raise UsageError(
-                f"recipe.localisation_lr_factor must be at least 0, got {localisation_lr_factor}.",
+                f"recipe.localisation_lr_factor must be at least 0, got {localisation_lr_factor}."
             )
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"recipe.label_smoothing must be in [0, 1), got {label_smoothing}.")
@@ -81,21 +82,19 @@ class Classification(pl.LightningModule):
         self.theta_noise = theta_noise if find_transformers(network) else 0.0
         if self.theta_noise and not _takes_theta(network):
             raise UsageError(
-                f"recipe.theta_noise needs a network with one `transformer` and "
-                f"forward(images, theta), "
-                f"got {type(network).__name__}. Set recipe.theta_noise=0."
+                "recipe.theta_noise needs a network with one `transformer` and "
+                f"forward(images, theta), got {type(network).__name__}. Set recipe.theta_noise=0."
             )
-        scores = MetricCollection(
-            {name: MeanMetric() for name in ("loss", *self.error_names)},
-            compute_groups=False,
-        )
+        names = ("loss", *self.error_names)
+        scores = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
         self.misclassified: list[int] = []
         self._is_wrong: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
     def per_sample_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each sample, ``(B,)``."""
@@ -125,25 +124,18 @@ class Classification(pl.LightningModule):
         # Dropout depends on the step and the device alone, so that a resumed run repeats it.
         self._batch = (self._seed, self.global_step, batch_idx)
         seed = mix_integers(*self._batch, self.global_rank)
-        torch.default_generator.manual_seed(
-            seed,
-        )  # torch.manual_seed is slow: it records a traceback
+        # torch.manual_seed is slow: it records a traceback.
+        torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def training_sample_keys(self, samples: int) -> Tensor:
-        """Return the keys of random numbers of this device's samples of the training batch.
+        """Return a key for :mod:`..utils.random` for each sample of the batch on this device.
 
         A sample has the same key on any number of devices, and in a resumed run.
-
-        Args:
-            samples: number of samples on this device.
-
-        Returns:
-            ``(samples,)``, for :mod:`..utils.random`.
         """
-        trainer: Any = self.trainer
-        place = self.global_rank + trainer.world_size * torch.arange(samples, device=self.device)
+        place = torch.arange(samples, device=self.device) * self.trainer.world_size
+        place += self.global_rank
         return sample_keys(mix_integers(*self._batch), 0, place)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -152,29 +144,26 @@ class Classification(pl.LightningModule):
         if self.should_log:  # scoring every batch would slow small networks down
             options: dict[str, Any] = {"batch_size": len(images), "sync_dist": True}
             self.log("train/loss", loss.detach(), prog_bar=True, **options)
-            errors = self.per_sample_errors(logits.detach(), labels)
-            self.log_dict(
-                {f"train/{name}": values.mean() for name, values in errors.items()},
-                **options,
-            )
+            for name, values in self.per_sample_errors(logits.detach(), labels).items():
+                self.log(f"train/{name}", values.mean(), **options)
         return loss
 
     def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of a training batch, and the loss whose gradient trains the network."""
-        logits = self._noisy_logits(images) if self.theta_noise else self.network(images)
+        if self.theta_noise:
+            transformer: Any = self.network.transformer
+            theta = transformer.localisation(images)
+            noise = normal(self.training_sample_keys(len(theta)), theta.shape[1])
+            logits = self.network(images, theta + self.theta_noise * noise)
+        else:
+            logits = self.network(images)
         return logits, self.per_sample_loss(logits, labels).mean()
-
-    def _noisy_logits(self, images: Tensor) -> Tensor:
-        transformer: Any = self.network.transformer
-        theta = transformer.localisation(images)
-        noise = normal(self.training_sample_keys(len(theta)), theta.shape[1])
-        return self.network(images, theta + self.theta_noise * noise)
 
     @property
     def should_log(self) -> bool:
         """Whether the loggers record metrics of the current step."""
-        trainer: Any = self.trainer
-        return (self.global_step + 1) % trainer.log_every_n_steps == 0
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % every == 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self._evaluate(batch, self.val_scores)
@@ -197,7 +186,7 @@ class Classification(pl.LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:
         """Score a batch, and return its logits for callbacks."""
         images, labels = batch
-        logits = self.network(images)
+        logits: Tensor = self.network(images)
         values = self.per_sample_errors(logits, labels)
         values["loss"] = self.per_sample_loss(logits, labels)
         for name, value in values.items():
@@ -209,7 +198,7 @@ class Classification(pl.LightningModule):
         self.log_dict(scores.compute(), prog_bar=True)
         scores.reset()
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
@@ -227,33 +216,12 @@ class Classification(pl.LightningModule):
         rest = [p for p in self.network.parameters() if id(p) not in localisation]
         groups: list[dict[str, Any]] = [{"name": "network", "params": rest, "lr_factor": 1.0}]
         if localisation:
-            groups.append(
-                {
-                    "name": "localisation",
-                    "params": list(localisation.values()),
-                    "lr_factor": self.localisation_lr_factor,
-                }
-            )
+            params, factor = list(localisation.values()), self.localisation_lr_factor
+            groups.append({"name": "localisation", "params": params, "lr_factor": factor})
         return groups
 
 
-def mix_integers(*values: int) -> int:
-    """Return a seed in [-2^63, 2^63) that depends on all bits of some integers.
-
-    It is the variant of xxHash64 by which CPython hashes a tuple of integers below 2^61 - 1, so
-    that runs of earlier versions can be repeated.
-    """
-    mask = 2**64 - 1
-    seed = 0x27D4EB2F165667C5
-    for value in values:
-        seed = (seed + value * 0xC2B2AE3D27D4EB4F) & mask
-        seed = (seed << 31 | seed >> 33) & mask
-        seed = seed * 0x9E3779B185EBCA87 & mask
-    seed = (seed + (len(values) ^ 0x27D4EB2F165667C5 ^ 3527539)) & mask
-    return seed - 2**64 if seed >> 63 else seed
-
-
 def _takes_theta(network: nn.Module) -> bool:
-    """Whether a network has one transformer and can be told where it reads."""
+    """Whether a network has one transformer, and its ``forward`` takes theta."""
     is_only = find_transformers(network) == [getattr(network, "transformer", None)]
     return is_only and "theta" in inspect.signature(network.forward).parameters

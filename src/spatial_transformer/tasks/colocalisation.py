@@ -1,4 +1,4 @@
-"""Co-localisation: training without labels (appendix A.2 of the paper)."""
+"""Co-localisation: training without labels (appendix A.2)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,11 +24,11 @@ from .digit_encoder import load_or_train_encoder
 class ColocalisationTask(Classification):
     """Learn windows whose crops are alike, and unlike random crops, in the embedding of an encoder.
 
-    The loss of the paper saturates nearly everywhere if the activations of the encoder are large.
-    If they are not, all windows shrink to background. So training has two stages. The first
-    **locates**: windows have one wide scale and embeddings have length 1, which blank crops cannot
-    make small. The second **fits**: the scale is free and embeddings keep their length, which is
-    largest if a digit fills the crop.
+    The paper's loss saturates nearly everywhere if the activations of the encoder are large.
+    If they are small, all windows shrink to background. Training therefore has two stages (ours).
+    The first **locates**: windows have one wide scale and embeddings have length 1, which blank
+    crops cannot make small. The second **fits**: the scale is free and embeddings keep their
+    length, which is largest if a digit fills the crop.
 
     Args:
         network, optimizer, scheduler: as for :class:`.classification.Classification`.
@@ -64,16 +65,13 @@ class ColocalisationTask(Classification):
         cache: str | Path | None = None,
     ) -> None:
         super().__init__(network, optimizer, scheduler, localisation_lr_factor)
-        for name, value in (("locate", locate), ("narrow", narrow), ("random_scale", random_scale)):
-            if not 0 <= value <= 1 or (name == "random_scale" and value == 0):
-                lowest = "(0" if name == "random_scale" else "[0"
-                raise UsageError(f"task.{name} must be in {lowest}, 1], got {value}.")
-        self.locate, self.narrow, self.random_scale, self.margin = (
-            locate,
-            narrow,
-            random_scale,
-            margin,
-        )
+        for name, value in (("locate", locate), ("narrow", narrow)):
+            if not 0 <= value <= 1:
+                raise UsageError(f"task.{name} must be in [0, 1], got {value}.")
+        if not 0 < random_scale <= 1:
+            raise UsageError(f"task.random_scale must be in (0, 1], got {random_scale}.")
+        self.locate, self.narrow = locate, narrow
+        self.random_scale, self.margin = random_scale, margin
         self.root, self.cache = root, cache
 
     def prepare_data(self) -> None:
@@ -97,13 +95,13 @@ class ColocalisationTask(Classification):
         with torch.no_grad():
             room = 1 - self.random_scale
             places = room * (2 * uniform(self.training_sample_keys(len(images)), 2) - 1)
-            random = torch.cat([torch.full_like(places[:, :1], self.random_scale), places], dim=1)
+            random = F.pad(places, (1, 0), value=self.random_scale)
             random_crops = network.transformer(images, theta=random)
         each = self.global_step < self.locate * self._steps()
         alike, unlike = (network.encoder.scaled(some, each) for some in (crops, random_crops))
-        if self.trainer.world_size > 1:  # pairs of all images of the batch, wherever they are
-            everywhere: Any = self.all_gather(torch.stack([alike, unlike], dim=1), sync_grads=True)
-            alike, unlike = everywhere.flatten(0, 1).unbind(1)
+        if self.trainer.world_size > 1:  # all pairs of the batch, also across devices
+            gathered: Any = self.all_gather(torch.stack([alike, unlike], dim=1), sync_grads=True)
+            alike, unlike = gathered.flatten(0, 1).unbind(1)
         return windows, triplet_loss(alike, unlike, self.margin)
 
     def per_sample_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -117,15 +115,8 @@ class ColocalisationTask(Classification):
         return logits
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the group of the localisation network: the encoder is frozen."""
-        parameters = list(self.network.transformer.localisation.parameters())
-        return [
-            {
-                "name": "localisation",
-                "params": parameters,
-                "lr_factor": self.localisation_lr_factor,
-            },
-        ]
+        """Return the group "localisation" alone: the encoder is frozen."""
+        return super().parameter_groups()[1:]
 
     def _steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
@@ -151,4 +142,5 @@ def triplet_loss(crops: Tensor, random: Tensor, margin: float = 1.0) -> Tensor:
 
 def paired_iou(windows: Tensor, others: Tensor) -> Tensor:
     """Return the IoU, ``(B,)``, of each window with the window of ``others`` at its index."""
-    return box_iou(theta_to_box(windows, 2), theta_to_box(others, 2)).diagonal()
+    pairs: Tensor = box_iou(theta_to_box(windows, 2), theta_to_box(others, 2))
+    return pairs.diagonal()

@@ -1,4 +1,4 @@
-"""The encoder of co-localisation, trained on undistorted digits when it is first needed."""
+"""The encoder of co-localisation, trained on undistorted digits on first use (A.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..utils.serialization import load_tensors, save_tensors
 from .classification import Classification
 from .schedules import one_cycle
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "steps": 1000,
     "batch_size": 256,
     "lr": 0.002,
@@ -36,10 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_or_train_encoder(
-    root: str | Path | None,
-    cache: str | Path | None = None,
+    root: str | Path | None, cache: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return the state dict of a trained :class:`DigitEncoder`, and train it if there is none yet.
+    """Return the state dict of a trained :class:`DigitEncoder`. Train it on first use.
 
     Args:
         root: directory that contains ``MNIST/raw``. None downloads to ``data/`` on first use.
@@ -56,41 +55,41 @@ def load_or_train_encoder(
         contents="digit encoder",
         name="encoder",
         settings={"width": width, "torch": version("torch"), **RECIPE},
-        read=lambda folder, meta: _read(folder),
-        write=lambda folder: _train(root, folder),
+        read=lambda directory, meta: _read(directory),
+        write=lambda directory: _train(root, directory),
         option="task.cache",
     )
     return open_cache(kept, cache_directories(source, cache, "mnist"))
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(directory: Path) -> dict[str, Any]:
     """Return the state dict of an encoder in its cache.
 
     Raises:
         ValueError: it is damaged, or belongs to another network.
     """
-    state = load_tensors(folder / _FILE)
-    shapes = {name: tensor.shape for name, tensor in DigitEncoder().state_dict().items()}
-    values = state.items() if isinstance(state, dict) else ()
-    if {name: getattr(value, "shape", None) for name, value in values} != shapes:
-        raise ValueError(f"{_FILE} is not the state of an encoder")
+    state: dict[str, Any] = load_tensors(directory / _FILE)
+    try:
+        DigitEncoder().load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{_FILE} is not the state of an encoder: {error}") from error
     return state
 
 
-def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
+def _train(root: str | Path | None, directory: Path) -> dict[str, Any]:
     """Train an encoder, save it in a directory and return its metrics."""
     if torch.distributed.is_initialized():
         raise UsageError(
             "The digit encoder of co-localisation cannot be trained by several processes. Run the "
             "same command on one device first (trainer.devices=1 trainer.max_steps=1)."
         )
-    logger.info("Training the digit encoder of co-localisation, once: a minute or two")
+    logger.info("Training the digit encoder of co-localisation (once, 1 to 2 minutes)")
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):  # the random numbers of the run are the same without it
+    with torch.random.fork_rng(devices):  # the run has the same random numbers without it
         torch.manual_seed(RECIPE["seed"])
         encoder = DigitEncoder().requires_grad_(True)
-        data = MnistData("t", DIGIT_SIZE, root, int(RECIPE["batch_size"]))
-        steps = int(RECIPE["steps"])
+        data = MnistData("t", DIGIT_SIZE, root, RECIPE["batch_size"])
+        steps = RECIPE["steps"]
         task = Classification(
             encoder.layers,
             partial(torch.optim.AdamW, lr=RECIPE["lr"], weight_decay=RECIPE["weight_decay"]),
@@ -106,11 +105,11 @@ def _train(root: str | Path | None, folder: Path) -> dict[str, Any]:
             use_distributed_sampler=False,
         )
         trainer.fit(task, data)
-        figures = trainer.test(task, data, verbose=False)[0]
+        metrics = trainer.test(task, data, verbose=False)[0]
     with torch.inference_mode():
         encoder.cpu()
         digits, _ = data.samples("val", torch.arange(1000))
         encoder.norm = encoder(digits).square().sum(dim=1).mean().sqrt()
-    save_tensors(encoder.state_dict(), folder / _FILE)
-    logger.info("The encoder has a test error of %.2f %%", figures["test/error"])
-    return {"record": {**figures, "steps": steps}}
+    save_tensors(encoder.state_dict(), directory / _FILE)
+    logger.info("The encoder has a test error of %.2f %%", metrics["test/error"])
+    return {"record": {**metrics, "steps": steps}}

@@ -8,21 +8,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 
 
-def one_cycle(
-    optimizer: Optimizer,
-    total_steps: int,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-) -> OneCycleLR:
-    """Build torch's one-cycle schedule, with the learning rate of each parameter group as its peak.
+def one_cycle(optimizer: Optimizer, total_steps: int, pct_start: float = 0.3) -> OneCycleLR:
+    """Build OneCycleLR, with the learning rate of each parameter group as its peak.
 
     Args:
         optimizer: the learning rates of its groups are the peaks.
         total_steps: length of the cycle.
         pct_start: fraction of the steps in which the learning rate rises.
-        div_factor: ratio of the peak to the first learning rate.
-        final_div_factor: ratio of the first learning rate to the last.
 
     Raises:
         ValueError: ``pct_start`` is outside of [0, 1].
@@ -30,14 +22,7 @@ def one_cycle(
     if round(pct_start * total_steps, 9) == 1:
         pct_start /= 2  # torch divides by zero where the rise takes exactly one step
     peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(
-        optimizer,
-        peaks,
-        total_steps,
-        pct_start=pct_start,
-        div_factor=div_factor,
-        final_div_factor=final_div_factor,
-    )
+    return OneCycleLR(optimizer, peaks, total_steps, pct_start=pct_start)
 
 
 def multi_step_decay(
@@ -47,7 +32,7 @@ def multi_step_decay(
     reference_steps: int,
     gamma: float = 0.1,
 ) -> MultiStepLR:
-    """Build torch's multi-step schedule with milestones that scale with the length of training.
+    """Build MultiStepLR with milestones that scale with the length of training.
 
     Args:
         optimizer: the learning rates of its groups are those before the first milestone.

@@ -81,7 +81,7 @@ class SpatialTransformer(nn.Module):
             self.basis = basis if basis.nbytes <= MAX_CACHE_BYTES else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpatialTransformer:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.basis is not None:  # rounded by a cast, or emptied by to_empty
             self._store_basis(self.basis.device)
         return self

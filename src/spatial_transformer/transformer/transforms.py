@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,12 @@ def pixel_centres(size: Sequence[int], dtype: torch.dtype = torch.float64) -> Te
 
 def is_eager(x: Tensor) -> bool:
     """Return whether ``x`` is an ordinary tensor outside of tracing and torch.func transforms."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return type(x) is Tensor and not (is_traced or torch._C._are_functorch_transforms_active())
+    return not (
+        type(x) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def is_autocast_on(x: Tensor) -> bool:
@@ -54,12 +59,12 @@ def grid_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float64 if device.type == "cuda" else dtype
 
 
-class BasisCache(OrderedDict[tuple, Tensor]):
+class BasisCache(OrderedDict[tuple[Any, ...], Tensor]):
     """The most recently used bases, up to :data:`MAX_CACHE_BYTES`. A copy or a pickle is empty."""
 
     lock = threading.Lock()
 
-    def get_or_make(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+    def get_or_make(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
         """Return the basis of ``key``. If it is missing, ``make`` computes it."""
         try:
             self.move_to_end(key)
@@ -77,7 +82,7 @@ class BasisCache(OrderedDict[tuple, Tensor]):
                     self.popitem(last=False)
         return basis
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return BasisCache, ()
 
 
@@ -155,7 +160,7 @@ class Transform(nn.Module, ABC):
         )
         return self._map(theta, basis).view(-1, self.dims, len(points)).mT
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the basis of all pixels of an output, ``(K, prod(size))``."""
         key = (size, dtype, device)
@@ -299,6 +304,8 @@ class Projective(Transform):
         return F.pad(theta, (0, 1), value=1.0).view(-1, 3)
 
     def _source_points(self, product: Tensor) -> Tensor:
+        xy: Tensor
+        w: Tensor
         (xy, w), low = product.view(-1, 3, product.shape[1]).split([2, 1], dim=1), self.min_w
         # Far behind the horizon the gradient would overflow.
         replaced = low * low / (2 * low - w.clamp(min=-1e9, max=low))

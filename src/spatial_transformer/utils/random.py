@@ -41,3 +41,19 @@ def normal(keys: Tensor, n: int, stream: int = 0) -> Tensor:
 def integers(keys: Tensor, n: int, below: int, stream: int = 0) -> Tensor:
     """Return uniform integers in [0, below), ``(B, n)`` int64, from ``(B,)`` keys."""
     return (uniform(keys, n, stream).double() * below).long().clamp_(max=below - 1)
+
+
+def mix_integers(*values: int) -> int:
+    """Return a seed in [-2^63, 2^63) that depends on all bits of some integers.
+
+    It is the variant of xxHash64 that CPython uses for tuples of integers below 2^61 - 1: earlier
+    versions used ``hash``, and their runs can be repeated.
+    """
+    mask = 2**64 - 1
+    seed = 0x27D4EB2F165667C5
+    for value in values:
+        seed = (seed + value * 0xC2B2AE3D27D4EB4F) & mask
+        seed = (seed << 31 | seed >> 33) & mask
+        seed = seed * 0x9E3779B185EBCA87 & mask
+    seed = (seed + (len(values) ^ 0x27D4EB2F165667C5 ^ 3527539)) & mask
+    return seed - 2**64 if seed >> 63 else seed
