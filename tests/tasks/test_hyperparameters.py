@@ -66,7 +66,7 @@ def test_a_hyperparameter_that_the_task_does_not_take_is_an_error(composed, expe
 def test_the_long_recipe_trains_in_every_experiment(composed, drawn_mnist, tmp_path, experiment):
     small = ["data.batch_size=4", "data.eval_batch_size=4", "logger=none", f"data.root={tmp_path}"]
     config = composed(
-        f"experiment={experiment}", "recipe=long", "debug=short", *small, "callbacks.mistakes=null"
+        f"experiment={experiment}", "recipe=long", "debug=fdr", *small, "callbacks.mistakes=null"
     )
     record = train(config)
     assert record["steps"] == 2

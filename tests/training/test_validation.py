@@ -42,7 +42,7 @@ REFUSED = {
     "++trainer.limit_train_batches=0": r"limit_train_batches must be positive",
     "++trainer.max_epochs=0": r"max_epochs must be positive or null, got 0",
     "++trainer.overfit_batches=2": r"overfit_batches must be 0",
-    "++trainer.fast_dev_run=true": r"fast_dev_run must be false .*debug=short",
+    "++trainer.fast_dev_run=true": r"fast_dev_run must be false .*debug=fdr",
     "++trainer.enable_checkpointing=false": r"enable_checkpointing must be true",
     "seed=-1": r"seed must be from 0 to 4,294,967,295, got -1",
     "checkpoint_minutes=-1": r"checkpoint_minutes must be 0 or more",

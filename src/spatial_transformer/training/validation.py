@@ -48,7 +48,7 @@ _RULES = {
     "trainer.limit_test_batches": (lambda v: v != 0, "positive: a run ends with a test"),
     "trainer.check_val_every_n_epoch": (lambda v: v is None, "null (set recipe.validate_every)"),
     "trainer.overfit_batches": (lambda v: not v, "0 (set trainer.limit_train_batches)"),
-    "trainer.fast_dev_run": (lambda v: not v, "false (use debug=short)"),
+    "trainer.fast_dev_run": (lambda v: not v, "false (use debug=fdr)"),
     "trainer.enable_checkpointing": (lambda v: v is not False, "true: runs are resumable"),
 }
 """For single settings, the rule and what it expects."""
