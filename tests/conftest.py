@@ -1,4 +1,4 @@
-"""What several test files share: real MNIST where it is at hand, and digits drawn here for tests that need no real ones."""
+"""Fixtures that several test files share."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,41 +30,35 @@ SHORT = [
 
 @pytest.fixture(scope="session")
 def mnist_root() -> Path:
-    """A folder that holds ``MNIST/raw`` with real MNIST."""
+    """A directory with real MNIST in ``MNIST/raw``."""
     for root in (REPOSITORY.parent / "shared" / "data", REPOSITORY / "data"):
         if (root / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
             return root
-    pytest.skip(
-        "real MNIST is not here: run `make train` once, or put the four unpacked idx files into data/MNIST/raw"
-    )
+    pytest.skip("real MNIST is missing: run `make train` once")
 
 
 @pytest.fixture(scope="session")
 def svhn_root() -> Path:
-    """A folder that holds ``train`` and ``test`` of real SVHN, the full numbers, whole or in part."""
+    """A directory with ``train`` and ``test`` of real SVHN (full numbers), or a part of them."""
     for root in (REPOSITORY.parent / "shared" / "data" / "SVHN", REPOSITORY / "data" / "SVHN"):
         if all((root / part / "digitStruct.mat").is_file() for part in ("train", "test")):
             return root
-    pytest.skip(
-        "real SVHN is not here: unpack train.tar.gz and test.tar.gz of its full numbers into data/SVHN"
-    )
+    pytest.skip("real SVHN is missing: unpack train.tar.gz and test.tar.gz into data/SVHN")
 
 
 @pytest.fixture(scope="session")
 def cub_root() -> Path:
-    """A folder that holds CUB-200-2011's text files and at least the images of its species 1 to 50."""
-    for root in (
-        REPOSITORY.parent / "shared" / "data" / "CUB_200_2011",
-        REPOSITORY / "data" / "CUB_200_2011",
-    ):
+    """A directory with real CUB-200-2011, at least the images of species 1 to 50."""
+    for data in (REPOSITORY.parent / "shared" / "data", REPOSITORY / "data"):
+        root = data / "CUB_200_2011"
         if (root / "images.txt").is_file():
             return root
-    pytest.skip("real CUB-200-2011 is not here: unpack CUB_200_2011.tgz into data/")
+    pytest.skip("real CUB-200-2011 is missing: unpack CUB_200_2011.tgz into data/")
 
 
 @pytest.fixture(scope="session")
 def digits() -> Tensor:
-    """(64, 1, 28, 28) float32 in [0, 1]: open curves of three straight strokes inside the central 20 x 20 pixels."""
+    """Drawn digits, (64, 1, 28, 28) in [0, 1]: three strokes within the central 20 x 20 pixels."""
     generator = torch.Generator().manual_seed(0)
     corners = 6 + 15 * torch.rand(64, 4, 2, generator=generator)
     start, side = corners[:, :-1, None], corners.diff(dim=1)[:, :, None]
@@ -81,7 +75,7 @@ def digits() -> Tensor:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
-    """Composes as ``python train.py OVERRIDES`` does, with ``tmp_path/run`` as the run folder."""
+    """Compose as ``python train.py OVERRIDES`` does, with the run directory ``tmp_path/run``."""
 
     def compose_(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
@@ -101,7 +95,7 @@ def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
 
 @pytest.fixture
 def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digits drawn here in the place of MNIST, ten of them again and again."""
+    """Replace MNIST by ten drawn digits, repeated."""
     images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
     monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
     monkeypatch.setattr(
@@ -111,7 +105,7 @@ def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def record(composed: Callable[..., DictConfig]) -> Callable[..., dict]:
-    """Makes the record of a run with given overrides, as the runner does, but for the run."""
+    """Make the result of a run with given overrides, without running it."""
 
     def record_(error, *overrides, experiment="mnist"):
         config = composed(f"experiment={experiment}", *overrides)
