@@ -51,7 +51,8 @@ def watched(self, draw, number):
     if not trainer.sanity_checking:
         with open(f"{os.environ['SEEN']}/{os.getpid()}", "a") as file:
             for n, image, label in zip(draw.samples.tolist(), images, labels):
-                digest = hashlib.sha256(image.numpy().tobytes() + label.numpy().tobytes()).hexdigest()
+                content = image.numpy().tobytes() + label.numpy().tobytes()
+                digest = hashlib.sha256(content).hexdigest()
                 print(draw.split, trainer.global_step, n, digest, file=file, flush=True)
     return images, labels
 BatchedData.on_after_batch_transfer = watched

@@ -151,37 +151,6 @@ def test_sigterm_saves_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
     assert_same(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "times", "step"),
-    [
-        pytest.param("on_train_batch_end", 14, 15, id="last step of an epoch"),
-        pytest.param("on_train_epoch_end", 3, STEPS, id="last step of all"),
-        pytest.param("on_test_batch_end", 1, STEPS, id="test"),
-    ],
-)
-def test_sigterm_at_this_place_ends_bit_equal(
-    mnist_root, tmp_path, undisturbed, place, times, step
-):
-    stopped = end_at(place, times, signal.SIGTERM, tmp_path, mnist_root, "checkpoint_minutes=60")
-    assert stopped.returncode == 143
-    assert f"Interrupted by SIGTERM at step {step}." in stopped.stdout
-    finish(tmp_path, mnist_root)
-    assert_same(tmp_path, undisturbed)
-
-
-@pytest.mark.slow
-def test_sigterm_within_an_accumulated_step_ends_bit_equal(mnist_root, tmp_path):
-    several = "+trainer.accumulate_grad_batches=2"
-    finish(tmp_path / "undisturbed", mnist_root, several)
-    place = ("on_train_batch_end", 17, signal.SIGTERM, tmp_path / "stopped", mnist_root)
-    stopped = end_at(*place, several, "checkpoint_minutes=60")
-    assert "Interrupted by SIGTERM at step 8." in stopped.stdout
-    for name in ("stopped", "new"):
-        finish(tmp_path / name, mnist_root, several)
-        assert_same(tmp_path / name, outcome(tmp_path / "undisturbed"))
-
-
 def test_moved_run_resumes(mnist_root, tmp_path, undisturbed):
     end_at("on_test_epoch_end", 1, signal.SIGKILL, tmp_path / "here", mnist_root)
     finish((tmp_path / "here").rename(tmp_path / "there"), mnist_root)

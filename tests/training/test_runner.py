@@ -275,14 +275,6 @@ def test_theta_statistics_do_not_depend_on_pictures(short):
     assert drawn["theta/std_2"] == plain["theta/std_2"] > 0
 
 
-def test_same_seed_gives_the_same_run(short):
-    first, again, other = (
-        train(short(f"seed={seed}"))["metrics"]["test/loss"] for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
-
-
 def test_logger_and_best_checkpoint_are_optional(short, run, caplog):
     caplog.set_level("INFO")
     result = train(short("callbacks.best=null logger=none"))

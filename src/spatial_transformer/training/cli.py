@@ -56,9 +56,6 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
                 return function(config)
             try:
                 with _short_messages(conf, name):  # before Hydra prints a line
-                    if missing := sorted(OmegaConf.missing_keys(config)):
-                        settings = " ".join(f"{key}=VALUE" for key in missing)
-                        raise UsageError(f"{', '.join(missing)} must be set: {settings}.")
                     return function(config)
             finally:
                 remove_unused_run_dir(Path(hydra_config.runtime.output_dir))
@@ -151,7 +148,8 @@ def explain(error: Exception, conf: Path, name: str) -> str:
     """Return the message for a configuration error."""
     text = str(error).strip()
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'configuration'}: {text.splitlines()[0]}."
+        reason = text.splitlines()[0].removesuffix(f": {error.full_key}")
+        return f"{error.full_key or 'configuration'}: {reason}."
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         if equals:

@@ -1,7 +1,7 @@
-"""A run on several devices: one process for each, which agree on what concerns all of them.
+"""Runs on several devices, with one process for each.
 
-Processes that torchrun or SLURM has started meet here. Otherwise they are started here, because
-Lightning would start them by this program's command line, which in a sweep is the whole sweep.
+The processes are started by torchrun, by SLURM, or here. Lightning would start them by the command
+line of this program, which in a sweep is the whole sweep.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DistributedContext:
     """The processes of a run.
 
     Args:
-        trainer: a trainer as configured; it trains nothing, but knows the devices.
+        trainer: a trainer as configured, which knows the devices.
 
     Attributes:
         world_size: number of devices over all nodes.
@@ -61,7 +61,7 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is the process that writes and logs."""
         return self._trainer.is_global_zero
 
     def log(self, text: str) -> None:
@@ -113,7 +113,7 @@ class DistributedContext:
                 signal.signal(number, handler)
 
     def init_process_group(self) -> None:
-        """Wait until all processes are here."""
+        """Connect all processes."""
         if self.world_size > 1:
             self._trainer.strategy.setup_environment()
 

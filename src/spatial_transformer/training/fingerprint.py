@@ -1,4 +1,4 @@
-"""What makes two runs the same: a fingerprint of everything that changes the result."""
+"""The fingerprint of a run: everything that changes its result."""
 
 from __future__ import annotations
 

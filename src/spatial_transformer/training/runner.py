@@ -1,4 +1,4 @@
-"""One run: lock, finished?, build, prepare, fit, test, write the result."""
+"""Train and test one run, and write its result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         config: the composed configuration.
 
     Returns:
-        The result, as ``metrics.json`` has it; that of a finished run at once.
+        The result, as in ``metrics.json``. A finished run is not run again.
 
     Raises:
         UsageError: something that the user can correct, before training where possible.

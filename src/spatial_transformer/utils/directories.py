@@ -1,4 +1,4 @@
-"""Directories that appear as a whole or not at all, and checks of those that a user names."""
+"""Create directories atomically, check them and remove unused ones."""
 
 from __future__ import annotations
 
