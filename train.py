@@ -1,4 +1,4 @@
-"""Trains a network of the paper: python train.py experiment=mnist data.distortion=rts model=st_cnn transform=tps seed=1
+"""Train and test a network: python train.py experiment=mnist model=st_cnn transform=tps seed=1
 
 --help lists experiments, groups and settings.
 """
@@ -12,9 +12,7 @@ from spatial_transformer.utils.process import limit_spinning
 @entry_point("train")
 def main(config: DictConfig) -> float:
     limit_spinning()
-    from spatial_transformer.training.runner import (
-        train,
-    )  # only now: --help does not wait for torch
+    from spatial_transformer.training.runner import train  # here: --help does not wait for torch
 
     metrics = train(config)["metrics"]
     return metrics.get("val/best_error", metrics["test/error"])  # for sweepers that optimize

@@ -1,4 +1,4 @@
-"""Fixtures of several test files: real data if available, and synthetic digits."""
+"""Fixtures that several test files share."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def digits() -> Tensor:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
-    """Composes as ``python train.py OVERRIDES`` does, with ``tmp_path/run`` as the run folder."""
+    """Compose as ``python train.py OVERRIDES`` does, with the run directory ``tmp_path/run``."""
 
     def compose_(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
@@ -119,7 +119,7 @@ def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def record(composed: Callable[..., DictConfig]) -> Callable[..., dict]:
-    """Makes the record of a run with given overrides, as the runner does, but for the run."""
+    """Make the result of a run with given overrides, without running it."""
 
     def record_(error, *overrides, experiment="mnist"):
         config = composed(f"experiment={experiment}", *overrides)

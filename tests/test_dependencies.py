@@ -1,4 +1,4 @@
-"""What the code imports is what it says that it depends on."""
+"""The code imports what it declares as its dependencies."""
 
 import ast
 import itertools
@@ -16,19 +16,20 @@ from packaging.specifiers import SpecifierSet
 
 import hubconf
 
-BROUGHT = {"joblib", "markupsafe", "submitit"}
-"""Of jinja2 and of two launchers of Hydra, to speak with them."""
+TRANSITIVE = {"joblib", "markupsafe", "submitit"}
+"""Packages that jinja2 and two launchers of Hydra require."""
 
 ON_A_HUB = """
 import json, sys, torch
 torch.hub.load(".", "st_cnn_mnist", source="local")
 modules = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-print(json.dumps([list(modules), [file for name, file in modules.items() if name.startswith("spatial_transformer.") and file]]))
+ours = [f for name, f in modules.items() if name.startswith("spatial_transformer.") and f]
+print(json.dumps([list(modules), ours]))
 """
 
 
 def imported(files):
-    """The packages of others that files import, by the names that they import."""
+    """Return the third-party packages that files import."""
     names = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -43,18 +44,18 @@ def imported(files):
     )
 
 
-def test_the_package_declares_all_that_it_imports():
+def test_package_declares_its_imports():
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()
     wanted = itertools.chain(project["dependencies"], *extras)
     declared = {re.match(r"[\w-]+", text)[0].lower() for text in wanted}
     packages = packages_distributions()
-    for name in imported((REPOSITORY / "src").rglob("*.py")) - BROUGHT:
+    for name in imported((REPOSITORY / "src").rglob("*.py")) - TRANSITIVE:
         assert {package.lower() for package in packages[name]} & declared, name
 
 
-def test_the_hub_is_told_all_that_its_networks_import():
+def test_hub_declares_the_imports_of_its_networks():
     done = subprocess.run(
         [sys.executable, "-c", ON_A_HUB], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -63,8 +64,7 @@ def test_the_hub_is_told_all_that_its_networks_import():
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
-def test_a_pin_is_there_for_every_python_that_the_project_takes(file):
-    """By what the installed packages say of themselves: one that a Python is too old or too new for has a marker."""
+def test_pins_cover_every_supported_python(file):
     for line in (REPOSITORY / file).read_text().splitlines():
         text = line.partition("#")[0].strip()
         if not text or text.startswith("-"):

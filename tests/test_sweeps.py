@@ -26,7 +26,7 @@ SWEEPS = {
     ("ablation", "transformers"): 3,
 }
 """Number of runs with one seed."""
-SMALL = ["model=st_fcn", "model.width=4", "debug=short", "data.eval_batch_size=50", "logger=csv"]
+SMALL = ["model=st_fcn", "model.width=4", "debug=fdr", "data.eval_batch_size=50", "logger=csv"]
 
 
 def start(*arguments, **options):
@@ -103,7 +103,7 @@ def test_a_sweep_goes_on_past_a_failed_run_and_started_again_runs_only_what_is_n
     ]
     wanted = [*SMALL, "transform=affine,projective", "data.distortion=r", "seed=1"]
     settings = (
-        "data.distortion-r_data.eval_batch_size-50_debug-short_model.width-4_model-st_fcn_seed-1"
+        "data.distortion-r_data.eval_batch_size-50_debug-fdr_model.width-4_model-st_fcn_seed-1"
     )
     name = f"{settings}_transform-{{}}".format
     for transform in ("affine", "projective"):

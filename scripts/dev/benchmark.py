@@ -753,7 +753,7 @@ def benchmark_program(quick: bool) -> list[dict]:
                 "step 1 of", *first_step, f"model={model}", f"hydra.run.dir={folder}/start"
             )
             command = (
-                "debug=profile",
+                "debug=profiler",
                 f"model={model}",
                 f"hydra.run.dir={folder}/run",
                 f"trainer.max_steps={steps}",

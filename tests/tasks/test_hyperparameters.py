@@ -60,9 +60,7 @@ def test_a_setting_that_the_task_does_not_take_is_refused(composed, experiment, 
 def test_the_long_recipe_trains(composed, drawn_mnist, tmp_path, experiment):
     small = ["data.batch_size=4", "data.eval_batch_size=4", "callbacks.mistakes=null"]
     paths = ["logger=none", f"data.root={tmp_path}"]
-    result = train(
-        composed(f"experiment={experiment}", "recipe=long", "debug=short", *small, *paths)
-    )
+    result = train(composed(f"experiment={experiment}", "recipe=long", "debug=fdr", *small, *paths))
     assert result["steps"] == 2
     assert result["config"]["recipe"]["theta_noise"] == 0.03
     assert math.isfinite(result["metrics"]["theta/mean_0"])

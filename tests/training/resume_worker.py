@@ -1,9 +1,9 @@
-"""Run a configuration undisturbed, and killed at a random place and resumed: both must be bit-equal.
+"""Compare an undisturbed run with one that is killed at a random place and resumed.
 
     python tests/training/resume_worker.py DIRECTORY DATA FIRST LAST
 
-draws the settings of seeds FIRST to LAST - 1 and prints a line of JSON for each. Every run is a fork
-of this process, which imports everything once.
+draws the settings of seeds FIRST to LAST - 1 and prints a line of JSON for each. Every run is a
+fork of this process, which imports everything once.
 """
 
 import json
@@ -109,7 +109,7 @@ def run(settings: list[str], run_dir: Path, kill: tuple[str, int, int] | None = 
 
 
 def arm(place: str, times: int, number: int) -> None:
-    """Send the signal when a hook of the callback that saves checkpoints is called for the n-th time."""
+    """Send the signal at the n-th call of a hook of the callback that saves checkpoints."""
     from spatial_transformer.callbacks.checkpointing import ResumeCheckpoint
 
     inner, count = getattr(ResumeCheckpoint, place), [0]

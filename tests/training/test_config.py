@@ -1,4 +1,4 @@
-"""Composition: every option composes, and other Hydra programs are left alone."""
+"""Every option composes, and other Hydra programs are left alone."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ WITH_EXPERIMENT = {
     "birds_fast": "birds_cnn",
     "birds_differences": "birds_2st",
 }
-"""Options that do not go with the default experiment, and one with which they do."""
+"""An experiment for each option that does not go with the default one."""
 MORE = {"none": ["model=fcn"], "custom": ["model._target_=torchvision.models.resnet18"]}
 
 FOREIGN = """
@@ -42,7 +42,8 @@ ConfigStore.instance().store("schema", Mine)
 @hydra.main(version_base="1.3", config_path=None, config_name="schema")
 def main(config):
     assert config == {"lr": 0.1}, config
-    stored = set(ConfigStore.instance().repo) - {"schema.yaml", "hydra", "_dummy_empty_config_.yaml"}
+    known = {"schema.yaml", "hydra", "_dummy_empty_config_.yaml"}
+    stored = set(ConfigStore.instance().repo) - known
     assert not stored, stored
     loaded = {name.partition(".")[0] for name in sys.modules}
     assert not loaded & {"torch", "spatial_transformer", "submitit", "joblib", "pydantic", "rich"}
@@ -70,7 +71,7 @@ def test_every_row_of_table_1_composes(composed, model, transform, recipe):
 
 
 @pytest.mark.parametrize("experiment", ["mnist_addition", "mnist_3d"])
-def test_a_recipe_goes_with_each_experiment_whose_task_takes_it(composed, experiment):
+def test_recipe_goes_with_other_experiments(composed, experiment):
     from spatial_transformer.training.build import build
 
     config = composed(f"experiment={experiment}", "recipe=long")
@@ -79,19 +80,19 @@ def test_a_recipe_goes_with_each_experiment_whose_task_takes_it(composed, experi
     assert task.theta_noise == 0.03
 
 
-def test_the_length_of_a_run_sets_its_schedule(composed):
+def test_schedule_follows_the_length(composed):
     config = composed("trainer.max_steps=123")
     assert config.recipe.scheduler.total_steps == 123
 
 
-def test_a_configuration_is_composed_without_a_command_line():
+def test_compose_config():
     config = compose_config(CONF, "model=cnn", "run_dir=x")
     assert (config.choices.model, config.choices.transform) == ("cnn", "none")
     assert "hydra" not in config
 
 
-def test_another_hydra_program_is_left_as_it_is(tmp_path):
-    """Hydra imports the plugin of this package in every program on the machine."""
+def test_other_hydra_programs_are_unchanged(tmp_path):
+    """Hydra imports our plugin in every program on the machine."""
     (tmp_path / "program.py").write_text(FOREIGN)
     command = [sys.executable, "program.py", "hydra.run.dir=."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Components of users' own modules and of other packages; docs/guides/extending.md as it stands."""
+"""Components of users and of other packages, and the code of docs/guides/extending.md."""
 
 import json
 import os
@@ -57,9 +57,9 @@ class Broken(nn.Module):
 TINY = [
     "logger=csv",
     "trainer.max_steps=5",
+    "recipe.validate_every=2",
     "data.batch_size=16",
     "data.eval_batch_size=20",
-    "recipe.validate_every=2",
     "++trainer.limit_val_batches=1",
     "++trainer.limit_test_batches=1",
     "data.distortion=r",
@@ -87,9 +87,7 @@ def optimizer(target, *settings):
 
 
 @pytest.mark.parametrize("factory", ["my_module.MySGD", "my_module.my_optimizer"])
-def test_a_network_a_callback_and_an_optimizer_of_a_user_train(
-    composed, drawn_mnist, module, factory
-):
+def test_components_of_a_user_train(composed, drawn_mnist, module, factory):
     own = ["model=custom", "model._target_=my_module.MyNet", "+model.hidden=[8, 8]"]
     own += ["+callbacks.mine={_target_: my_module.MyCallback}"]
     record = train(composed(*TINY, *own, *optimizer(factory)))
@@ -98,7 +96,7 @@ def test_a_network_a_callback_and_an_optimizer_of_a_user_train(
 
 
 @pytest.mark.parametrize("name", ["Lion", "AdamP"])
-def test_an_optimizer_of_another_package_trains(composed, drawn_mnist, name):
+def test_optimizer_of_another_package_trains(composed, drawn_mnist, name):
     assert train(composed(*TINY, *FCN, *optimizer(f"timm.optim.{name}")))["steps"] == 5
 
 
@@ -112,7 +110,7 @@ def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):
     assert list((tmp_path / "copies").glob("*.ckpt"))
 
 
-def test_weights_are_averaged_by_steps_not_by_epochs(composed, drawn_mnist):
+def test_weights_are_averaged_by_steps(composed, drawn_mnist):
     swa = f"+callbacks.swa={{_target_: {CALLBACK}StochasticWeightAveraging, swa_lrs: 0.01}}"
     with pytest.raises(UsageError, match=r"callbacks\.swa counts epochs.*EMAWeightAveraging"):
         train(composed(*TINY, *FCN, swa))
@@ -120,7 +118,7 @@ def test_weights_are_averaged_by_steps_not_by_epochs(composed, drawn_mnist):
     assert train(composed(*TINY, *FCN, ema))["steps"] == 5
 
 
-def test_a_mistake_in_the_code_of_a_user_keeps_its_traceback(composed, module):
+def test_error_in_the_code_of_a_user_keeps_its_traceback(composed, module):
     from spatial_transformer.training.build import build
 
     config = composed(*TINY, "model=custom", "model._target_=my_module.Broken")
@@ -136,7 +134,7 @@ def blocks(language):
 
 @pytest.fixture
 def project(tmp_path):
-    """The files of the page, in a directory of their own."""
+    """Write the files of the page to a directory."""
     (tmp_path / "mine.py").write_text("\n\n".join(blocks("python")))
     files = dict(re.findall(r"`(conf/\S+?\.yaml)`:\n\n```yaml\n(.*?)```", PAGE, re.S))
     assert len(files) == len(blocks("yaml")) == 4
@@ -152,7 +150,7 @@ def start(program, *arguments, cwd: Path):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_page_makes_an_experiment(project):
+def test_page_makes_an_experiment(project):
     settings = ["trainer.max_steps=60", "recipe.optimizer.lr=0.003", "logger=csv"]
     words = re.search(r"python ../train.py (.*)", PAGE)[1].split()
     done = start("train.py", *words, *settings, "hydra.run.dir=run", cwd=project)
@@ -167,7 +165,7 @@ def test_the_page_makes_an_experiment(project):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_data_and_the_transform_of_the_page_are_right(project, monkeypatch):
+def test_data_and_transform_of_the_page(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     import mine

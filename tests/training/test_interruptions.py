@@ -1,4 +1,4 @@
-"""A run that is stopped, however, resumes where it was and ends as if it had not been stopped."""
+"""A stopped run resumes, and ends as if it had not been stopped."""
 
 import csv
 import json
@@ -17,93 +17,65 @@ import wandb_file
 from conftest import REPOSITORY
 
 STEPS = 40
-SETTINGS = [
-    "model=st_fcn",
-    "model.width=16",
-    "data.batch_size=16",
-    "data.eval_batch_size=50",
-    "recipe.validate_every=8",
-    "recipe.dropout=0.2",
-    f"trainer.max_steps={STEPS}",
-    "trainer.log_every_n_steps=3",
-    "++trainer.limit_train_batches=14",
-    "++trainer.limit_val_batches=2",
-    "++trainer.limit_test_batches=2",
-    "checkpoint_minutes=0",
-    "logger=csv",
-]
-
-PIPES = {
-    "cwd": REPOSITORY,
-    "env": {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-    },  # another number of threads adds up in another order
-    "stdout": subprocess.PIPE,
-    "stderr": subprocess.STDOUT,
-    "text": True,
-}
+SETTINGS = f"""
+model=st_fcn model.width=16 data.batch_size=16 data.eval_batch_size=50 recipe.validate_every=8
+recipe.dropout=0.2 trainer.max_steps={STEPS} trainer.log_every_n_steps=3 checkpoint_minutes=0
+++trainer.limit_train_batches=14 ++trainer.limit_val_batches=2 ++trainer.limit_test_batches=2
+logger=csv
+""".split()
+# Another number of threads adds in another order.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": REPOSITORY}
 
 
-def command(folder, root, *more):
-    return [
-        sys.executable,
-        "train.py",
-        *SETTINGS,
-        f"data.root={root}",
-        f"hydra.run.dir={folder}",
-        *more,
-    ]
+def command(run, root, *more):
+    words = [*SETTINGS, f"data.root={root}", f"hydra.run.dir={run}", *more]
+    return [sys.executable, "train.py", *words]
 
 
-def start(folder, root, *more, **options):
-    return subprocess.Popen(command(folder, root, *more), **PIPES, **options)
+def start(run, root, *more, **options):
+    return subprocess.Popen(command(run, root, *more), env=ENVIRONMENT, **PIPES, **options)
 
 
-def finish(folder, root, *more):
-    process = start(folder, root, *more)
-    errors, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
+def finish(run, root, *more):
+    process = start(run, root, *more)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
-def outcome(folder):
-    """Weights, metrics, learning curve, misclassified samples and table of a finished run."""
+def outcome(run):
+    """Return checkpoints, metrics, learning curve, misclassified samples and table of a run."""
     checkpoints = {
-        name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        name: torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
         for name in ("last", "best")
     }
-    result = json.loads((folder / "metrics.json").read_text())
+    result = json.loads((run / "metrics.json").read_text())
     metrics = {name: result[name] for name in ("metrics", "curve", "misclassified")}
-    return checkpoints, metrics, (folder / "metrics.csv").read_text()
+    return checkpoints, metrics, (run / "metrics.csv").read_text()
 
 
-def assert_same(folder, undisturbed):
-    (checkpoints, metrics, table), (expected_checkpoints, expected_metrics, expected_table) = (
-        outcome(folder),
-        undisturbed,
-    )
-    for name, expected in expected_checkpoints.items():
-        assert checkpoints[name]["global_step"] == expected["global_step"]
-        for key, tensor in expected["state_dict"].items():
+def assert_same(run, undisturbed):
+    (checkpoints, *values), (expected, *expected_values) = outcome(run), undisturbed
+    for name, checkpoint in expected.items():
+        assert checkpoints[name]["global_step"] == checkpoint["global_step"]
+        for key, tensor in checkpoint["state_dict"].items():
             assert torch.equal(checkpoints[name]["state_dict"][key], tensor), (name, key)
-    assert metrics == expected_metrics
-    assert table == expected_table
-    half_written = [path for path in folder.rglob(".*") if path.is_file() and path.name != ".lock"]
-    assert half_written == []
+    assert values == expected_values
+    hidden = [path.name for path in run.rglob(".*") if path.is_file()]
+    assert hidden == [".lock"], "half-written files"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(mnist_root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    begin = time.monotonic()
-    finish(folder, mnist_root)
-    return outcome(folder), time.monotonic() - begin
+    run = tmp_path_factory.mktemp("undisturbed")
+    finish(run, mnist_root)
+    return outcome(run)
 
 
-def kill(process, folder, mark, wait, number=signal.SIGKILL):
-    """Sends a signal a while after ``mark`` is in the folder; whether the process was still running then."""
-    while not (folder / mark).exists() and process.poll() is None:
+def kill(process, run, mark, wait, number=signal.SIGKILL):
+    """Send a signal some seconds after a file is there; return whether the process still ran."""
+    while not (run / mark).exists() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(wait)
     if process.poll() is not None:
@@ -112,38 +84,26 @@ def kill(process, folder, mark, wait, number=signal.SIGKILL):
     return True
 
 
-def test_a_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undisturbed):
-    expected, _ = undisturbed
+def test_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undisturbed):
     moments = random.Random(0)
     killed = 0
     for _ in range(5):
         process = start(tmp_path, mnist_root)
-        killed += kill(
-            process,
-            tmp_path,
-            "checkpoints/last.ckpt" if killed else "config.yaml",
-            moments.uniform(0, 2),
-        )
+        mark = "checkpoints/last.ckpt" if killed else "config.yaml"
+        killed += kill(process, tmp_path, mark, moments.uniform(0, 2))
         process.communicate()
     assert killed >= 2
     finish(tmp_path, mnist_root)
-    assert_same(tmp_path, expected)
+    assert_same(tmp_path, undisturbed)
 
 
-def ended_at(place, times, number, folder, root, *more):
-    """A program of its own that trains as train.py does and sends itself a signal as it comes to the place for that time."""
-    lines = {
-        "saving": "from pathlib import Path; owner, name = Path, 'write_bytes'",
-        "renaming": "owner, name = os, 'replace'",
-    }.get(
-        place,
-        f"from spatial_transformer.callbacks.misclassified import MisclassifiedSamples as owner; name = {place!r}",
-    )
-    program = f"""
+PROGRAM = """
 import os, runpy
 import pytorch_lightning
+from pathlib import Path
 from spatial_transformer.callbacks.checkpointing import ResumeCheckpoint
-{lines}
+from spatial_transformer.callbacks.misclassified import MisclassifiedSamples
+owner, name = {place}
 inner, times = getattr(owner, name), [0]
 def deadly(*arguments, **more):
     times[0] += 1
@@ -153,122 +113,82 @@ def deadly(*arguments, **more):
 setattr(owner, name, deadly)
 runpy.run_path("train.py", run_name="__main__")
 """
-    return subprocess.run(
-        [sys.executable, "-c", program, *command(folder, root, *more)[2:]], **PIPES
-    )
+PLACES = {"saving": "Path, 'write_bytes'", "renaming": "os, 'replace'"}
+
+
+def end_at(place, times, number, run, root, *more):
+    """Train in a program that sends itself a signal at the n-th call of a hook or function."""
+    where = PLACES.get(place, f"MisclassifiedSamples, {place!r}")
+    program = PROGRAM.format(place=where, times=times, number=number)
+    words = [sys.executable, "-c", program, *command(run, root, *more)[2:]]
+    return subprocess.run(words, env=ENVIRONMENT, **PIPES)
+
+
+HOOKS = ["on_train_batch_end", "on_validation_batch_end", "on_test_epoch_end"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "place",
-    ["on_train_batch_end", "on_validation_batch_end", "saving", "renaming", "on_test_epoch_end"],
-)
-def test_a_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
-    killed = ended_at(
-        place, 1 if place == "on_test_epoch_end" else 10, signal.SIGKILL, tmp_path, mnist_root
-    )
+@pytest.mark.parametrize("place", [*HOOKS, *PLACES])
+def test_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
+    times = 1 if place == "on_test_epoch_end" else 10
+    killed = end_at(place, times, signal.SIGKILL, tmp_path, mnist_root)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     finish(tmp_path, mnist_root)
-    assert_same(tmp_path, undisturbed[0])
+    assert_same(tmp_path, undisturbed)
 
 
-def test_a_run_ended_by_sigterm_saves_where_it_is_and_ends_bit_equal(
-    mnist_root, tmp_path, undisturbed
-):
-    expected, _ = undisturbed
-    process = start(tmp_path, mnist_root, "checkpoint_minutes=60", "trainer.max_steps=40")
-    terminated = kill(process, tmp_path, "checkpoints/last.ckpt", 0.02, signal.SIGTERM)
-    errors, _ = process.communicate()
-    assert terminated
-    assert process.returncode == 143, errors
-    assert "Interrupted by SIGTERM at step" in errors
-    assert f"hydra.run.dir={tmp_path}" in errors
-    assert "Traceback" not in errors
+def test_sigterm_saves_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
+    process = start(tmp_path, mnist_root, "checkpoint_minutes=60")
+    assert kill(process, tmp_path, "checkpoints/last.ckpt", 0.02, signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    assert "Interrupted by SIGTERM at step" in output
+    assert f"hydra.run.dir={tmp_path}" in output
+    assert "Traceback" not in output
+    log = (tmp_path / "train.log").read_text()
+    assert "Interrupted by SIGTERM at step" in log
     finish(tmp_path, mnist_root)
-    assert_same(tmp_path, expected)
+    assert_same(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "times", "step"),
-    [
-        pytest.param("on_train_batch_end", 14, 15, id="last step of an epoch"),
-        pytest.param("on_train_epoch_end", 3, STEPS, id="last step of all"),
-        pytest.param("on_test_batch_end", 1, STEPS, id="test"),
-    ],
-)
-def test_a_run_ended_by_sigterm_at_this_place_ends_bit_equal(
-    mnist_root, tmp_path, undisturbed, place, times, step
-):
-    asked = ended_at(place, times, signal.SIGTERM, tmp_path, mnist_root, "checkpoint_minutes=60")
-    assert asked.returncode == 143
-    assert f"Interrupted by SIGTERM at step {step}." in asked.stdout
-    finish(tmp_path, mnist_root)
-    assert_same(tmp_path, undisturbed[0])
-
-
-@pytest.mark.slow
-def test_a_run_ended_within_a_step_of_several_batches_ends_bit_equal(mnist_root, tmp_path):
-    several = "+trainer.accumulate_grad_batches=2"
-    finish(tmp_path / "undisturbed", mnist_root, several)
-    asked = ended_at(
-        "on_train_batch_end",
-        17,
-        signal.SIGTERM,
-        tmp_path / "asked",
-        mnist_root,
-        several,
-        "checkpoint_minutes=60",
-    )
-    assert "Interrupted by SIGTERM at step 8." in asked.stdout
-    for folder, more in (("asked", []), ("often", ["checkpoint_minutes=0"])):
-        finish(tmp_path / folder, mnist_root, several, *more)
-        assert_same(tmp_path / folder, outcome(tmp_path / "undisturbed"))
-
-
-def test_a_stopped_run_resumes_where_its_folder_was_moved_to(mnist_root, tmp_path, undisturbed):
-    ended_at("on_test_epoch_end", 1, signal.SIGKILL, tmp_path / "here", mnist_root)
+def test_moved_run_resumes(mnist_root, tmp_path, undisturbed):
+    end_at("on_test_epoch_end", 1, signal.SIGKILL, tmp_path / "here", mnist_root)
     finish((tmp_path / "here").rename(tmp_path / "there"), mnist_root)
-    assert_same(tmp_path / "there", undisturbed[0])
+    assert_same(tmp_path / "there", undisturbed)
 
 
 @pytest.fixture
 def stopped(mnist_root, tmp_path):
-    """A run folder whose run was killed after it had written two checkpoints."""
+    """The directory of a run that was killed after it had written two checkpoints."""
     process = start(tmp_path, mnist_root)
     assert kill(process, tmp_path, "checkpoints/best.ckpt", 0)
     process.communicate()
     return tmp_path
 
 
-def assert_all_rows_are_in_wandb(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        table = [
-            {name: value for name, value in row.items() if value != ""}
-            for row in csv.DictReader(file)
-        ]
-    rows = wandb_file.rows(wandb_file.newest(folder))
-    by_number = {row["_step"]: row for row in rows}
-    assert len(rows) == len(table)
+def assert_all_rows_are_in_wandb(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        table = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+    found = wandb_file.rows(wandb_file.newest(run))
+    by_number = {row["_step"]: row for row in found}
+    assert len(found) == len(table)
     for number, expected in enumerate(table):
-        for name, value in expected.items():
-            assert by_number[number]["trainer/global_step" if name == "step" else name] == float(
-                value
-            ), (number, name)
+        expected["trainer/global_step"] = expected.pop("step")
+        row = by_number[number]
+        assert {name: row[name] for name in expected} == {k: float(v) for k, v in expected.items()}
     pictures = 1 + sum("val/error" in row for row in table)  # one before training
-    assert sum("pictures/crops/_type" in row for row in rows) == pictures
+    assert sum("pictures/crops/_type" in row for row in found) == pictures
 
 
-def test_a_killed_run_stays_one_run_in_wandb_with_each_row_once(mnist_root, tmp_path, undisturbed):
-    process = start(tmp_path, mnist_root, "logger=wandb", "logger.wandb.offline=true")
+def test_killed_run_stays_one_run_in_wandb(mnist_root, tmp_path, undisturbed):
+    offline = ("logger=wandb", "logger.wandb.offline=true")
+    process = start(tmp_path, mnist_root, *offline)
     assert kill(process, tmp_path, "checkpoints/best.ckpt", 0.1)
     process.communicate()
-    finish(tmp_path, mnist_root, "logger=wandb", "logger.wandb.offline=true")
-    assert_same(tmp_path, undisturbed[0])
-    assert (
-        len({path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")})
-        == 1
-    )
+    finish(tmp_path, mnist_root, *offline)
+    assert_same(tmp_path, undisturbed)
+    runs = (tmp_path / "wandb").glob("offline-run-*")
+    assert len({path.name.rsplit("-", 1)[1] for path in runs}) == 1
     assert_all_rows_are_in_wandb(tmp_path)
     file = wandb_file.newest(tmp_path)
     best = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val/best_error"]
@@ -278,58 +198,52 @@ def test_a_killed_run_stays_one_run_in_wandb_with_each_row_once(mnist_root, tmp_
 
 
 @pytest.mark.slow
-def test_training_continues_offline_where_wandb_cannot_be_reached(mnist_root, tmp_path):
+def test_run_continues_offline_where_wandb_cannot_be_reached(mnist_root, tmp_path):
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
-    environment = PIPES["env"] | nobody
-    result = subprocess.run(
-        command(tmp_path, mnist_root, "logger=wandb"), **PIPES | {"env": environment}
-    )
+    words = command(tmp_path, mnist_root, "logger=wandb")
+    result = subprocess.run(words, env=ENVIRONMENT | nobody, **PIPES)
     assert result.returncode == 0, result.stdout
     assert "W&B cannot be reached" in result.stdout
     assert "upload it with `wandb sync`" in result.stdout
     assert_all_rows_are_in_wandb(tmp_path)
 
 
-def test_a_broken_last_checkpoint_is_named_and_the_one_before_it_used(
-    mnist_root, stopped, undisturbed
-):
+def test_damaged_last_checkpoint_is_replaced_by_the_previous(mnist_root, stopped, undisturbed):
     last = stopped / "checkpoints" / "last.ckpt"
     last.write_bytes(b"PK" + os.urandom(5000))
-    errors = finish(stopped, mnist_root)
-    assert f"{last} cannot be read as a checkpoint" in errors
-    assert_same(stopped, undisturbed[0])
+    assert f"{last} cannot be read as a checkpoint" in finish(stopped, mnist_root)
+    assert_same(stopped, undisturbed)
 
 
-def test_without_any_readable_checkpoint_the_run_is_refused_with_a_hint(mnist_root, stopped):
-    for name in ("last", "previous"):
-        (stopped / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
-    process = start(stopped, mnist_root)
-    errors, _ = process.communicate()
-    assert process.returncode == 1
-    assert "cannot be read as a checkpoint" in errors
-    assert "ckpt_path=null" in errors
-    assert "Traceback" not in errors
-
-
-def test_other_settings_do_not_resume_a_run(mnist_root, stopped):
-    before = (stopped / "checkpoints" / "previous.ckpt").read_bytes()
+def test_stopped_run_that_cannot_resume_is_refused(mnist_root, stopped):
+    checkpoints = stopped / "checkpoints"
+    before = (checkpoints / "previous.ckpt").read_bytes()
     process = start(stopped, mnist_root, "recipe.optimizer.lr=0.5")
-    errors, _ = process.communicate()
+    output, _ = process.communicate()
     assert process.returncode == 1
-    assert "holds another run: recipe.optimizer.lr is 0.002 there and 0.5 here" in errors
-    assert (stopped / "checkpoints" / "previous.ckpt").read_bytes() == before
+    assert "holds another run: recipe.optimizer.lr is 0.002 there and 0.5 here" in output
+    assert (checkpoints / "previous.ckpt").read_bytes() == before
+    for name in ("last", "previous"):
+        (checkpoints / f"{name}.ckpt").write_bytes(b"")
+    process = start(stopped, mnist_root)
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert "cannot be read as a checkpoint" in output
+    assert "ckpt_path=null" in output
+    assert "Traceback" not in output
 
 
-def test_a_finished_run_is_not_run_again(mnist_root, tmp_path):
-    finish(tmp_path, mnist_root, "trainer.max_steps=2")
-    record = (tmp_path / "metrics.json").stat().st_mtime_ns
-    finish(tmp_path, mnist_root, "trainer.max_steps=2")
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns == record
-    finish(tmp_path, mnist_root, "trainer.max_steps=2", "ckpt_path=null")
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns != record
+def test_finished_run_is_not_repeated(mnist_root, tmp_path):
+    def written(*more):
+        finish(tmp_path, mnist_root, "trainer.max_steps=2", *more)
+        return (tmp_path / "metrics.json").stat().st_mtime_ns
+
+    first = written()
+    assert written() == first
+    assert written("ckpt_path=null") != first
 
 
-def test_a_run_continues_when_the_reader_of_its_output_ends(mnist_root, tmp_path):
+def test_run_continues_when_the_reader_of_its_output_ends(mnist_root, tmp_path):
     process = start(tmp_path, mnist_root, "trainer.max_steps=10", "recipe.validate_every=2")
     process.stdout.readline()
     process.stdout.close()
@@ -337,30 +251,28 @@ def test_a_run_continues_when_the_reader_of_its_output_ends(mnist_root, tmp_path
     assert (tmp_path / "metrics.json").is_file()
 
 
-def test_a_full_disk_ends_the_run_clearly_and_keeps_the_last_good_checkpoint(
-    mnist_root, stopped, undisturbed
-):
-    def small_files():  # a file that grows past this fails, as on a full disk
+def test_full_disk_keeps_the_last_checkpoint(mnist_root, stopped, undisturbed):
+    def limit_files():  # a file that grows beyond this fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
-    checkpoints = stopped / "checkpoints"
-    good = {
-        (checkpoints / f"{name}.ckpt").read_bytes()
-        for name in ("last", "previous")
-        if (checkpoints / f"{name}.ckpt").exists()
-    }
-    process = start(stopped, mnist_root, preexec_fn=small_files)
-    errors, _ = process.communicate()
+    def contents():
+        names = ("last.ckpt", "previous.ckpt")
+        paths = [stopped / "checkpoints" / name for name in names]
+        return {path.read_bytes() for path in paths if path.exists()}
+
+    before = contents()
+    process = start(stopped, mnist_root, preexec_fn=limit_files)
+    output, _ = process.communicate()
     assert process.returncode == 1
-    assert "File too large" in errors
-    assert "Traceback" not in errors
-    assert good & {path.read_bytes() for path in checkpoints.glob("*.ckpt")}
+    assert "File too large" in output
+    assert "Traceback" not in output
+    assert before & contents()
     finish(stopped, mnist_root)
-    assert_same(stopped, undisturbed[0])
+    assert_same(stopped, undisturbed)
 
 
-def test_lightning_has_the_private_names_that_checkpoints_use():
-    """There is no public way to end training after the metrics of a step are logged (callbacks/checkpointing.py)."""
+def test_lightning_has_the_private_names_in_use():
+    """Nothing public ends training after the metrics of a step are logged."""
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     assert trainer._signal_connector.received_sigterm is False
     assert trainer.received_sigterm is False

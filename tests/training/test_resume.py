@@ -1,4 +1,4 @@
-"""Any legal configuration, killed anywhere and resumed, ends as if it had not been disturbed."""
+"""Runs of random settings, killed at random places and resumed."""
 
 import json
 import subprocess
@@ -15,12 +15,10 @@ WORKER = Path(__file__).with_name("resume_worker.py")
     [(0, 8), pytest.param(8, 208, marks=pytest.mark.slow)],
     ids=["8 draws", "200 draws"],
 )
-def test_a_run_that_is_killed_and_resumed_is_bit_equal(mnist_root, tmp_path, first, last):
+def test_resume_is_bit_equal(mnist_root, tmp_path, first, last):
     command = [sys.executable, WORKER, tmp_path, mnist_root, str(first), str(last)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     draws = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert len(draws) == last - first
-    assert sum(draw["codes"][1] != 0 for draw in draws) > len(draws) / 2, (
-        "most of them were stopped"
-    )
+    assert sum(draw["codes"][1] != 0 for draw in draws) > len(draws) / 2, "most were stopped"
     assert [draw for draw in draws if draw["reason"]] == []

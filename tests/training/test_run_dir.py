@@ -1,13 +1,19 @@
-"""Whose directory it is, whether the run is finished, and what it resumes from."""
+"""Which run a directory holds, whether it is finished, and what it resumes from."""
 
 import copy
 import json
+import shutil
+from itertools import count
 
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from spatial_transformer.loggers.csv import MetricsCSV
 from spatial_transformer.training.fingerprint import fingerprint
+from spatial_transformer.training.result import read_result
 from spatial_transformer.training.run_dir import RunDir
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.serialization import save_tensors
@@ -66,7 +72,7 @@ def finished(tmp_path):
         {"callbacks": {"best": {"_target_": "a.Best", "dirpath": "y"}}},
     ],
 )
-def test_a_run_with_the_same_settings_is_finished(finished, same):
+def test_same_settings_are_the_same_run(finished, same):
     assert finished.finished(changed(**same)) == RESULT
 
 
@@ -79,7 +85,7 @@ def test_a_run_with_the_same_settings_is_finished(finished, same):
         ({"callbacks": {"stop": {"_target_": "mine.Stop"}}}, "callbacks.stop"),
     ],
 )
-def test_a_run_with_other_settings_is_refused_and_the_setting_named(finished, other, message):
+def test_other_settings_are_refused_by_name(finished, other, message):
     before = finished.config.read_bytes()
     with pytest.raises(UsageError, match=message):
         finished.finished(changed(**other))
@@ -88,7 +94,7 @@ def test_a_run_with_other_settings_is_refused_and_the_setting_named(finished, ot
     assert finished.config.read_bytes() == before
 
 
-def test_another_length_of_the_test_repeats_the_test_alone(finished):
+def test_other_test_limit_repeats_the_test_alone(finished):
     config = changed(trainer={"limit_test_batches": 4})
     assert finished.finished(config) is None
     path, checkpoint = finished.prepare(config, fingerprint(config, "digits"))
@@ -97,7 +103,7 @@ def test_another_length_of_the_test_repeats_the_test_alone(finished):
     assert not finished.result.exists()
 
 
-def test_data_elsewhere_are_the_same_run_if_their_content_is(finished):
+def test_moved_data_are_the_same_run(finished):
     config = changed(data={"root": "there"})
     assert finished.finished(config) is None, "what is there is not known yet"
     assert finished.finished(config, "digits") == RESULT
@@ -106,7 +112,7 @@ def test_data_elsewhere_are_the_same_run_if_their_content_is(finished):
         finished.prepare(config, fingerprint(config, "letters"))
 
 
-def test_the_initial_checkpoint_is_part_of_the_run(finished, tmp_path):
+def test_initial_checkpoint_is_part_of_the_run(finished, tmp_path):
     start = tmp_path / "start.ckpt"
     start.write_bytes(b"weights")
     config = changed(ckpt_path=str(start))
@@ -116,7 +122,7 @@ def test_the_initial_checkpoint_is_part_of_the_run(finished, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK" + bytes(100), "another run's", "no dict"])
-def test_a_checkpoint_that_cannot_be_used_is_set_aside_and_the_one_before_it_used(finished, damage):
+def test_unusable_checkpoint_is_replaced_by_the_previous(finished, damage):
     if damage == "another run's":
         save_checkpoint(finished, "last.ckpt", {"settings": "x"}, 7)
     elif damage == "no dict":
@@ -128,7 +134,7 @@ def test_a_checkpoint_that_cannot_be_used_is_set_aside_and_the_one_before_it_use
     assert finished.last.with_suffix(".broken").exists()
 
 
-def test_a_flipped_bit_of_a_weight_is_noticed(finished):
+def test_flipped_bit_of_a_weight_is_noticed(finished):
     content = bytearray(finished.last.read_bytes())
     place = content.index(torch.ones(3).numpy().tobytes())
     content[place] ^= 1
@@ -137,14 +143,14 @@ def test_a_flipped_bit_of_a_weight_is_noticed(finished):
     assert path == finished.previous
 
 
-def test_without_a_usable_checkpoint_the_run_is_refused(finished):
+def test_no_usable_checkpoint_is_refused(finished):
     finished.last.write_bytes(b"")
     finished.previous.write_bytes(b"")
     with pytest.raises(UsageError, match="Use ckpt_path=null to train again from the start"):
         finished.prepare(CONFIG, fingerprint(CONFIG, "digits"))
 
 
-def test_a_run_is_started_over_with_null_and_its_result_kept(finished):
+def test_restart_keeps_the_result(finished):
     config = changed(ckpt_path=None, seed=2)
     assert finished.finished(config) is None
     assert finished.prepare(config, fingerprint(config, "digits")) is None
@@ -156,7 +162,7 @@ def test_a_run_is_started_over_with_null_and_its_result_kept(finished):
     "config", [None, "name: my other project\n", "- a list\n", "a: [", "fingerprint: 3\n"]
 )
 @pytest.mark.parametrize("ckpt_path", ["auto", None])
-def test_the_directory_of_somebody_else_is_left_alone(tmp_path, config, ckpt_path):
+def test_other_directories_are_left_alone(tmp_path, config, ckpt_path):
     files = [
         tmp_path / name for name in ("checkpoints/a.ckpt", "crops/b.png", "wandb/c", "metrics.csv")
     ]
@@ -172,13 +178,13 @@ def test_the_directory_of_somebody_else_is_left_alone(tmp_path, config, ckpt_pat
     assert config is None or (tmp_path / "config.yaml").read_text() == config
 
 
-def test_the_configuration_is_written_with_the_fingerprint(finished):
+def test_configuration_has_the_fingerprint(finished):
     saved = yaml.safe_load(finished.config.read_text())
     assert saved.pop("fingerprint") == fingerprint(CONFIG, "digits")
     assert saved == CONFIG
 
 
-def test_one_process_works_in_a_directory_that_need_not_exist(tmp_path):
+def test_one_process_locks_a_directory(tmp_path):
     second = RunDir(tmp_path / "new").lock()
     with RunDir(tmp_path / "new").lock(), pytest.raises(UsageError, match="Another run"), second:
         pass
@@ -186,7 +192,7 @@ def test_one_process_works_in_a_directory_that_need_not_exist(tmp_path):
         pass
 
 
-def test_the_state_of_a_run_is_read_off_its_files(finished):
+def test_state_follows_from_the_files(finished):
     assert finished.state() == ("finished", "test error 1.00 %")
     finished.result.write_text("{")
     assert finished.state().name == "failed"
@@ -195,3 +201,52 @@ def test_the_state_of_a_run_is_read_off_its_files(finished):
     finished.write_error("Traceback (most recent call last):\n  ...\nValueError: why")
     assert finished.state() == ("failed", "ValueError: why")
     assert RunDir(finished.path / "none").state().name == "not started"
+
+
+DAMAGES = {
+    "cut": lambda content, place, more: content[:place],
+    "insert": lambda content, place, more: content[:place] + more + content[place:],
+    "overwrite": lambda content, place, more: content[:place] + more + content[place + len(more) :],
+}
+
+
+@pytest.mark.parametrize("amount", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_damaged_files_are_read_correctly_or_refused(finished, tmp_path, amount):
+    (finished.path / "metrics.csv").write_text("step,val/error\n1,90.5\n2,80.25\n3,\n")
+    mark, copies = fingerprint(CONFIG, "digits"), count()
+    readers = {
+        "config.yaml": lambda run_dir: run_dir.read_config(),
+        "metrics.json": lambda run_dir: run_dir.state() and read_result(run_dir.result),
+        "metrics.csv": lambda run_dir: MetricsCSV(run_dir.path / "metrics.csv").resume(3),
+        "checkpoints/last.ckpt": lambda run_dir: run_dir.newest_checkpoint(mark),
+    }
+
+    def attempt(name, kind, share, more):
+        run_dir = RunDir(shutil.copytree(finished.path, tmp_path / str(next(copies))))
+        content = (run_dir.path / name).read_bytes()
+        damaged = DAMAGES[kind](content, int(share * len(content)), more)
+        (run_dir.path / name).write_bytes(damaged)
+        refusal, result = "", None
+        try:
+            result = readers[name](run_dir)
+        except UsageError as error:
+            refusal = str(error)
+        assert not refusal or name in refusal
+        if result and name.endswith(".ckpt"):
+            assert torch.equal(result[1]["state_dict"]["w"], torch.ones(3))
+        shutil.rmtree(run_dir.path)
+
+    options = settings(
+        max_examples=amount,
+        deadline=None,
+        derandomize=amount == 20,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    draws = given(
+        name=st.sampled_from(sorted(readers)),
+        kind=st.sampled_from(sorted(DAMAGES)),
+        share=st.floats(0, 1, exclude_max=True),
+        more=st.binary(min_size=1, max_size=8),
+    )
+    options(draws(attempt))()

@@ -1,4 +1,4 @@
-"""Real runs on real MNIST, a few steps long."""
+"""Real runs on real data, a few steps long."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 import warnings
+from itertools import cycle
 
 import matplotlib
 import pytest
@@ -29,303 +30,302 @@ from spatial_transformer.training.result import read_result, result_settings
 from spatial_transformer.training.run_dir import RunDir
 from spatial_transformer.training.runner import train
 from spatial_transformer.utils.errors import UsageError
-from spatial_transformer.utils.process import keep_freed_memory
+
+VALIDATION_SIZE = "spatial_transformer.data.mnist.distorted.VALIDATION_SIZE"
+TWO_VALIDATIONS = "model=fcn trainer.max_steps=4 recipe.validate_every=2"
 
 
 @pytest.fixture
 def short(composed, mnist_root):
-    """Composes a run of a few steps on real MNIST."""
-    return lambda *overrides: composed(*SHORT, f"data.root={mnist_root}", "logger=csv", *overrides)
+    """Compose a run of a few steps on real MNIST from words, as on a command line."""
+
+    def short_(words="", *more):
+        return composed(*SHORT, f"data.root={mnist_root}", "logger=csv", *words.split(), *more)
+
+    return short_
 
 
-def evaluation(folder, data_root=None, **settings):
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def evaluate_run(run, data_root=None, **settings):
     trainer = {"accelerator": "auto", "devices": 1, "num_nodes": 1}
-    return OmegaConf.create(
-        {
-            "run": str(folder),
-            "checkpoint": "best",
-            "data": {"root": data_root},
-            "trainer": trainer,
-            "trust": [],
-        }
-        | settings
-    )
+    config = {"run": str(run), "checkpoint": "best", "data": {"root": data_root}, "trust": []}
+    return evaluate(OmegaConf.create(config | {"trainer": trainer} | settings))
 
 
-@pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
-def test_every_network_of_table_1_trains_and_is_evaluated_alike(short, tmp_path, model, transform):
-    chosen = [] if transform == "none" else [f"transform={transform}"]
-    record = train(short(f"model={model}", "data.distortion=rts", *chosen))
-    assert record["steps"] == 2
-    assert record["metrics"]["test/error"] > 0
-    figures = evaluate(evaluation(tmp_path / "run"))
-    # The record is of 4 batches of the test set, and so is the evaluation, as the run's own config says.
-    assert figures["test/error"] == record["metrics"]["test/error"]
-    assert figures["test/loss"] == record["metrics"]["test/loss"]
-
-
-@pytest.mark.parametrize("distortion", ["r", "p", "e", "t", "tc"])
-def test_every_distortion_trains(short, distortion):
-    assert train(short(f"data.distortion={distortion}"))["steps"] == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("distortion", ["r", "p", "e", "t", "tc"])
-@pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
-def test_every_network_trains_on_every_distortion(short, model, transform, distortion):
-    chosen = [] if transform == "none" else [f"transform={transform}"]
-    assert train(short(f"model={model}", f"data.distortion={distortion}", *chosen))["steps"] == 2
-
-
-@pytest.mark.slow
-def test_the_fast_recipe_learns_to_read_rotated_digits(composed, mnist_root):
-    """A tenth of the fast recipe: far from the paper's error, and far below that of a network that does not learn to look."""
-    config = composed(
-        "data.distortion=r", "trainer.max_steps=1500", f"data.root={mnist_root}", "logger=none"
-    )
-    assert train(config)["metrics"]["test/error"] < 4
-
-
-@pytest.mark.parametrize("recipe", ["fast", "paper"])
-def test_both_recipes_lower_the_loss(short, tmp_path, recipe):
-    train(
-        short(
-            f"recipe={recipe}",
-            "trainer.max_steps=60",
-            "data.batch_size=64",
-            "data.distortion=r",
-            "model=fcn",
-        )
-    )
-    losses = [float(row["train/loss"]) for row in rows(tmp_path / "run") if row["train/loss"]]
-    assert sum(losses[-5:]) < sum(losses[:5])
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
+def rows(run, name="metrics.csv"):
+    with (run / name).open() as file:
         return list(csv.DictReader(file))
-
-
-def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short, tmp_path):
-    record = train(short("trainer.max_steps=4", "recipe.validate_every=2", "seed=7"))
-    folder = tmp_path / "run"
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    pictures = {
-        f"crops/{name}_000000{step}.png" for name in ("crops", "mean_images") for step in (2, 4)
-    }
-    assert names >= pictures | {
-        "config.yaml",
-        "metrics.json",
-        "metrics.csv",
-        "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt",
-        "crops/training.gif",
-        "crops/mistakes.png",
-        "crops/mistakes.csv",
-        "crops/confusion.png",
-    }
-    assert [name for name in names if "/." in name or name.startswith(".")] == [".lock"], (
-        "half-written files"
-    )
-    assert json.loads((folder / "metrics.json").read_text()) == record
-    assert OmegaConf.load(folder / "config.yaml").seed == 7
-    assert record["seed"] == 7
-    assert set(record) >= {
-        "commit",
-        "dirty",
-        "device",
-        "seconds",
-        "packages",
-        "parameters",
-        "config",
-        "label",
-    }
-    assert record["curve"].keys() == {"step", "val/error", "val/loss"}
-    assert record["curve"]["step"] == [2, 4]
-    assert record["curve"]["val/error"][-1] == pytest.approx(record["metrics"]["val/error"])
-    with (folder / "crops" / "mistakes.csv").open() as file:
-        assert record["misclassified"] == sorted(
-            int(row["test sample"]) for row in csv.DictReader(file)
-        )
-    with Image.open(folder / "crops" / "training.gif") as animation:
-        assert animation.n_frames == 3, "before training and after each validation"
-    with Image.open(folder / "crops" / "crops_0000004.png") as picture:
-        assert picture.width > 12 * 3 * 42
-
-
-def test_a_run_that_is_started_over_keeps_the_earlier_result(short, tmp_path):
-    first = train(short("trainer.max_steps=1", "seed=1"))
-    second = train(short("trainer.max_steps=1", "seed=2"))
-    third = train(short("trainer.max_steps=1", "seed=3"))
-    kept = [
-        json.loads((tmp_path / "run" / name).read_text())
-        for name in ("metrics.1.json", "metrics.2.json", "metrics.json")
-    ]
-    assert kept == [first, second, third]
-
-
-def test_a_run_from_another_ones_checkpoint_resumes_from_its_own_once_stopped(
-    short, tmp_path, monkeypatch, caplog
-):
-    caplog.set_level("INFO")
-    settings = ["recipe.scheduler=null", "recipe.validate_every=1"]
-    train(short(*settings))
-    (tmp_path / "run").rename(tmp_path / "first")
-    settings += [f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt", "trainer.max_steps=6"]
-    with monkeypatch.context() as patch:
-        patch.setattr(MisclassifiedSamples, "on_test_start", fail)
-        with pytest.raises(ValueError, match="on the way"):
-            train(short(*settings))
-    assert train(short(*settings))["steps"] == 6
-    assert f"Resuming from {tmp_path}/first" not in caplog.text
-    assert caplog.text.count(f"Resuming from {tmp_path}/run/checkpoints/last.ckpt") == 1
-    train(short(*settings))
-    assert "is already finished" in caplog.text
-
-
-def test_a_record_has_the_time_that_the_run_took(short):
-    start = time.monotonic()
-    record = train(short("trainer.max_steps=40"))
-    assert 0 < record["seconds"] < time.monotonic() - start + 0.1, (
-        "rounded to a tenth; nothing of it is counted twice"
-    )
-
-
-def test_figures_are_logged_under_their_names(short, tmp_path):
-    train(short("trainer.max_steps=2"))
-    logged = {name for row in rows(tmp_path / "run") for name, value in row.items() if value}
-    assert logged >= {
-        "train/loss",
-        "train/error",
-        "val/loss",
-        "val/error",
-        "test/loss",
-        "test/error",
-        "theta/mean_0",
-        "theta/std_5",
-        "theta/outside",
-        "localisation/gradient_norm",
-        "lr-AdamW/network",
-        "lr-AdamW/localisation",
-    }
-
-
-def test_theta_statistics_of_an_untrained_network_are_those_of_the_identity(short, tmp_path):
-    train(short("trainer.max_steps=1", "recipe.optimizer.lr=0"))
-    (row,) = [row for row in rows(tmp_path / "run") if row["theta/outside"]]
-    assert [float(row[f"theta/mean_{k}"]) for k in range(6)] == [1, 0, 0, 0, 1, 0]
-    assert [float(row[f"theta/std_{k}"]) for k in range(6)] == [0] * 6
-    assert float(row["theta/outside"]) == 0
-
-
-def test_the_wrong_ones_are_told(short, tmp_path):
-    record = train(short("trainer.max_steps=1", "++trainer.limit_test_batches=2"))
-    with (tmp_path / "run" / "crops" / "mistakes.csv").open() as file:
-        wrong = list(csv.DictReader(file))
-    assert len(wrong) == round(record["metrics"]["test/error"])  # of 100 samples
-    assert all(row["label"] != row["prediction"] for row in wrong)
-    confidence = [float(row["confidence"]) for row in wrong]
-    assert confidence == sorted(confidence, reverse=True)
-
-
-@pytest.mark.parametrize("stop", [3, 6, 8])
-def test_a_resumed_run_ends_bit_equal_to_an_undisturbed_one(short, tmp_path, monkeypatch, stop):
-    """With 6 batches to an epoch: a stop in an epoch, at its end, and in the next one."""
-    monkeypatch.setattr("spatial_transformer.data.mnist.distorted.VALIDATION_SIZE", 60_000 - 100)
-    settings = ["recipe.validate_every=1", "recipe.scheduler.total_steps=10", "recipe.dropout=0.2"]
-
-    def weights(folder, *more):
-        config = short(*settings, *more)
-        config.run_dir = str(tmp_path / folder)
-        train(config)
-        return torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True)
-
-    whole = weights("whole", "trainer.max_steps=10")
-    weights("stopped", f"trainer.max_steps={stop}")
-    resumed = weights(
-        "resumed", "trainer.max_steps=10", f"ckpt_path={tmp_path}/stopped/checkpoints/last.ckpt"
-    )
-    assert resumed["global_step"] == whole["global_step"] == 10
-    for name, tensor in whole["state_dict"].items():
-        assert torch.equal(tensor, resumed["state_dict"][name]), name
-
-
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(short):
-    first, again, other = (
-        train(short(f"seed={seed}"))["metrics"]["test/loss"] for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(short, tmp_path):
-    settings = [
-        "recipe.optimizer.lr=1e18",
-        "trainer.max_steps=40",
-        "recipe.validate_every=1",
-        "recipe.scheduler=null",
-    ]
-    with pytest.raises(UsageError, match=r"loss is not finite at step \d+"):
-        train(
-            short(*settings, "recipe.optimizer._target_=torch.optim.SGD", "~recipe.optimizer.fused")
-        )
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] >= 1
-    assert not (tmp_path / "run" / "metrics.json").exists()
-
-
-def test_a_checkpoint_of_another_network_is_refused(short, tmp_path):
-    train(short("model=fcn"))
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    with pytest.raises(UsageError, match="weights of another network"):
-        train(short("model=st_fcn", f"ckpt_path={checkpoint}", f"run_dir={tmp_path}/another"))
-
-
-@pytest.mark.parametrize(
-    "other",
-    ["recipe.optimizer.lr=0.5", "recipe.localisation_lr_factor=0.5", "recipe.scheduler=null"],
-)
-def test_a_checkpoint_goes_on_with_its_own_optimiser_and_schedule_alone(short, tmp_path, other):
-    before = train(short())
-    with pytest.raises(UsageError, match=f"{other.partition('=')[0]}.* is .* there"):
-        train(short(f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt", other))
-    assert read_result(tmp_path / "run" / "metrics.json") == before
-
-
-def test_a_checkpoint_outside_of_a_run_folder_is_refused(short, tmp_path):
-    train(short())
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").rename(tmp_path / "some.ckpt")
-    with pytest.raises(UsageError, match=r"some\.ckpt must be in checkpoints/ of a run directory"):
-        train(short(f"ckpt_path={tmp_path}/some.ckpt", f"run_dir={tmp_path}/another"))
 
 
 def fail(*arguments):
     raise ValueError("on the way")
 
 
-def test_a_run_anew_leaves_no_picture_of_the_one_before(short, tmp_path):
-    train(short("trainer.max_steps=4"))
-    train(short("trainer.max_steps=2"))
-    assert {path.name[-5] for path in (tmp_path / "run" / "crops").glob("crops_*.png")} == {
-        "0",
-        "2",
+def with_transform(model, transform):
+    return f"model={model}" + (f" transform={transform}" if transform != "none" else "")
+
+
+# Every experiment
+
+
+@pytest.mark.parametrize(
+    ("network", "distortion"),
+    list(zip(NETWORKS.values(), cycle(["rts", "r", "p", "e", "t", "tc"]))),
+)
+def test_networks_of_table_1_train_and_are_evaluated_alike(short, run, network, distortion):
+    result = train(short(f"{with_transform(*network)} data.distortion={distortion}"))
+    assert result["steps"] == 2
+    metrics = evaluate_run(run)  # on the same four batches, as the saved configuration has them
+    assert metrics["test/error"] == result["metrics"]["test/error"] > 0
+    assert metrics["test/loss"] == result["metrics"]["test/loss"]
+
+
+@pytest.mark.parametrize("network", ADDITION_NETWORKS.values())
+def test_sums_train_and_are_evaluated_alike(short, run, network):
+    metrics = train(short(f"experiment=mnist_addition {with_transform(*network)}"))["metrics"]
+    assert evaluate_run(run)["test/error"] == metrics["test/error"]
+    transformers = {"addition_st_fcn": 1, "addition_2st_fcn": 2}.get(network[0], 0)
+    for k in (1, 2):
+        assert (f"test/pose_{k}_1" in metrics) is (k <= transformers)
+        assert (f"test/resolves_first_{k}" in metrics) is (k <= transformers)
+    if transformers:
+        assert metrics["test/pose_input_1"] > 3
+        assert (run / "crops" / "mean_images_0000002.png").is_file()
+
+
+@pytest.mark.parametrize("model", ["volume_st_fcn", "volume_fcn"])
+def test_volumes_train_and_are_evaluated_alike(short, run, model):
+    words = f"experiment=mnist_3d data.canvas=40 data.eval_batch_size=10 model={model}"
+    metrics = train(short(words))["metrics"]
+    assert evaluate_run(run)["test/error"] == metrics["test/error"]
+    assert ("theta/std_11" in metrics) is (model == "volume_st_fcn")
+    with Image.open(run / "crops" / "crops_0000002.png") as views:
+        assert views.width > 6 * 3 * 40 * 2, "three views of each sample"
+    assert (run / "crops" / "mistakes.png").is_file()
+
+
+def test_colocalisation_trains_its_encoder_once(short, mnist_root, tmp_path, run, monkeypatch):
+    monkeypatch.setitem(digit_encoder.RECIPE, "steps", 2)
+    words = f"experiment=colocalisation data.digit=1 task.cache={tmp_path}/kept"
+    metrics = train(short(words))["metrics"]
+    saved = read_result(run / "metrics.json")["config"]
+    assert not {"root", "cache"} & {*saved["task"], *saved["data"]}
+    (kept,) = (tmp_path / "kept").rglob("encoder.pt")
+    written = kept.stat().st_mtime_ns
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in torch.load(kept, weights_only=True).items():
+        assert torch.equal(weights[f"network.encoder.{name}"], tensor), "the encoder is frozen"
+    expected = pytest.approx(metrics["test/overlap"])
+    assert evaluate_run(run)["test/overlap"] == expected
+    assert train(short(words))["metrics"]["test/overlap"] == expected
+    assert kept.stat().st_mtime_ns == written
+    shutil.rmtree(tmp_path / "kept")
+    (tmp_path / "elsewhere").symlink_to(mnist_root)
+    elsewhere = str(tmp_path / "elsewhere")
+    assert load_trained(run, data_root=elsewhere).task.root == elsewhere
+    assert evaluate_run(run, data_root=elsewhere)["test/overlap"] == expected
+    assert not kept.exists(), "a test uses the encoder of the checkpoint"
+
+
+@pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])
+def test_house_numbers_train_and_are_evaluated_alike(short, mnist_root, tmp_path, run, experiment):
+    make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
+    words = f"experiment={experiment} data.root={tmp_path}/numbers model.width=0.05"
+    metrics = train(short(f"{words} recipe.validate_every=1"))["metrics"]
+    assert {"test/error", "test/digit_error", "test/length_error"} <= set(metrics)
+    assert evaluate_run(run)["test/error"] == pytest.approx(metrics["test/error"])
+    pictures = {path.name for path in (run / "crops").iterdir()}
+    assert pictures >= {"crops_0000002.png", "mistakes.png", "mistakes.csv"}
+    assert ("theta_4/outside" in metrics) is (experiment == "svhn_st_multi")
+
+
+BIRDS = {"birds_cnn": 0, "birds_2st": 2, "birds_2st_448": 2, "birds_4st": 4}
+"""Number of transformers of each experiment."""
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=[pytest.mark.slow] if n else []) for name, n in BIRDS.items()],
+)
+def test_birds_train_and_are_evaluated_alike(short, tmp_path, run, experiment):
+    birds = [
+        Bird(species, is_training, parts=((20.0, 20.0, 1),) * 3)
+        for species in (1, 2, 3)
+        for is_training in (True, True, False)
+    ]
+    root = write_birds(tmp_path / "birds", birds)
+    words = f"experiment={experiment} data.root={root} data.species=1-3 model.weights=none"
+    result = train(short(f"{words} data.batch_size=2 data.workers=1"))
+    metrics, transformers = result["metrics"], BIRDS[experiment]
+    assert result["samples"] == {"train": 3, "val": 3, "test": 3}
+    found = evaluate_run(run)
+    for name in ("test/accuracy", "test/macro_accuracy"):
+        assert found[name] == pytest.approx(metrics[name])
+    for k in range(1, 5):
+        theta = "theta/outside" if k == 1 else f"theta_{k}/outside"
+        for name in (f"test/parts_{k}/beak", f"test/box_{k}", theta):
+            assert (name in metrics) is (k <= transformers)
+    assert (run / "crops" / "parts.csv").is_file() is (transformers > 0)
+    with Image.open(run / "crops" / "contact_sheet.jpg") as sheet:
+        assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
+    assert "Kind a Wren" in (run / "crops" / "mistakes.csv").read_text()
+    with pytest.raises(UsageError, match="--samples 1 leaves nothing to compare"):
+        slopes.measure(run, samples=1, data_root=None)
+    if not transformers:
+        with pytest.raises(UsageError, match="no network of birds with transformers"):
+            slopes.measure(run, samples=2, data_root=None)
+        return
+    pixels = [row["pixels"] for row in slopes.measure(run, samples=2, data_root=None)["rows"]]
+    assert pixels == ([2, 11, 28] if experiment == "birds_2st" else [4, 22, 56])
+
+
+# What a run learns and writes
+
+
+@pytest.mark.slow
+def test_fast_recipe_learns_rotated_digits(short):
+    words = "data.distortion=r trainer.max_steps=1500 data.batch_size=256"
+    assert train(short(words, "data.eval_batch_size=1000"))["metrics"]["test/error"] < 4
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_recipes_lower_the_loss(short, run, recipe):
+    train(
+        short(
+            f"recipe={recipe} trainer.max_steps=60 data.batch_size=64 data.distortion=r model=fcn"
+        )
+    )
+    losses = [float(row["train/loss"]) for row in rows(run) if row["train/loss"]]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_run_directory_is_complete(short, run, caplog):
+    caplog.set_level("INFO")
+    start = time.monotonic()
+    result = train(short("trainer.max_steps=4 recipe.validate_every=2 seed=7"))
+    assert 0 < result["seconds"] < time.monotonic() - start + 0.1, "rounded to a tenth"
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    steps = [f"{name}_000000{step}.png" for name in ("crops", "mean_images") for step in (2, 4)]
+    figures = ["training.gif", "mistakes.png", "mistakes.csv", "confusion.png"]
+    expected = {"config.yaml", "metrics.json", "metrics.csv"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert names >= expected | {f"crops/{name}" for name in [*steps, *figures]}
+    hidden = [name for name in names if "/." in name or name.startswith(".")]
+    assert hidden == [".lock"], "half-written files"
+    assert json.loads((run / "metrics.json").read_text()) == result
+    assert OmegaConf.load(run / "config.yaml").seed == result["seed"] == 7
+    assert set(result) >= {"commit", "dirty", "device", "packages", "parameters", "config", "label"}
+    assert result["curve"].keys() == {"step", "val/error", "val/loss"}
+    assert result["curve"]["step"] == [2, 4]
+    assert result["curve"]["val/error"][-1] == pytest.approx(result["metrics"]["val/error"])
+    wrong = rows(run, "crops/mistakes.csv")
+    assert result["misclassified"] == sorted(int(row["test sample"]) for row in wrong)
+    assert len(wrong) == round(result["metrics"]["test/error"] * 2)  # of 200 samples
+    assert all(row["label"] != row["prediction"] for row in wrong)
+    confidence = [float(row["confidence"]) for row in wrong]
+    assert confidence == sorted(confidence, reverse=True)
+    with Image.open(run / "crops" / "training.gif") as animation:
+        assert animation.n_frames == 3, "before training and after each validation"
+    logged = {name for row in rows(run) for name, value in row.items() if value}
+    assert logged >= {
+        f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "error")
     }
+    assert logged >= {"theta/mean_0", "theta/std_5", "theta/outside"}
+    assert logged >= {"localisation/gradient_norm", "lr-AdamW/network", "lr-AdamW/localisation"}
 
 
-def test_a_run_keeps_no_best_weights_if_asked(short, tmp_path):
-    record = train(short("callbacks.best=null"))
-    assert "val/best_error" not in record["metrics"]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+def test_start_and_end_of_a_run_are_logged(short, run, caplog):
+    caplog.set_level("INFO")
+    result = train(short("logger=wandb logger.wandb.offline=true"))
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("spatial_transformer")]
+    path = os.path.relpath(run)
+    (wandb,) = (run / "wandb").glob("offline-run-*")
+    assert lines[:6] == [
+        f"run         {path}",
+        f"device      1 x {'cuda' if torch.cuda.is_available() else 'cpu'}, precision 32-true",
+        "data        MnistData: 55,000 train, 5,000 val, 10,000 test samples",
+        f"parameters  {result['parameters']:,}, of which localisation 58,790",
+        "W&B         offline (set so). Upload it with:",
+        f"            wandb sync {os.path.relpath(wandb)}",
+    ]
+    assert lines[6].startswith("step 2 of 2  ")
+    error = result["metrics"]["test/error"]
+    assert lines[7].startswith(f"test error  {error:.2f} % after 2 steps in 0 min")
+    assert lines[8:] == [
+        f"pictures    {path}/crops",
+        f"result      {path}/metrics.json",
+        f"evaluate    python evaluate.py run={path}",
+    ]
 
 
-def test_a_broken_checkpoint_is_named(short, tmp_path):
-    train(short("model=fcn"))
-    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(UsageError, match=r"best.ckpt cannot be read"):
-        evaluate(evaluation(tmp_path / "run"))
-    with pytest.raises(UsageError, match=r"other\.ckpt does not exist"):
-        evaluate(evaluation(tmp_path / "run", checkpoint="other"))
+def test_identity_is_the_initial_transform(short, run):
+    train(short("trainer.max_steps=1 recipe.optimizer.lr=0"))
+    (row,) = [row for row in rows(run) if row["theta/outside"]]
+    assert [float(row[f"theta/mean_{k}"]) for k in range(6)] == [1, 0, 0, 0, 1, 0]
+    assert [float(row[f"theta/std_{k}"]) for k in range(6)] == [0] * 6
+    assert float(row["theta/outside"]) == 0
+
+
+def test_theta_statistics_do_not_depend_on_pictures(short):
+    drawn, plain = (train(short(words))["metrics"] for words in ("", "~callbacks.crops"))
+    assert drawn["theta/std_2"] == plain["theta/std_2"] > 0
+
+
+def test_logger_and_best_checkpoint_are_optional(short, run, caplog):
+    caplog.set_level("INFO")
+    result = train(short("callbacks.best=null logger=none"))
+    assert "val/best_error" not in result["metrics"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert caplog.messages[-1].endswith(f"run={os.path.relpath(run)} checkpoint=last")
+
+
+@pytest.mark.parametrize("accumulate", [1, 3, 4])
+def test_intervals_count_steps_under_accumulation(short, run, monkeypatch, accumulate):
+    monkeypatch.setattr(VALIDATION_SIZE, 60_000 - 16 * 14)  # 14 batches per epoch
+    words = "model=fcn trainer.max_steps=12 recipe.validate_every=4"
+    result = train(short(f"{words} ++trainer.accumulate_grad_batches={accumulate}"))
+    assert result["curve"]["step"] == [4, 8, 12]
+    epochs = [float(row["epoch"]) for row in rows(run) if row["train/loss"]]
+    assert epochs == [step // (14 // accumulate) for step in range(12)]
+
+
+def test_process_is_left_unchanged(short):
+    def state():
+        names = ("pytorch_lightning", "lightning_fabric")
+        levels = [logging.getLogger(name).level for name in names]
+        handler = signal.getsignal(signal.SIGTERM)
+        process = dict(os.environ), list(warnings.filters), matplotlib.get_backend()
+        return *process, levels, handler
+
+    before = state()
+    train(short("trainer.max_steps=1"))
+    assert state() == before
+
+
+def test_wandb_runs_offline_without_a_key(short, tmp_path, run, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    train(short("logger=wandb"))
+    images = (run / "wandb").rglob("media/images/pictures/*")
+    media = {path.name.rsplit("_", 2)[0] for path in images}
+    assert media >= {"crops", "mean_images", "confusion", "mistakes"}
+    logged = set().union(*wandb_file.rows(wandb_file.newest(run)))
+    assert logged >= {"train/loss", "val/error", "test/error", "theta/outside", "mistakes/_type"}
+    assert "WANDB_MODE" not in os.environ
+    assert wandb_file.messages(wandb_file.newest(run), "exit")[0].exit_code == 0
+    monkeypatch.setattr(MisclassifiedSamples, "on_train_start", fail)
+    with pytest.raises(ValueError, match="on the way"):
+        train(short("logger=wandb"))
+    assert wandb_file.messages(wandb_file.newest(run), "exit")[0].exit_code == 1
+
+
+# What is refused, and what is never lost
 
 
 @pytest.mark.parametrize(
@@ -334,355 +334,210 @@ def test_a_broken_checkpoint_is_named(short, tmp_path):
         ("data.batch_size=0", "data.batch_size must be a positive integer"),
         ("data.distortion=x", "one of r, rts"),
         ("data.canvas=20", "data.canvas must be"),
-        (
-            "++trainer.limit_test_batches=0.001",
-            "limit_test_batches must leave at least one of 200 batches, got 0.001",
-        ),
+        ("++trainer.limit_test_batches=0.001", "must leave at least one of 200 batches, got 0.001"),
         ("++trainer.limit_train_batches=0.0001", "limit_train_batches must leave at least one of"),
         ("model.width=0", "width must be at least 1"),
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor must be at least 0"),
         ("recipe.localisation_lr_factor=nan", "localisation_lr_factor must be"),
-        ("trainer.log_every_n_steps=0", "log_every_n_steps must be a positive integer"),
         ("ckpt_path=checkpoints/st_fcn_mnist.pt", "must be in checkpoints/ of a run directory"),
         ("ckpt_path=nothing.ckpt", "nothing.ckpt does not exist"),
         ("data.root=nowhere", "MNIST is incomplete"),
     ],
 )
-def test_bad_settings_are_refused_before_training(short, tmp_path, override, message):
+def test_wrong_settings_are_refused_before_training(short, run, override, message):
     with pytest.raises(UsageError, match=message):
         train(short(override))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (run / "config.yaml").exists()
 
 
-def test_wandb_runs_offline_without_a_key_and_leaves_the_environment_alone(
-    short, tmp_path, monkeypatch
-):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    train(short("logger=wandb"))
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    media = {
-        path.name.rsplit("_", 2)[0]
-        for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")
+def test_refusal_by_lightning_is_a_usage_error(short):
+    config = short("model=fcn")
+    config.recipe.scheduler = {
+        "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "_partial_": True,
     }
-    assert media >= {"crops", "mean_images", "confusion", "mistakes"}
-    logged = set().union(*wandb_file.rows(wandb_file.newest(tmp_path / "run")))
-    assert logged >= {
-        "train/loss",
-        "val/error",
-        "test/error",
-        "theta/outside",
-        "localisation/gradient_norm",
-        "mistakes/_type",
-    }
-    assert "WANDB_MODE" not in os.environ
-    assert wandb_file.messages(wandb_file.newest(tmp_path / "run"), "exit")[0].exit_code == 0
-    monkeypatch.setattr(MisclassifiedSamples, "on_train_start", fail)
-    with pytest.raises(ValueError, match="on the way"):
-        train(short("logger=wandb"))
-    assert wandb_file.messages(wandb_file.newest(tmp_path / "run"), "exit")[0].exit_code == 1
+    with pytest.raises(UsageError, match="ReduceLROnPlateau"):
+        train(config)
 
 
-def test_freed_memory_is_kept_without_harm():
-    keep_freed_memory()
-    assert torch.ones(10_000_000).sum() == 10_000_000
+def test_restart_keeps_earlier_results_and_no_pictures(short, run):
+    results = [train(short(f"trainer.max_steps={steps}")) for steps in (4, 2, 1)]
+    names = ("metrics.1.json", "metrics.2.json", "metrics.json")
+    assert [json.loads((run / name).read_text()) for name in names] == results
+    assert {path.name[-5] for path in (run / "crops").glob("crops_*.png")} == {"0", "1"}
 
 
-def test_a_run_without_any_logger_works(short):
-    assert train(short("logger=none"))["steps"] == 2
+@pytest.mark.parametrize("stop", [3, 6, 8])
+def test_run_continued_from_a_checkpoint_is_bit_equal(short, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(VALIDATION_SIZE, 60_000 - 100)  # six batches per epoch
+
+    def weights(name, *more):
+        words = "recipe.validate_every=1 recipe.scheduler.total_steps=10 recipe.dropout=0.2"
+        train(short(words, f"run_dir={tmp_path}/{name}", *more))
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+    whole = weights("whole", "trainer.max_steps=10")
+    weights("stopped", f"trainer.max_steps={stop}")
+    start = f"ckpt_path={tmp_path}/stopped/checkpoints/last.ckpt"
+    resumed = weights("resumed", "trainer.max_steps=10", start)
+    assert resumed["global_step"] == whole["global_step"] == 10
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][name]), name
 
 
-def test_figures_of_theta_are_of_the_validation_samples_whatever_else_is_drawn(short):
-    with_pictures, without = (
-        train(short(*more))["metrics"] for more in ((), ("~callbacks.crops",))
-    )
-    assert with_pictures["theta/std_2"] == without["theta/std_2"] > 0
-
-
-@pytest.mark.parametrize(("model", "transform"), ADDITION_NETWORKS.values())
-def test_sums_are_trained_on_and_evaluated_alike(short, tmp_path, model, transform):
-    chosen = [] if transform == "none" else [f"transform={transform}"]
-    metrics = train(short("experiment=mnist_addition", f"model={model}", *chosen))["metrics"]
-    assert evaluate(evaluation(tmp_path / "run"))["test/error"] == metrics["test/error"]
-    transformers = {"addition_st_fcn": 1, "addition_2st_fcn": 2}.get(model, 0)
-    for k in (1, 2):
-        assert (
-            (f"test/pose_{k}_1" in metrics)
-            is (f"test/resolves_first_{k}" in metrics)
-            is (k <= transformers)
-        )
-    if transformers:
-        assert metrics["test/pose_input_1"] > 3
-        assert (tmp_path / "run" / "crops" / "mean_images_0000002.png").is_file()
-
-
-@pytest.mark.parametrize("model", [[], ["model=volume_fcn"]], ids=["with a transformer", "without"])
-def test_volumes_are_trained_on_evaluated_alike_and_shown(short, tmp_path, model):
-    metrics = train(
-        short("experiment=mnist_3d", "data.canvas=40", "data.eval_batch_size=10", *model)
-    )["metrics"]
-    assert evaluate(evaluation(tmp_path / "run"))["test/error"] == metrics["test/error"]
-    assert ("theta/std_11" in metrics) is not bool(model)
-    views = Image.open(tmp_path / "run" / "crops" / "crops_0000002.png")
-    assert views.width > 6 * 3 * 40 * 2, "three views of each sample"
-    assert (tmp_path / "run" / "crops" / "mean_images_0000002.png").is_file()
-    assert (tmp_path / "run" / "crops" / "mistakes.png").is_file()
-
-
-def test_windows_are_learned_with_an_encoder_that_is_trained_once(
-    short, mnist_root, tmp_path, monkeypatch
-):
-    monkeypatch.setitem(digit_encoder.RECIPE, "steps", 2)
-    settings = ["experiment=colocalisation", "data.digit=1", f"task.cache={tmp_path}/kept"]
-    metrics = train(short(*settings))["metrics"]
-    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert not {"root", "cache"} & {*record["config"]["task"], *record["config"]["data"]}
-    (kept,) = (tmp_path / "kept").rglob("encoder.pt")
-    made = kept.stat().st_mtime_ns
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)[
-        "state_dict"
-    ]
-    for name, tensor in torch.load(kept, weights_only=True).items():
-        assert torch.equal(checkpoint[f"network.encoder.{name}"], tensor), (
-            "the encoder does not learn"
-        )
-    assert evaluate(evaluation(tmp_path / "run"))["test/overlap"] == pytest.approx(
-        metrics["test/overlap"]
-    )
-    assert (tmp_path / "run" / "crops" / "training.gif").is_file()
-    again = train(short(*settings))["metrics"]
-    assert again["test/overlap"] == metrics["test/overlap"]
-    assert kept.stat().st_mtime_ns == made
-    shutil.rmtree(tmp_path / "kept")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.symlink_to(mnist_root)
-    assert load_trained(tmp_path / "run", data_root=str(elsewhere)).task.root == str(elsewhere)
-    moved = evaluate(evaluation(tmp_path / "run", data_root=str(elsewhere)))
-    assert moved["test/overlap"] == pytest.approx(metrics["test/overlap"])
-    assert not kept.exists(), "a test takes the encoder of the checkpoint"
-
-
-@pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_single", "svhn_st_multi"])
-def test_house_numbers_are_trained_on_and_evaluated_alike(
-    composed, mnist_root, tmp_path, experiment
-):
-    make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 30})
-    settings = [
-        f"experiment={experiment}",
-        f"data.root={tmp_path}/numbers",
-        "model.width=0.05",
-        "logger=csv",
-        *SHORT,
-    ]
-    record = train(composed(*settings, "recipe.validate_every=1"))
-    assert {"test/error", "test/digit_error", "test/length_error"} <= set(record["metrics"])
-    figures = evaluate(evaluation(tmp_path / "run"))
-    assert figures["test/error"] == pytest.approx(record["metrics"]["test/error"])
-    pictures = {path.name for path in (tmp_path / "run" / "crops").iterdir()}
-    assert pictures >= {"crops_0000002.png", "mistakes.png", "mistakes.csv"}
-    if experiment == "svhn_st_multi":
-        assert "theta_4/outside" in record["metrics"]
+def test_continued_run_resumes_from_its_own_checkpoint(short, tmp_path, run, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    words = "recipe.scheduler=null recipe.validate_every=1"
+    train(short(words))
+    run.rename(tmp_path / "first")
+    words += f" ckpt_path={tmp_path}/first/checkpoints/last.ckpt trainer.max_steps=6"
+    with monkeypatch.context() as patch:
+        patch.setattr(MisclassifiedSamples, "on_test_start", fail)
+        with pytest.raises(ValueError, match="on the way"):
+            train(short(words))
+    assert train(short(words))["steps"] == 6
+    assert f"Resuming from {tmp_path}/first" not in caplog.text
+    assert caplog.text.count(f"Resuming from {run}/checkpoints/last.ckpt") == 1
+    train(short(words))
+    assert "is already finished" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "experiment",
-    [
-        "birds_cnn",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("birds_2st", "birds_2st_448", "birds_4st")
-        ),
-    ],
+    "other", ["optimizer.lr=0.5", "localisation_lr_factor=0.5", "scheduler=null"]
 )
-def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment):
-    birds = [
-        Bird(species, training, parts=((20.0, 20.0, 1),) * 3)
-        for species in (1, 2, 3)
-        for training in (True, True, False)
-    ]
-    settings = [
-        f"experiment={experiment}",
-        f"data.root={write_birds(tmp_path / 'birds', birds)}",
-        "data.species=1-3",
-    ]
-    record = train(
-        composed(
-            *settings,
-            "model.weights=none",
-            "logger=csv",
-            *SHORT,
-            "data.batch_size=2",
-            "data.workers=1",
-        )
-    )
-    assert record["samples"] == {"train": 3, "val": 3, "test": 3}
-    figures = evaluate(evaluation(tmp_path / "run"))
-    for name in ("test/accuracy", "test/macro_accuracy"):
-        assert figures[name] == pytest.approx(record["metrics"][name])
-    transformers = {"birds_cnn": 0, "birds_4st": 4}.get(experiment, 2)
-    for k in range(1, 5):
-        for name in (
-            f"test/parts_{k}/beak",
-            f"test/box_{k}",
-            "theta/outside" if k == 1 else f"theta_{k}/outside",
-        ):
-            assert (name in record["metrics"]) is (k <= transformers)
-    assert (tmp_path / "run" / "crops" / "parts.csv").is_file() is (transformers > 0)
-    with Image.open(tmp_path / "run" / "crops" / "contact_sheet.jpg") as sheet:
-        assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
-    if transformers:
-        measured = slopes.measure(tmp_path / "run", samples=2, data_root=None)
-        assert [row["pixels"] for row in measured["rows"]] == (
-            [2, 11, 28] if experiment == "birds_2st" else [4, 22, 56]
-        )
-    else:
-        with pytest.raises(UsageError, match="no network of birds with transformers"):
-            slopes.measure(tmp_path / "run", samples=2, data_root=None)
-    with pytest.raises(UsageError, match="--samples 1 leaves nothing to compare"):
-        slopes.measure(tmp_path / "run", samples=1, data_root=None)
-    wrong = (tmp_path / "run" / "crops" / "mistakes.csv").read_text()
-    assert "Kind a Wren" in wrong
+def test_checkpoint_keeps_its_optimizer_and_schedule(short, run, other):
+    before = train(short())
+    with pytest.raises(
+        UsageError, match=rf"recipe\.{other.partition('.')[0].partition('=')[0]} is"
+    ):
+        train(short(f"ckpt_path={run}/checkpoints/last.ckpt recipe.{other}"))
+    assert read_result(run / "metrics.json") == before
 
 
-def test_a_folder_without_a_run_keeps_its_files(short, tmp_path):
-    mine = [
-        tmp_path / "run" / name
-        for name in ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")
-    ]
-    for path in mine:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("mine")
+def test_unusable_start_is_refused(short, tmp_path, run):
+    train(short("model=fcn"))
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    with pytest.raises(UsageError, match="weights of another network"):
+        train(short(f"model=st_fcn ckpt_path={checkpoint} run_dir={tmp_path}/another"))
+    checkpoint.rename(tmp_path / "some.ckpt")
+    with pytest.raises(UsageError, match=r"some\.ckpt must be in checkpoints/ of a run directory"):
+        train(short(f"model=fcn ckpt_path={tmp_path}/some.ckpt run_dir={tmp_path}/another"))
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"best\.ckpt cannot be read"):
+        evaluate_run(run)
+    with pytest.raises(UsageError, match=r"other\.ckpt does not exist"):
+        evaluate_run(run, checkpoint="other")
+
+
+def test_another_directory_keeps_its_files(short, tmp_path, run):
+    names = ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
     for start in ("auto", "null"):
         with pytest.raises(
-            UsageError, match=r"has no config.yaml but metrics.csv, mine.ckpt, crops"
+            UsageError, match=r"no config\.yaml but metrics\.csv, mine\.ckpt, crops"
         ):
-            train(short("trainer.max_steps=1", f"ckpt_path={start}"))
-    assert all(path.read_text() == "mine" for path in mine)
-
-
-def test_a_run_from_a_checkpoint_does_not_take_another_runs_folder(short, tmp_path):
-    for folder in ("first", "second"):
-        train(short("trainer.max_steps=1", f"run_dir={tmp_path}/{folder}"))
-    record = (tmp_path / "second" / "metrics.json").read_bytes()
+            train(short(f"ckpt_path={start}"))
+    assert all((run / name).read_text() == "mine" for name in names)
+    for name in ("first", "second"):
+        train(short(f"trainer.max_steps=1 run_dir={tmp_path}/{name}"))
+    before = (tmp_path / "second" / "metrics.json").read_bytes()
+    words = f"run_dir={tmp_path}/second ckpt_path={tmp_path}/first/checkpoints/last.ckpt"
     with pytest.raises(UsageError, match=r"second holds another run: .* is 1 there and 2 here"):
-        train(
-            short(
-                "trainer.max_steps=2",
-                f"run_dir={tmp_path}/second",
-                f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt",
-            )
-        )
-    assert (tmp_path / "second" / "metrics.json").read_bytes() == record
-    assert RunDir(tmp_path / "second").state().name == "finished"
+        train(short(words))
+    assert (tmp_path / "second" / "metrics.json").read_bytes() == before
 
 
-def test_two_runs_do_not_work_in_one_folder(short, tmp_path):
+def test_two_runs_in_one_directory_are_refused(short, run):
     train(short("trainer.max_steps=1"))
-    folder = RunDir(tmp_path / "run")
-    with folder.lock(), pytest.raises(UsageError, match="Another run is working in"):
+    with RunDir(run).lock(), pytest.raises(UsageError, match="Another run is working in"):
         train(short("trainer.max_steps=1"))
-    assert folder.state().name == "finished"
-    with folder.lock():
-        pass
+    assert RunDir(run).state().name == "finished"
 
 
-def test_a_finished_run_that_fails_when_started_anew_is_told_as_failed(short, tmp_path):
+def test_failed_restart_of_a_finished_run_is_failed(short, tmp_path, run):
     train(short("trainer.max_steps=1"))
     with pytest.raises(UsageError, match="MNIST is incomplete"):
-        train(short("trainer.max_steps=1", "ckpt_path=null", f"data.root={tmp_path}/nowhere"))
-    assert RunDir(tmp_path / "run").state().name == "failed"
-    train(short("trainer.max_steps=1", "ckpt_path=auto"))
-    assert RunDir(tmp_path / "run").state().name == "finished"
+        train(short(f"trainer.max_steps=1 ckpt_path=null data.root={tmp_path}/nowhere"))
+    assert RunDir(run).state().name == "failed"
+    train(short("trainer.max_steps=1 ckpt_path=auto"))
+    assert RunDir(run).state().name == "finished"
 
 
-def test_a_record_tells_of_callbacks_and_checkpoints_that_change_what_comes_out(composed):
-    stop = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"
+def test_result_has_acting_callbacks_and_the_start(composed):
     plain = result_settings(composed("experiment=mnist"))
     assert plain["start"] == {"ckpt_path": None}
     assert list(plain["callbacks"]) == ["best"]
-    other = result_settings(
-        composed(
-            "experiment=mnist", stop, "+callbacks.stop.monitor=val/loss", "ckpt_path=some.ckpt"
-        )
+    stop = (
+        "+callbacks.stop={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/loss}"
     )
+    other = result_settings(composed("debug=overfit", stop, "ckpt_path=some.ckpt"))
     assert other["start"] == {"ckpt_path": "some.ckpt"}
     assert other["callbacks"]["stop"]["monitor"] == "val/loss"
+    assert set(other["callbacks"]) == {"best", "stop", "overfit"}
 
 
-@pytest.mark.parametrize("accumulate", [1, 3, 4])
-def test_validation_intervals_and_epochs_count_steps_whatever_the_accumulation(
-    short, tmp_path, monkeypatch, accumulate
-):
-    monkeypatch.setattr(
-        "spatial_transformer.data.mnist.distorted.VALIDATION_SIZE", 60_000 - 16 * 14
-    )  # 14 batches an epoch
-    several = f"++trainer.accumulate_grad_batches={accumulate}"
-    result = train(short("model=fcn", "trainer.max_steps=12", "recipe.validate_every=4", several))
-    assert result["curve"]["step"] == [4, 8, 12]
-    epochs = [float(row["epoch"]) for row in rows(tmp_path / "run") if row["train/loss"]]
-    steps_per_epoch = 14 // accumulate
-    assert epochs == [step // steps_per_epoch for step in range(12)]
-
-
-SHORT_INTERVALS = ("model=fcn", "trainer.max_steps=4", "recipe.validate_every=2")
-
-
-def test_a_run_whose_directory_is_moved_ends(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        MisclassifiedSamples,
-        "on_train_start",
-        lambda *arguments: (tmp_path / "run").rename(tmp_path / "moved"),
-    )
+def test_moved_run_directory_ends_the_run(short, run, monkeypatch):
+    move = lambda *arguments: run.rename(run.with_name("moved"))  # noqa: E731
+    monkeypatch.setattr(MisclassifiedSamples, "on_train_start", move)
     with pytest.raises(UsageError, match="run was moved or removed during the run"):
-        train(short(*SHORT_INTERVALS))
-    assert not list((tmp_path / "run").rglob("*.ckpt"))
+        train(short(TWO_VALIDATIONS))
+    assert not list(run.rglob("*.ckpt"))
 
 
-def test_a_damaged_best_checkpoint_is_not_tested(short, tmp_path, monkeypatch):
+def test_damaged_best_checkpoint_is_not_tested(short, run, monkeypatch):
+    best = run / "checkpoints" / "best.ckpt"
+
     def damage(*arguments):
-        file = tmp_path / "run" / "checkpoints" / "best.ckpt"
-        content = bytearray(file.read_bytes())
+        content = bytearray(best.read_bytes())
         content[len(content) // 2] ^= 1
-        file.write_bytes(content)
+        best.write_bytes(content)
 
     with monkeypatch.context() as patch:
         patch.setattr(MisclassifiedSamples, "on_train_end", damage)
         with pytest.raises(UsageError, match=r"best\.ckpt cannot be read as a checkpoint"):
-            train(short(*SHORT_INTERVALS, "ckpt_path=auto"))
-    assert not (tmp_path / "run" / "metrics.json").exists()
-    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
+            train(short(f"{TWO_VALIDATIONS} ckpt_path=auto"))
+    assert not (run / "metrics.json").exists()
+    best.unlink()
     with pytest.raises(UsageError, match=r"best\.ckpt is missing"):
-        train(short(*SHORT_INTERVALS, "ckpt_path=auto"))
+        train(short(f"{TWO_VALIDATIONS} ckpt_path=auto"))
 
 
-def test_weights_that_are_not_finite_are_never_saved(short, tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_ends_the_run(short, run):
+    sgd = "recipe.optimizer._target_=torch.optim.SGD ~recipe.optimizer.fused recipe.scheduler=null"
+    words = "recipe.optimizer.lr=1e18 trainer.max_steps=40 recipe.validate_every=1"
+    with pytest.raises(UsageError, match=r"loss is not finite at step \d+"):
+        train(short(f"{words} {sgd}"))
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] >= 1
+    assert not (run / "metrics.json").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(short, run, monkeypatch):
     def spoil(self, trainer, pl_module, optimizer):
         if trainer.global_step == 3:
             next(pl_module.parameters()).grad.fill_(float("nan"))
 
     monkeypatch.setattr(MisclassifiedSamples, "on_before_optimizer_step", spoil)
     with pytest.raises(UsageError, match="weights are not finite at step 4"):
-        train(short(*SHORT_INTERVALS))
-    for file in (tmp_path / "run" / "checkpoints").iterdir():
+        train(short(TWO_VALIDATIONS))
+    for file in (run / "checkpoints").iterdir():
         weights = torch.load(file, weights_only=True)["state_dict"].values()
         assert all(weight.isfinite().all() for weight in weights), file
 
 
-def test_a_run_leaves_the_process_as_it_was(short):
-    def state():
-        loggers = [
-            logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")
-        ]
-        return (
-            dict(os.environ),
-            list(warnings.filters),
-            loggers,
-            matplotlib.get_backend(),
-            signal.getsignal(signal.SIGTERM),
-        )
+# Debug options
 
-    before = state()
-    train(short("trainer.max_steps=1"))
-    assert state() == before
+
+def test_overfit_trains_on_one_batch(short, run):
+    train(short("debug=overfit trainer.max_steps=80 trainer.log_every_n_steps=1 recipe=fast"))
+    errors = [float(row["train/error"]) for row in rows(run) if row["train/error"]]
+    assert errors[-1] == 0 < errors[0]
+
+
+def test_limit_takes_a_share_of_the_training_batches(short, run):
+    train(short("model=fcn model.width=4 debug=limit trainer.max_steps=13 data.batch_size=250"))
+    epochs = [float(row["epoch"]) for row in rows(run) if row["train/loss"]]
+    assert epochs == [0] * 11 + [1] * 2  # 220 batches, 5 % of them

@@ -1,4 +1,4 @@
-"""Result files of earlier versions count as runs of today's networks."""
+"""Result files of earlier versions are read under the names of this version."""
 
 import copy
 from collections import Counter
@@ -39,7 +39,7 @@ def old_config(model, recipe=None, task=None):
         ),
     ],
 )
-def test_networks_become_settings_of_one_class(old, new):
+def test_networks_become_one_class(old, new):
     upgraded = upgrade_settings(old_config(old))
     assert upgraded["model"] == {
         "_target_": "spatial_transformer.networks.mnist.MnistNetwork",
@@ -48,12 +48,12 @@ def test_networks_become_settings_of_one_class(old, new):
     assert upgrade_settings(upgraded) == upgraded
 
 
-def test_networks_of_users_stay_as_they_are():
+def test_networks_of_users_are_unchanged():
     config = old_config({"_target_": "mnist.small_cnn", "width": 8})
     assert upgrade_settings(config) == config
 
 
-def test_recipe_and_task_have_the_names_of_today_and_the_old_ones_are_kept():
+def test_recipe_and_task_are_renamed():
     recipe = {
         "frozen_steps": 0,
         "theta_step": 0.15,
@@ -89,8 +89,7 @@ def test_recipe_and_task_have_the_names_of_today_and_the_old_ones_are_kept():
 
 
 @pytest.mark.parametrize("experiment", ["mnist_addition", "birds_2st", "colocalisation"])
-def test_recorded_runs_differ_from_the_configuration_of_today_as_they_did(experiment):
-    """Old runs, that had other defaults, are the only ones that differ."""
+def test_most_results_have_the_default_settings(experiment):
     records = read_records(REPOSITORY / "results" / experiment)
     differ = Counter(
         setting.partition("=")[0]

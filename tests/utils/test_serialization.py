@@ -1,4 +1,4 @@
-"""Files of tensors on a disk that gets full."""
+"""Files of tensors, also on a full disk."""
 
 import resource
 
@@ -10,7 +10,7 @@ from spatial_transformer.utils.serialization import load_tensors, save_tensors
 
 @pytest.fixture
 def full_disk():
-    """No file gets larger than some bytes."""
+    """Limit the size of files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
     yield
@@ -18,14 +18,14 @@ def full_disk():
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_what_is_saved_is_read_back(tmp_path, durable):
+def test_saved_tensors_are_read_back(tmp_path, durable):
     save_tensors({"x": torch.arange(3), "y": [1, "a"]}, tmp_path / "new" / "saved.pt", durable)
     saved = load_tensors(tmp_path / "new" / "saved.pt")
     assert torch.equal(saved["x"], torch.arange(3))
     assert saved["y"] == [1, "a"]
 
 
-def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, full_disk):
+def test_full_disk_keeps_the_old_file(tmp_path, full_disk):
     save_tensors(torch.zeros(1), tmp_path / "saved.pt")
     with pytest.raises(OSError, match="too large"):
         save_tensors(torch.zeros(10_000), tmp_path / "saved.pt")

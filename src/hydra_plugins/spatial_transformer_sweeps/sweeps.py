@@ -187,7 +187,7 @@ class Grid(Sweeper):
             run = RunDir(directory)
             plain: Any = OmegaConf.to_container(config, resolve=True)
             finished = run.finished(plain) is not None
-            if not finished:
+            if not finished and not self.show:  # a listing downloads no weights
                 from spatial_transformer.training.build import build
 
                 build(config)

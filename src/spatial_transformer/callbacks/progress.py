@@ -1,10 +1,16 @@
-"""How far a run is, how fast it goes, and how long it will take."""
+"""What a run prints from its start to the end of training."""
 
 from __future__ import annotations
 
+import logging
+import os
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import (
@@ -15,28 +21,26 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from torch import nn
 
+from ..loggers.wandb import WandbRun
 from ..networks.localisation import localisation_networks
+
+log = logging.getLogger(__name__)
 
 
 class RunProgress(ProgressBar):
-    """A progress bar over the whole run in a terminal; elsewhere (a log file) a line after each validation.
-
-    Before the first step it says how many parameters each part of the network has, localisation and the rest apart.
+    """Log a few lines at the start and one after each validation; in a terminal, show a bar.
 
     Args:
         every: steps between two updates of the bar.
-        name: stands before each line where several runs share a terminal, in which there are lines then and no bar.
+        bar: whether to show a bar; false where several runs share a terminal.
     """
 
-    def __init__(self, every: int = 20, name: str | None = None) -> None:
+    def __init__(self, every: int = 20, bar: bool = True) -> None:
         super().__init__()
         self.every = every
-        self.name = name
-        self._console = Console()
-        self._bar: Progress | None = None
+        self.bar = bar
+        self._progress: Progress | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -47,13 +51,14 @@ class RunProgress(ProgressBar):
 
     def on_fit_start(self, trainer, pl_module) -> None:
         if self._enabled:
-            self._console.print(_parameter_table(pl_module.network, self.name))
+            for line in describe_run(trainer, pl_module):
+                log.info(line)
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._start, self._first_step = time.monotonic(), trainer.global_step
-        if not self._enabled or not self._console.is_terminal or self.name:
+        if not self._enabled or not self.bar or not Console().is_terminal:
             return
-        self._bar = Progress(
+        self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -61,33 +66,36 @@ class RunProgress(ProgressBar):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
+            TextColumn("{task.fields[metrics]}"),
+            transient=True,
         )
-        self._task = self._bar.add_task(
-            "", total=trainer.max_steps, completed=trainer.global_step, rate="", figures=""
+        self._task = self._progress.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, rate="", metrics=""
         )
-        self._bar.start()
+        self._progress.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if self._bar is not None and (step % self.every == 0 or step == trainer.max_steps):
-            self._bar.update(
+        if self._progress is not None and (step % self.every == 0 or step == trainer.max_steps):
+            self._progress.update(
                 self._task,
                 completed=step,
                 rate=f"{self._rate(step):.1f} steps/s",
-                figures=self._figures(trainer),
+                metrics=_metrics(trainer),
             )
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if self._bar is None and self._enabled and not trainer.sanity_checking:
-            step, rate = trainer.global_step, self._rate(trainer.global_step)
-            left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
-            self._console.print(
-                f"{self.name + '  ' if self.name else ''}step {step:,} of {trainer.max_steps:,}  {self._figures(trainer)}  "
-                f"{rate:.1f} steps/s  {left} left",
-                soft_wrap=True,
-            )
+        if not self._enabled or trainer.sanity_checking:
+            return
+        step, rate = trainer.global_step, self._rate(trainer.global_step)
+        left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
+        line = f"step {step:,} of {trainer.max_steps:,}  {_metrics(trainer)}  {rate:.1f} steps/s"
+        if self._progress is None:
+            log.info("%s  %s left", line, left)
+        else:  # erase the bar, which may not be on the same line
+            self._progress.stop()
+            log.info("%s  %s left", line, left)
+            self._progress.start()
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._stop()
@@ -96,28 +104,35 @@ class RunProgress(ProgressBar):
         self._stop()
 
     def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
     def _rate(self, step: int) -> float:
         return (step - self._first_step) / max(time.monotonic() - self._start, 1e-9)
 
-    def _figures(self, trainer) -> str:
-        return "  ".join(
-            f"{name} {float(value):.4g}"
-            for name, value in sorted(trainer.progress_bar_metrics.items())
-        )
+
+def describe_run(trainer: Any, task: Any) -> Iterator[str]:
+    """Yield a line each on the run directory, device, data, parameters and W&B."""
+    device = trainer.strategy.root_device.type
+    sizes = [f"{trainer.datamodule.size(split):,} {split}" for split in ("train", "val", "test")]
+    total = sum(p.numel() for p in task.network.parameters())
+    networks = localisation_networks(task.network)
+    localisation = sum(p.numel() for network in networks for p in network.parameters())
+    yield f"run         {os.path.relpath(trainer.default_root_dir)}"
+    yield f"device      {trainer.world_size} x {device}, precision {trainer.precision}"
+    yield f"data        {type(trainer.datamodule).__name__}: {', '.join(sizes)} samples"
+    yield f"parameters  {total:,}, of which localisation {localisation:,}"
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbRun):
+            run = logger.experiment
+            if run.offline:
+                yield f"W&B         offline ({logger.offline_reason}). Upload it with:"
+                yield f"            wandb sync {os.path.relpath(Path(run.dir).parent)}"
+            else:
+                yield f"W&B         {run.url or 'disabled'}"
 
 
-def _parameter_table(network: nn.Module, name: str | None) -> Table:
-    total = sum(p.numel() for p in network.parameters())
-    localisation = sum(
-        p.numel() for net in localisation_networks(network) for p in net.parameters()
-    )
-    table = Table("part", "parameters", box=None, title=name, title_justify="left")
-    table.columns[1].justify = "right"
-    table.add_row("localisation", f"{localisation:,}")
-    table.add_row("classifier", f"{total - localisation:,}")
-    table.add_row("network", f"{total:,}")
-    return table
+def _metrics(trainer: pl.Trainer) -> str:
+    metrics = sorted(trainer.progress_bar_metrics.items())
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in metrics)

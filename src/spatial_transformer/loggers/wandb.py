@@ -58,8 +58,10 @@ class WandbRun(WandbLogger):
 
         self.folder = Path(run_dir)
         self.keep_model = keep_model
+        self.offline_reason = "set so"
         if offline is None:
             offline = not _can_log_in()
+            self.offline_reason = "no API key, or no connection"
         mode = (
             os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
         )  # the command `wandb disabled`
@@ -94,7 +96,7 @@ class WandbRun(WandbLogger):
             raise UsageError(f"logger.wandb: {error}.") from error
         except CommError as error:
             _say_offline(error)
-            self._offline = True
+            self._offline, self.offline_reason = True, "no connection"
             self._wandb_init |= _OFFLINE
             run = super().experiment
         if begins:

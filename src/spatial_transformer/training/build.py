@@ -10,8 +10,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.optim import SparseAdam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..data.base import BatchedData
 from ..tasks.classification import Classification
@@ -83,8 +81,6 @@ def _check_optimizer(config: DictConfig, task: Classification) -> None:
     recipe, trainer = config.recipe, config.trainer
     with _short_refusals("recipe.optimizer", recipe.optimizer["_target_"]):
         optimizer = task.optimizer(task.parameter_groups())
-    if isinstance(optimizer, SparseAdam):
-        raise UsageError("recipe.optimizer must take dense gradients, got SparseAdam.")
     is_mixed = str(trainer.get("precision")) not in ("None", "32", "32-true")
     if is_mixed and trainer.get("gradient_clip_val") and optimizer.defaults.get("fused"):
         raise UsageError(
@@ -95,8 +91,6 @@ def _check_optimizer(config: DictConfig, task: Classification) -> None:
         return
     with _short_refusals("recipe.scheduler", recipe.scheduler["_target_"]):
         scheduler = task.scheduler(optimizer)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        raise UsageError("recipe.scheduler must depend on the step alone, got ReduceLROnPlateau.")
     total, steps = getattr(scheduler, "total_steps", None), trainer.max_steps
     if total is not None and total < steps:
         raise UsageError(f"recipe.scheduler.total_steps must be at least {steps}, got {total}.")

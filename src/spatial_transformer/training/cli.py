@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 import re
 import sys
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import spatial_transformer.training.config  # noqa: F401  registers the schemas
+
+from ..utils.directories import remove_unused_run_dir
 from ..utils.errors import Stopped, UsageError, did_you_mean
 from ..utils.process import PipeTolerantStream, local_rank, rank
-from .config import compose_config
 from .signals import StopSignals
 
 Function = Callable[[DictConfig], Any]
@@ -32,8 +35,9 @@ Function = Callable[[DictConfig], Any]
 def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
     """Return a decorator that makes a Hydra program of a function.
 
-    A wrong configuration ends the program with one message and exit code 1. Other errors keep
-    their traceback. Modules in the working directory can be imported.
+    A wrong configuration ends the program with one message and exit code 1, and leaves no run
+    directory behind. Other errors keep their traceback. Modules in the working directory can be
+    imported, and ``~`` at the start of a value is the home directory.
 
     Args:
         name: of its configuration file in ``conf``, which is next to the program.
@@ -41,25 +45,29 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
 
     def decorate(function: Function) -> Callable[[], None]:
         conf = Path(inspect.getfile(function)).absolute().parent / "conf"
-        state = {"shortens": False, "started": False}
+        is_short = is_started = False
 
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            state["started"] = True
-            if not state["shortens"] or HydraConfig.get().mode == RunMode.MULTIRUN:
+            nonlocal is_started
+            is_started = True
+            hydra_config = HydraConfig.get()
+            if not is_short or hydra_config.mode == RunMode.MULTIRUN:
                 return function(config)
-            with _short_messages(conf, name):  # before Hydra prints a line of its own
-                if missing := sorted(OmegaConf.missing_keys(config)):
-                    settings = " ".join(f"{key}=VALUE" for key in missing)
-                    raise UsageError(f"{', '.join(missing)} must be set: {settings}.")
-                return function(config)
+            try:
+                with _short_messages(conf, name):  # before Hydra prints a line
+                    return function(config)
+            finally:
+                remove_unused_run_dir(Path(hydra_config.runtime.output_dir))
 
         def main() -> None:
+            nonlocal is_short, is_started
+            is_short, is_started = os.environ.get("HYDRA_FULL_ERROR", "0") in ("", "0"), False
             sys.path.append(os.getcwd())
+            home = os.path.expanduser("~")
+            sys.argv[1:] = [re.sub(r"(?<==)([\"']?)~(?=/)", rf"\1{home}", w) for w in sys.argv[1:]]
             program = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
-            full = os.environ.get("HYDRA_FULL_ERROR", "")
-            state.update(shortens=full in ("", "0"), started=False)
-            if not state["shortens"]:
+            if not is_short:
                 return program()
             sys.stdout = PipeTolerantStream(sys.stdout)  # type: ignore[assignment]
             sys.stderr = PipeTolerantStream(sys.stderr)  # type: ignore[assignment]
@@ -76,13 +84,12 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
                 try:
                     program()
                 except (OSError, ValueError) as error:  # of the directory, or of a log file in it
-                    if state["started"] or isinstance(error, HydraException):
+                    if is_started or isinstance(error, HydraException):
                         raise
-                    raise UsageError(
-                        f"{error.__cause__ or error}. Choose another hydra.run.dir."
-                    ) from error
+                    reason = error.__cause__ or error
+                    raise UsageError(f"{reason}. Choose another hydra.run.dir.") from error
                 finally:
-                    os.environ["HYDRA_FULL_ERROR"] = full
+                    os.environ["HYDRA_FULL_ERROR"] = ""
 
         return main
 
@@ -94,20 +101,27 @@ def _short_messages(conf: Path, name: str) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        print(f"\n{stop}", file=sys.stderr)
+        _print_error(str(stop))
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(130)
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         if local_rank() == 0:
-            text = (
-                f"\nError: {message(error, conf, name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)"
-            )
-            print(text, file=sys.stderr)
+            _print_error(f"Error: {explain(error, conf, name)}")
+            print("(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
         sys.exit(1)
 
 
+def _print_error(text: str) -> None:
+    """Print to standard error, and to ``train.log`` if there is one."""
+    print(f"\n{text}", file=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.makeLogRecord({"msg": text}))
+
+
 def _check_srun() -> None:
+    """Refuse to wait for processes that SLURM has not started."""
     tasks = int(os.environ.get("SLURM_NTASKS") or 1)
     is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     is_srun = {"SLURM_STEP_ID", "SLURM_NTASKS_PER_NODE"} <= os.environ.keys()
@@ -121,52 +135,45 @@ def _check_srun() -> None:
 def _check_words(words: list[str], conf: Path) -> None:
     """Refuse what Hydra would answer with a traceback."""
     groups = {path.name: path for path in conf.iterdir() if path.is_dir()}
-    for word, following in zip(words, [*words[1:], ""]):
-        key, equals, value = word.lstrip("-+").partition("=")
-        if word.startswith("--") and key.partition(".")[0] in {"seed", *groups}:
-            raise UsageError(f"Settings have no dashes: {key}={value or following}.")
-        if equals and key in groups and re.fullmatch(r"|null|true|false|[\d.]+", value):
+    for word in words:
+        key, _, value = word.lstrip("-+").partition("=")
+        if word.startswith("--") and key in {"seed", *groups}:
+            raise UsageError(f"Settings have no dashes: {key}={value or 'VALUE'}.")
+        if key in groups and re.fullmatch(r"null|true|false|[\d.]+", value):
             options = [path.stem for path in groups[key].glob("*.yaml")]
             raise UsageError(f"{key}={value} does not exist.{did_you_mean(value, options)}")
 
 
-def message(error: Exception, conf: Path, name: str) -> str:
+def explain(error: Exception, conf: Path, name: str) -> str:
     """Return the message for a configuration error."""
     text = str(error).strip()
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'configuration'}: {text.splitlines()[0]}."
+        reason = text.splitlines()[0].removesuffix(f": {error.full_key}")
+        return f"{error.full_key or 'configuration'}: {reason}."
     if isinstance(error, OverrideParseException):
-        word = error.override
-        key, equals, value = word.partition("=")
+        key, equals, value = error.override.partition("=")
         if equals:
-            return f"{word} cannot be parsed. Quote the value: '{key}=\"{value}\"'."
-        files = sorted(conf.glob(f"*/{Path(word).name}.yaml"))
-        options = [f"{file.parent.name}={word}" for file in files]
-        options = options or ["NAME=VALUE" if name == "train" else f"run={word}"]
-        return f"{word} is not a setting. Did you mean {' or '.join(options)}?"
+            return f"{error.override} cannot be parsed. Quote the value: '{key}=\"{value}\"'."
+        options = [f"{file.parent.name}={key}" for file in sorted(conf.glob(f"*/{key}.yaml"))]
+        hint = f" Did you mean {' or '.join(options)}?" if options else ""
+        return f"{key} is not a setting NAME=VALUE.{hint}"
     if found := re.search(r"Could not find '([^'\n]+)/([^/'\n]+)'", text):
         options = re.findall(r"^\t(\S+)", text.partition("Config search path")[0], re.M)
         return f"{found[1]}={found[2]} does not exist.{did_you_mean(found[2], options)}"
     if found := re.search(r"Could not override '[+~]*([^'@]+)", text):
-        hint = did_you_mean(found[1], _setting_names(conf, name, found[1]))
-        return f"There is no setting or group {found[1]}.{hint}"
+        group, _, key = found[1].rpartition(".")
+        names = _known_names(conf, name, group)
+        if key not in names:  # else a part of its value is wrong
+            return f"There is no setting or group {found[1]}.{did_you_mean(key, names)}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = text.removeprefix("Error merging override ")
         return f"{text}: {str(error.__cause__).splitlines()[0]}."
     return text
 
 
-def _setting_names(conf: Path, program: str, name: str) -> list[str]:
-    """Return all groups and dotted settings; if any ends as ``name`` does, only those."""
-    if program == "train":
-        names = [path.name for path in conf.iterdir() if path.is_dir()]
-        config = compose_config(conf)
-    else:
-        names = []
-        config = ConfigStore.instance().load(f"spatial_transformer_{program}.yaml").node
-    nodes: dict[str, Any] = {"": OmegaConf.to_container(config)}
-    while nodes:
-        prefix, node = nodes.popitem()
-        names += [prefix + key for key in node if key != "_target_"]
-        nodes |= {f"{prefix}{key}.": value for key, value in node.items() if type(value) is dict}
-    return [known for known in names if known.endswith(f".{name.rpartition('.')[2]}")] or names
+def _known_names(conf: Path, program: str, group: str) -> list[str]:
+    """Return the names of the settings in a group; for "", also the groups of options."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        node = OmegaConf.select(compose(program), group)
+    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    return names if group else names + [path.name for path in conf.iterdir() if path.is_dir()]

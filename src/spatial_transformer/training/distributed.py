@@ -1,7 +1,7 @@
-"""A run on several devices: one process for each, which agree on what concerns all of them.
+"""Runs on several devices, with one process for each.
 
-Processes that torchrun or SLURM has started meet here. Otherwise they are started here, because
-Lightning would start them by this program's command line, which in a sweep is the whole sweep.
+The processes are started by torchrun, by SLURM, or here. Lightning would start them by the command
+line of this program, which in a sweep is the whole sweep.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from ..utils.errors import Stopped, UsageError
 from .signals import SIGNALS
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class DistributedContext:
     """The processes of a run.
 
     Args:
-        trainer: a trainer as configured; it trains nothing, but knows the devices.
+        trainer: a trainer as configured, which knows the devices.
 
     Attributes:
         world_size: number of devices over all nodes.
@@ -60,8 +61,13 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is the process that writes and logs."""
         return self._trainer.is_global_zero
+
+    def log(self, text: str) -> None:
+        """Log a line, once for all processes."""
+        if self.is_rank_zero:
+            log.info(text)
 
     def launch(self, function: Callable[[Any], T], argument: Any, hint: str) -> T:
         """Call ``function`` in a process for each device and return what rank zero returns.
@@ -80,7 +86,7 @@ class DistributedContext:
         """
         for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        previous = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             with tempfile.TemporaryDirectory() as logs:  # elsewhere, torch would leave it behind
                 launch = LaunchConfig(
@@ -94,18 +100,20 @@ class DistributedContext:
                     max_restarts=0,
                     signals_to_handle=",".join(signal.Signals(number).name for number in SIGNALS),
                 )
-                return elastic_launch(launch, _exit_quietly)(function, argument)[0]
+                handlers = logging.getLogger().handlers
+                files = [h.baseFilename for h in handlers if isinstance(h, logging.FileHandler)]
+                return elastic_launch(launch, _run_process)(function, argument, files)[0]
         except SignalException as asked:
             message = f"Interrupted by {asked.sigval.name}. {hint}"
             raise Stopped(message, 128 + asked.sigval) from None
         except ChildFailedError as failed:
             raise _cause(failed, hint) from None
         finally:
-            for number, handler in handlers.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def init_process_group(self) -> None:
-        """Wait until all processes are here."""
+        """Connect all processes."""
         if self.world_size > 1:
             self._trainer.strategy.setup_environment()
 
@@ -136,7 +144,8 @@ class DistributedContext:
             return network
         if self._trainer.strategy.root_device.type == "cpu":
             raise UsageError(
-                "SyncBatchNorm needs GPUs: got several processes on a CPU.\nUse trainer.devices=1, which uses all cores."
+                "SyncBatchNorm needs GPUs: got several processes on a CPU.\n"
+                "Use trainer.devices=1, which uses all cores."
             )
         from timm.layers.norm_act import convert_sync_batchnorm
 
@@ -158,9 +167,11 @@ def _is_slurm_task() -> bool:
     return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
-def _exit_quietly(function: Callable[[Any], Any], argument: Any) -> Any:
-    """Call ``function``; the launching process reports that the run was stopped."""
+def _run_process(function: Callable[[Any], Any], argument: Any, log_files: list[str]) -> Any:
+    """Call ``function`` in a new process; the launching one reports that the run was stopped."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    for file in log_files:
+        logging.getLogger().addHandler(logging.FileHandler(file))
     try:
         return function(argument)
     except Stopped as stop:

@@ -1,4 +1,4 @@
-"""What makes two runs the same: a fingerprint of everything that changes the result."""
+"""The fingerprint of a run: everything that changes its result."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ IGNORED = {
 }
 """Settings that do not change what is trained: places, devices, and what is shown."""
 
-OBSERVERS = (
+_OBSERVERS = (
     "pytorch_lightning.callbacks.LearningRateMonitor",
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 )
+_ACTING_MODULES = ("checkpointing", "overfit")
 
 
-def is_observer(target: str) -> bool:
-    """Whether the callback ``target`` only shows a run. Every callback of a user counts as acting."""
+def _is_observer(target: str) -> bool:
+    """Return whether a callback only shows a run. A callback of a user counts as acting."""
     package, _, module = target.rpartition(".")[0].rpartition(".")
-    return target in OBSERVERS or (
-        package == "spatial_transformer.callbacks" and module != "checkpointing"
-    )
+    is_ours = package == "spatial_transformer.callbacks"
+    return target in _OBSERVERS or (is_ours and module not in _ACTING_MODULES)
 
 
 def acting_callbacks(config: dict[str, Any]) -> dict[str, Any]:
     """Return the callbacks that change the result, without the directory that they write to."""
     found = {}
     for name, node in config["callbacks"].items():
-        if node is None or not is_observer(node["_target_"]):
+        if node is None or not _is_observer(node["_target_"]):
             found[name] = node and {key: value for key, value in node.items() if key != "dirpath"}
     return found
 
@@ -65,26 +65,26 @@ def fingerprint(config: dict[str, Any], data: str) -> dict[str, str]:
         OSError: ``ckpt_path`` names a checkpoint that cannot be read.
     """
     start = config["ckpt_path"] if config["ckpt_path"] not in (None, "auto") else ""
+    text = json.dumps(training_settings(config), sort_keys=True)
     return {
-        "settings": settings_digest(config),
+        "settings": _digest(text.encode()),
         "data": data,
-        "start": hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16] if start else "",
+        "start": _digest(Path(start).read_bytes()) if start else "",
     }
 
 
-def settings_digest(config: dict[str, Any]) -> str:
-    """Return a digest of :func:`training_settings`."""
-    text = json.dumps(training_settings(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def first_difference(saved: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return the first setting in which two configurations differ, with both values."""
+    """Return the first training setting in which two configurations differ; "" if there is none."""
     there, here = training_settings(saved), training_settings(config)
     for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            return f"{name} is {there.get(name)} there and {here.get(name)} here"
-    return "the initial checkpoint or the data differ"
+        values = [json.dumps(s[name]) if name in s else "not set" for s in (there, here)]
+        if values[0] != values[1]:
+            return f"{name} is {values[0]} there and {values[1]} here"
+    return ""
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _flatten(node: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:

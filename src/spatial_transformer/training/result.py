@@ -1,4 +1,4 @@
-"""The result of a finished run, ``metrics.json``: made, checked and read here alone."""
+"""The result of a finished run, ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_result(
     data: Any,
     **progress: Any,
 ) -> dict[str, Any]:
-    """Return what is kept of a finished run: small, plain, and enough to run it again.
+    """Return the result of a finished run: plain values, enough to run it again.
 
     Args:
         config: the resolved configuration.
@@ -54,6 +54,7 @@ def make_result(
     """
     commit, dirty = _git()
     device = trainer.strategy.root_device
+    is_cuda = device.type == "cuda"
     return {
         "label": config["label"],
         **config["choices"],
@@ -62,9 +63,7 @@ def make_result(
         "metrics": dict(sorted(metrics.items())),
         "misclassified": getattr(task, "misclassified", None),
         **progress,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if is_cuda else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "devices": trainer.world_size,
         "precision": trainer.precision,
@@ -121,12 +120,9 @@ def check_result(result: Any) -> None:
 
 
 def is_file_name(label: Any) -> bool:
-    """Whether a label can become the name of a file and be printed."""
-    return (
-        isinstance(label, str)
-        and bool(re.fullmatch(r"[^\W.][^/\\]{0,199}", label))
-        and label.isprintable()
-    )
+    """Return whether a label can become the name of a file and be printed."""
+    is_plain = isinstance(label, str) and label.isprintable()
+    return is_plain and bool(re.fullmatch(r"[^\W.][^/\\]{0,199}", label))
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -148,14 +144,10 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def _git() -> tuple[str | None, bool | None]:
     """Return the commit of the code and whether it has changed since; None outside a checkout."""
-
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options: Any = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        text = subprocess.run(command, check=True, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None, None
+    return text.removesuffix("-dirty"), text.endswith("-dirty")

@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, how far the run is, and what it resumes from."""
+"""The directory of a run: which run it holds, its state, and what it resumes from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ import yaml
 
 from ..utils.errors import RunInProgressError, UsageError
 from ..utils.files import atomic_write, free_path, remove_temporary_files
-from .fingerprint import first_difference, settings_digest, training_settings
+from .fingerprint import first_difference, training_settings
 from .result import read_result
 
 log = logging.getLogger(__name__)
+_CHOOSE = "Choose another directory with hydra.run.dir=DIRECTORY."
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class State(NamedTuple):
-    """How far a run is: "finished", "failed", "stopped" or "not started", with a few words on it."""
+    """How far a run is: "finished", "failed", "stopped" or "not started", with a detail."""
 
     name: str
     detail: str
@@ -60,8 +62,7 @@ class RunDir:
             lock.acquire()
         except filelock.Timeout:
             raise RunInProgressError(
-                f"Another run is working in {self.path}.\n"
-                "Wait until it has ended, or choose another directory with hydra.run.dir=DIRECTORY."
+                f"Another run is working in {self.path}. Wait until it has ended.\n{_CHOOSE}"
             ) from None
         except NotImplementedError:
             log.warning("%s has no file locks: do not start a second run in it.", self.path)
@@ -107,7 +108,7 @@ class RunDir:
         if config["ckpt_path"] is None or not self.config.is_file():
             return None
         saved = self.read_config()
-        self._check_settings(saved, config)
+        self._check_same_run(saved, config)
         if not self.result.is_file():
             return None
         result = read_result(self.result)
@@ -136,15 +137,12 @@ class RunDir:
             if foreign := [path.name for path in self._outputs() if path.exists()]:
                 raise UsageError(
                     f"{self.path} has no config.yaml but {', '.join(foreign)}, which a run would "
-                    "overwrite.\nChoose another directory with hydra.run.dir=DIRECTORY."
+                    f"overwrite.\n{_CHOOSE}"
                 )
         else:
             saved = self.read_config()
             if config["ckpt_path"] is not None:
-                self._check_settings(saved, config)
-                for name, text in (("data", "other data"), ("start", "another checkpoint")):
-                    if saved["fingerprint"].get(name) != fingerprint[name]:
-                        raise self._another_run(f"it was trained from {text}")
+                self._check_same_run(saved, config, fingerprint)
                 checkpoint = self.newest_checkpoint(fingerprint)
         if checkpoint is None:
             self._clear()
@@ -164,15 +162,15 @@ class RunDir:
         """
         if not self.config.is_file():
             raise UsageError(
-                f"{checkpoint} must be in checkpoints/ of a run directory, whose config.yaml tells how it was trained."
+                f"{checkpoint} must be in checkpoints/ of a run directory, next to whose "
+                "config.yaml it was written."
             )
-        here, there = training_settings(config), training_settings(self.read_config())
-        for name in sorted(here.keys() | there.keys()):
-            is_theirs = name.startswith(("recipe.optimizer", "recipe.scheduler", "recipe.local"))
-            if is_theirs and here.get(name) != there.get(name):
+        recipe = self.read_config()["recipe"]
+        for name in ("optimizer", "scheduler", "localisation_lr_factor"):
+            if recipe.get(name) != config["recipe"][name]:
                 raise UsageError(
-                    f"A checkpoint keeps its optimizer and schedule: {name} is {there.get(name)} in "
-                    f"{self.config} and {here.get(name)} here."
+                    f"A checkpoint keeps its optimizer and schedule: recipe.{name} is "
+                    f"{recipe.get(name)} in {self.config} and {config['recipe'][name]} here."
                 )
 
     def read_config(self) -> dict[str, Any]:
@@ -185,16 +183,13 @@ class RunDir:
             config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
             if not isinstance(config, dict) or not isinstance(config.get("fingerprint"), dict):
                 raise ValueError("it has no fingerprint")
-            settings_digest(config)
+            training_settings(config)
             return config
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            reason = e
-        except yaml.YAMLError as e:
-            reason = e
-        raise UsageError(
-            f"{self.config} is not the configuration of a run: {' '.join(str(reason).split())}.\n"
-            "Choose another directory with hydra.run.dir=DIRECTORY."
-        ) from reason
+        except (OSError, yaml.YAMLError, *_MALFORMED) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"{self.config} is not the configuration of a run: {reason}.\n{_CHOOSE}"
+            ) from error
 
     def check_present(self) -> None:
         """Raise a UsageError if the directory was moved or removed while the run worked in it."""
@@ -214,19 +209,22 @@ class RunDir:
         with atomic_write(self.error) as path:
             path.write_text(text.strip() + "\n")
 
-    def _check_settings(self, saved: dict[str, Any], config: dict[str, Any]) -> None:
-        if settings_digest(saved) != settings_digest(config):
-            raise self._another_run(first_difference(saved, config))
-
-    def _another_run(self, difference: str) -> UsageError:
-        return UsageError(
-            f"{self.path} holds another run: {difference}.\n"
-            "Choose another directory with hydra.run.dir=DIRECTORY, or overwrite it with "
-            "ckpt_path=null."
-        )
+    def _check_same_run(
+        self, saved: dict[str, Any], config: dict[str, Any], mark: dict[str, str] | None = None
+    ) -> None:
+        """Raise a UsageError if the run of the directory is not that of ``config`` and ``mark``."""
+        difference = first_difference(saved, config)
+        for name, text in (("data", "other data"), ("start", "another checkpoint")):
+            if mark and saved["fingerprint"].get(name) != mark[name]:
+                difference = difference or f"it was trained from {text}"
+        if difference:
+            raise UsageError(
+                f"{self.path} holds another run: {difference}.\n"
+                f"{_CHOOSE[:-1]}, or overwrite it with ckpt_path=null."
+            )
 
     def newest_checkpoint(self, fingerprint: dict[str, str]) -> tuple[Path, dict[str, Any]] | None:
-        """Return the last checkpoint of this run that is intact, with its contents; None if there is none.
+        """Return the last intact checkpoint of this run and its contents; None if there is none.
 
         Raises:
             UsageError: there are checkpoints, and none of them can be read.
@@ -234,9 +232,7 @@ class RunDir:
         from ..utils.serialization import load_tensors  # torch, which a finished sweep can spare
 
         broken = ""
-        for path in (self.last, self.previous):
-            if not path.is_file():
-                continue
+        for path in filter(Path.is_file, (self.last, self.previous)):
             try:
                 content = load_tensors(path)
                 if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:

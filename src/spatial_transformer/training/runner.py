@@ -1,4 +1,4 @@
-"""One run: lock, finished?, build, prepare, fit, test, write the result."""
+"""Train and test one run, and write its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ..callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, ResumeCheckpoint
 from ..data.base import BatchedData, check_divisible
@@ -23,6 +23,7 @@ from ..loggers.wandb import WandbRun
 from ..utils.errors import UsageError
 from ..utils.files import write_json
 from ..utils.process import keep_freed_memory
+from ..utils.text import quote_override
 from .build import build, component
 from .distributed import DistributedContext, slurm_plugins
 from .fingerprint import fingerprint
@@ -34,6 +35,16 @@ from .weights import check_fit, read_weights
 
 log = logging.getLogger(__name__)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_WARNINGS = (  # of Lightning, where what it warns of is intended
+    ".*does not have many workers.*",  # batches are made on the device
+    ".*exists and is not empty.*",  # the run directory also holds metrics.csv
+    ".*callbacks used to create the checkpoint.*",  # a test needs none of them
+    ".*your dataloader is not resumable.*",  # it derives its position from the step
+    ".*is smaller than the logging interval.*",
+    ".*LeafSpec.*deprecated.*",
+    ".*srun.*command is available.*",
+    ".*use `self.log.*sync_dist=True.*",  # metrics of a set are equal in all processes
+)
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -43,7 +54,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         config: the composed configuration.
 
     Returns:
-        The result, as ``metrics.json`` has it; that of a finished run at once.
+        The result, as in ``metrics.json``. A finished run is not run again.
 
     Raises:
         UsageError: something that the user can correct, before training where possible.
@@ -70,42 +81,38 @@ def _train(
     config: DictConfig, processes: DistributedContext, signals: StopSignals
 ) -> dict[str, Any]:
     processes.init_process_group()
-    # Hydra gives each process a time stamp of its own: all take the run directory of rank zero.
+    # Each process has its own time stamp: all take the run directory of rank zero.
     plain: Any = processes.on_rank_zero(lambda: OmegaConf.to_container(config, resolve=True))
     config = OmegaConf.create(plain)
     run_dir = RunDir(config.run_dir)
     with ExitStack() as stack:
         processes.on_rank_zero(lambda: stack.enter_context(run_dir.lock()) and None)
-        result = processes.on_rank_zero(lambda: run_dir.finished(plain))
-        if result is not None:
-            log.info("%s is already finished. Use ckpt_path=null to start it over.", run_dir.path)
-        else:
-            try:
-                result = _fit_and_test(config, plain, run_dir, processes, signals)
-            except Exception as error:
-                is_ours = isinstance(error, UsageError)
-                if processes.is_rank_zero and run_dir.config.is_file():
-                    with suppress(OSError):
-                        run_dir.write_error(str(error) if is_ours else traceback.format_exc())
-                if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-                    raise UsageError(
-                        f"{run_dir.path} cannot be written to: {error}.\nThe last checkpoint is kept. {_hint(config)}"
-                    ) from error
-                raise
-    return result
+        if (result := processes.on_rank_zero(lambda: run_dir.finished(plain))) is not None:
+            processes.log(f"{run_dir.path} is already finished. ckpt_path=null starts it over.")
+            return result
+        try:
+            return _fit_and_test(config, run_dir, processes, signals)
+        except Exception as error:
+            if processes.is_rank_zero and run_dir.config.is_file():
+                is_usage = isinstance(error, UsageError)
+                with suppress(OSError):
+                    run_dir.write_error(str(error) if is_usage else traceback.format_exc())
+            if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+                raise UsageError(
+                    f"{run_dir.path} cannot be written to: {error}.\n"
+                    f"The last checkpoint is kept. {_hint(config)}"
+                ) from error
+            raise
 
 
 def _fit_and_test(
-    config: DictConfig,
-    plain: dict[str, Any],
-    run_dir: RunDir,
-    processes: DistributedContext,
-    signals: StopSignals,
+    config: DictConfig, run_dir: RunDir, processes: DistributedContext, signals: StopSignals
 ) -> dict[str, Any]:
     keep_freed_memory()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data, task = build(config)
     task.network = processes.convert_sync_batchnorm(task.network)
+    plain: Any = OmegaConf.to_container(config)
 
     def prepare():
         data.prepare_data()
@@ -133,12 +140,14 @@ def _fit_and_test(
             logger.log_hyperparams(plain)
         checkpoint = resumed[0] if resumed else Path(config.ckpt_path) if mark["start"] else None
         if resumed is not None:
-            log.info("Resuming from %s", checkpoint)
+            processes.log(f"Resuming from {checkpoint}")
             resume.restore(resumed[1], loggers)
         try:
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:
             signals.stop()
+        except MisconfigurationException as error:
+            raise UsageError(str(error)) from error
         metrics = resume.metrics | {k: float(v) for k, v in trainer.callback_metrics.items()}
         weights = run_dir.last if best is None else best.require()
         task.load_state_dict(read_weights(weights))
@@ -153,7 +162,7 @@ def _fit_and_test(
             for logger in loggers:
                 if isinstance(logger, WandbRun):
                     logger.log_result(result, str(weights) if best else "")
-            _print_summary(result, run_dir.path)
+            _log_result(result, run_dir, weights.stem)
     return result
 
 
@@ -172,21 +181,16 @@ def build_trainer(config: DictConfig, **parts: Any) -> pl.Trainer:
 
 
 def _check_limits(config: DictConfig, data: BatchedData) -> None:
-    """Refuse a share of the batches that leaves none, which Lightning refuses only when it starts."""
-    limits = {
-        split: config.trainer.get(f"limit_{split}_batches") for split in ("train", "val", "test")
-    }
-    if any(isinstance(limit, float) for limit in limits.values()):
-        data.setup()
-    for split, limit in limits.items():
+    """Refuse a share of the batches that leaves none; Lightning does so only when it gets there."""
+    for split in ("train", "val", "test"):
+        limit = config.trainer.get(f"limit_{split}_batches")
         if isinstance(limit, float):
-            size = data.size(split)
-            batches = (
-                size // data.batch_size if split == "train" else -(-size // data.eval_batch_size)
-            )
+            data.setup()
+            batches = len(getattr(data, f"{split}_dataloader")())
             if int(limit * batches) < 1:
                 raise UsageError(
-                    f"trainer.limit_{split}_batches must leave at least one of {batches} batches, got {limit}."
+                    f"trainer.limit_{split}_batches must leave at least one of {batches} batches, "
+                    f"got {limit}."
                 )
 
 
@@ -215,22 +219,13 @@ def _loggers(config: DictConfig) -> Iterator[list[Any]]:
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Leave environment, warning filters and log levels as they were."""
+    """Restore the environment, the warning filters and the log levels at the end."""
     environment = dict(os.environ)
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     try:
         with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",  # batches are made on the device
-                ".*exists and is not empty.*",  # the run directory also holds metrics.csv
-                ".*callbacks used to create the checkpoint.*",  # a test needs none of them
-                ".*your dataloader is not resumable.*",  # it reads its position off the step
-                ".*is smaller than the logging interval.*",
-                ".*LeafSpec.*deprecated.*",
-                ".*srun.*command is available.*",
-                ".*use `self.log.*sync_dist=True.*",  # metrics of a set are equal in all processes
-            ):
+            for message in _WARNINGS:
                 warnings.filterwarnings("ignore", message)
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
@@ -244,19 +239,19 @@ def unchanged_process() -> Iterator[None]:
 
 
 def _hint(config: DictConfig) -> str:
-    restart = (
-        " ckpt_path=auto" if config.ckpt_path is None else ""
-    )  # null would start it over again
-    return f"Rerun with hydra.run.dir={config.run_dir}{restart} to resume."
+    restart = " ckpt_path=auto" if config.ckpt_path is None else ""  # null would start it over
+    return f"Rerun with {quote_override('hydra.run.dir', config.run_dir)}{restart} to resume."
 
 
-def _print_summary(result: dict[str, Any], path: Path) -> None:
-    path = Path(os.path.relpath(path))
+def _log_result(result: dict[str, Any], run_dir: RunDir, checkpoint: str) -> None:
+    path = Path(os.path.relpath(run_dir.path))
     minutes, seconds = divmod(round(result["seconds"]), 60)
     error, steps = result["metrics"]["test/error"], result["steps"]
+    option = "" if checkpoint == "best" else f" checkpoint={checkpoint}"
     log.info(
-        "%s: test error %.2f %% after %s steps in %d min %d s\n"
-        "  crops       %s\n  result      %s\n  test again  python evaluate.py run=%s",
-        result["label"], error, f"{steps:,}", minutes, seconds,
-        path / "crops", path / "metrics.json", path,
-    )  # fmt: skip
+        "test error  %.2f %% after %s steps in %d min %d s", error, f"{steps:,}", minutes, seconds
+    )
+    if (path / "crops").is_dir():
+        log.info("pictures    %s", path / "crops")
+    log.info("result      %s", path / "metrics.json")
+    log.info("evaluate    python evaluate.py %s%s", quote_override("run", path), option)

@@ -1,4 +1,4 @@
-"""Orderly stops: SIGTERM, SIGINT, SIGHUP and SIGUSR1 end a run where nothing is lost."""
+"""Stop a run on SIGTERM, SIGINT, SIGHUP or SIGUSR1, where nothing is lost."""
 
 from __future__ import annotations
 

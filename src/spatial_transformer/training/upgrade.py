@@ -1,7 +1,7 @@
-"""The settings that earlier versions saved, under the names of this version.
+"""Read the settings of earlier versions under the names of this version.
 
-Result files and run directories are never rewritten. Their settings are read under the names of
-today, so that a run of today counts as a repetition of an earlier one.
+Result files and run directories are never rewritten. With the same names, a new run counts as a
+repetition of an earlier one.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The checks of a configuration before anything is built.
+"""Check a configuration before anything is built.
 
 A component is what a ``_target_`` names: any importable class or function of the right kind.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import json
+import pydoc
 from typing import Any, get_args
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from ..transformer import Transform
 from ..utils.errors import UsageError, did_you_mean
 from .config import NOT_FOR_TASKS, Config, Recipe
 
-KINDS: dict[str, type] = {
+BASES: dict[str, type] = {
     "data": BatchedData,
     "model.transform": Transform,
     "task": pl.LightningModule,
@@ -29,7 +30,12 @@ KINDS: dict[str, type] = {
     "logger.*": pl.loggers.Logger,
     "callbacks.*": pl.Callback,
 }
-"""The class that a component derives from, by its place. Elsewhere any callable will do."""
+"""The base class of a component, by its place. Elsewhere any callable will do."""
+
+OPTIONAL_PACKAGES = {
+    "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
+    "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
+}
 
 _PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed", "None")
 _STEPS = (lambda v: type(v) is int and v > 0, "a positive integer")
@@ -37,7 +43,6 @@ _RULES = {
     "seed": (lambda v: 0 <= v < 2**32, f"from 0 to {2**32 - 1:,}"),
     "checkpoint_minutes": (lambda v: v >= 0, "0 or more"),
     "run_dir": (lambda v: v.strip(), "a directory (set hydra.run.dir)"),
-    "recipe.max_steps": _STEPS,
     "recipe.validate_every": _STEPS,
     "trainer.max_steps": _STEPS,
     "trainer.log_every_n_steps": _STEPS,
@@ -47,8 +52,8 @@ _RULES = {
     "trainer.limit_train_batches": (lambda v: v != 0, "positive: a run trains"),
     "trainer.limit_test_batches": (lambda v: v != 0, "positive: a run ends with a test"),
     "trainer.check_val_every_n_epoch": (lambda v: v is None, "null (set recipe.validate_every)"),
-    "trainer.overfit_batches": (lambda v: not v, "0 (set trainer.limit_train_batches)"),
-    "trainer.fast_dev_run": (lambda v: not v, "false (use debug=short)"),
+    "trainer.overfit_batches": (lambda v: not v, "0 (use debug=overfit)"),
+    "trainer.fast_dev_run": (lambda v: not v, "false (use debug=fdr)"),
     "trainer.enable_checkpointing": (lambda v: v is not False, "true: runs are resumable"),
 }
 """For single settings, the rule and what it expects."""
@@ -65,27 +70,16 @@ def validate(config: DictConfig) -> None:
     check_names(config.recipe, Recipe, "recipe.")
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     recipe, choices, task = settings["recipe"], settings["choices"], settings["task"]
-    limit = settings["trainer"].get("limit_train_batches") or 1.0
-    batches = settings["trainer"].get("accumulate_grad_batches") or 1
-    if batches > 1 and limit != 1.0 and (isinstance(limit, float) or limit % batches):
+    has_transformer = "transform" in settings["model"]
+    if has_transformer != (choices["transform"] != "none"):
+        hint = "Choose transform=affine, say" if has_transformer else "Set transform=none"
         raise UsageError(
-            f"trainer.limit_train_batches must be a multiple of trainer.accumulate_grad_batches, got {limit} and {batches}."
+            f"model={choices['model']} cannot have transform={choices['transform']}. {hint}."
         )
-    model, transform = choices["model"], choices["transform"]
-    has_transform = settings["model"].get("transform") is not None
-    if has_transform == (transform == "none") or has_transform != (
-        "transform" in settings["model"]
-    ):
-        hint = (
-            "Set transform=none"
-            if "transform" not in settings["model"]
-            else "Choose transform=affine, say"
-        )
-        raise UsageError(f"model={model} cannot have transform={transform}. {hint}.")
     components = {name: settings[name] for name in ("data", "model", "task", "trainer")}
     components |= {f"recipe.{name}": recipe[name] for name in ("optimizer", "scheduler")}
     for group in ("logger", "callbacks"):
-        components |= {f"{group}.{name}": node for name, node in (settings[group] or {}).items()}
+        components |= {f"{group}.{name}": node for name, node in settings[group].items()}
     for path, node in components.items():
         if node is not None and check_component(path, node) is StochasticWeightAveraging:
             raise UsageError(f"{path} counts epochs, and runs count steps. Use EMAWeightAveraging.")
@@ -93,13 +87,19 @@ def validate(config: DictConfig) -> None:
         value = OmegaConf.select(config, path)
         if not is_right(value):
             raise UsageError(f"{path} must be {expected}, got {value!r}.")
-    unused = recipe.keys() - NOT_FOR_TASKS - task.keys() - accepted_names(task["_target_"])
-    for name in sorted(unused):
-        default = Recipe.__dataclass_fields__[name].default
-        if recipe[name] != default:
+    limit = settings["trainer"].get("limit_train_batches") or 1.0
+    batches = settings["trainer"].get("accumulate_grad_batches") or 1
+    if batches > 1 and limit != 1.0 and (isinstance(limit, float) or limit % batches):
+        raise UsageError(
+            "trainer.limit_train_batches must be a multiple of trainer.accumulate_grad_batches, "
+            f"got {limit} and {batches}."
+        )
+    used = NOT_FOR_TASKS | task.keys() | accepted_names(task["_target_"])
+    for name, field in Recipe.__dataclass_fields__.items():
+        if name not in used and recipe[name] != field.default:
             raise UsageError(
                 f"recipe.{name}={recipe[name]} has no effect: {task['_target_']} does not take "
-                f"it. Set recipe.{name}={'null' if default is None else default}."
+                f"it. Set recipe.{name}={json.dumps(field.default)}."
             )
 
 
@@ -112,26 +112,20 @@ def check_names(node: DictConfig, schema: Any, prefix: str = "") -> None:
 
 
 def find_target(target: str) -> Any:
-    """Import what a dotted path names. Errors inside of its module keep their traceback.
+    """Import what a dotted path names. Errors inside its module keep their traceback.
 
     Raises:
         UsageError: it does not exist.
     """
-    parts = str(target).split(".")
-    for n in range(len(parts) if all(map(str.isidentifier, parts)) else 0, 0, -1):
-        module = ".".join(parts[:n])
-        try:
-            found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module exists, and imports another that does not
-            continue
-        for part in parts[n:]:
-            if not hasattr(found, part):
-                raise UsageError(f"{target} does not exist.{did_you_mean(part, dir(found))}")
-            found = getattr(found, part)
-        return found
-    raise UsageError(f"{target} does not exist: there is no module {parts[0]!r}.")
+    parent, _, name = str(target).rpartition(".")
+    try:
+        found, module = pydoc.locate(str(target)), pydoc.locate(parent)
+    except pydoc.ErrorDuringImport as error:
+        raise error.value from None  # type: ignore[misc]
+    if found is None:
+        known = vars(module) if module else ()
+        raise UsageError(f"{target} does not exist.{did_you_mean(name, known)}")
+    return found
 
 
 def accepted_names(target: str) -> set[str]:
@@ -146,35 +140,45 @@ def accepted_names(target: str) -> set[str]:
     return names
 
 
-def check_component(path: str, node: Any) -> Any:
-    """Check what a ``_target_`` names, and the names and types of its settings; return the first.
+def check_component(path: str, node: Any, base: type | None = None) -> Any:
+    """Check what a ``_target_`` names, and the names and types of its settings.
+
+    Args:
+        path: place of the component, such as "recipe.optimizer".
+        node: its settings.
+        base: its base class; by default that of its place.
+
+    Returns:
+        The class or function.
 
     Raises:
-        UsageError: one of them is wrong.
+        UsageError: something is wrong.
     """
     if not isinstance(node, dict) or "_target_" not in node:
         raise UsageError(f"{path} must be a component with a _target_, got {node!r}.")
-    name = f"{path}._target_={node['_target_']}"
     target = find_target(node["_target_"])
-    group, _, key = path.partition(".")
-    base = KINDS.get(path) or (KINDS.get(f"{group}.*", object) if "." not in key else object)
+    base = base or BASES.get(path) or BASES.get(f"{path.partition('.')[0]}.*", object)
     is_right = issubclass(target, base) if inspect.isclass(target) else base in (object, Optimizer)
     if not callable(target) or not is_right:
         kind = "callable" if base is object else f"a {base.__module__}.{base.__qualname__}"
-        raise UsageError(f"{name} is not {kind}.")
+        raise UsageError(f"{path}._target_={node['_target_']} is not {kind}.")
+    package = OPTIONAL_PACKAGES.get(node["_target_"])
+    if package and importlib.util.find_spec(package) is None:
+        raise UsageError(f"{path} needs {package}, which is not installed: pip install {package}.")
     try:
         parameters = inspect.signature(target, eval_str=True).parameters
-    except Exception:  # whatever an annotation raises that only a type checker can evaluate
+    except Exception:  # from an annotation that only a type checker can evaluate
         parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
+        child = f"{path}.{key}"
         if isinstance(value, dict) and "_target_" in value:
-            check_component(f"{path}.{key}", value)
+            check_component(child, value, BASES.get(child, object))
         elif key in parameters:
-            _check_type(f"{path}.{key}", value, parameters[key].annotation)
+            _check_type(child, value, parameters[key].annotation)
         if key not in parameters and not takes_any and not key.startswith("_"):
-            hint = did_you_mean(key, parameters) or f" Remove it with ~{path}.{key}."
-            raise UsageError(f"Unknown setting {path}.{key} of {node['_target_']}.{hint}")
+            hint = did_you_mean(key, parameters) or f" Remove it with ~{child}."
+            raise UsageError(f"Unknown setting {child} of {node['_target_']}.{hint}")
     return target
 
 
@@ -191,5 +195,5 @@ def _check_type(path: str, value: Any, annotation: Any) -> None:
         expected = inspect.formatannotation(annotation)
         hint = did_you_mean(value, get_args(annotation)) if "Literal" in expected else ""
         raise UsageError(f"{path} must be {expected}, got {value!r}.{hint}") from None
-    except Exception:  # an annotation that pydantic cannot check
+    except Exception:  # from an annotation that pydantic cannot check
         return

@@ -57,6 +57,6 @@ def check_fit(weights: dict[str, Tensor], task: pl.LightningModule, file: Path) 
     if different:
         name = different[0]
         raise UsageError(
-            f"{file} holds the weights of another network: {len(different)} of {len(names)} tensors "
-            f"differ. {name} must be {expected.get(name)}, got {got.get(name)}."
+            f"{file} holds the weights of another network: {len(different)} of {len(names)} "
+            f"tensors differ. {name} must be {expected.get(name)}, got {got.get(name)}."
         )

@@ -1,16 +1,16 @@
-"""Directories that appear as a whole or not at all, and checks of those that a user names."""
+"""Create directories atomically, check them and remove unused ones."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..utils.errors import UsageError
+from .errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -58,3 +58,19 @@ def check_files(dataset: str, root: Path, files: Sequence[str]) -> None:
             f"{dataset} is incomplete: {root.absolute()} does not contain {', '.join(missing)}.\n"
             + (f"Did you mean data.root={roots[0]}?" if roots else hint)
         )
+
+
+def remove_unused_run_dir(path: Path) -> None:
+    """Remove a run directory with nothing but a log, and directories above it that are then empty.
+
+    A directory in which another process is working, and the working directory, stay.
+    """
+    files = {".lock", "train.log"}
+    directories = [d for d in (path, *path.parents) if not Path.cwd().is_relative_to(d)]
+    if not directories or not path.is_dir() or {file.name for file in path.iterdir()} - files:
+        return
+    with suppress(OSError, NotImplementedError), FileLock(path / ".lock", timeout=0):
+        for file in files:
+            (path / file).unlink(missing_ok=True)
+        for directory in directories:
+            directory.rmdir()

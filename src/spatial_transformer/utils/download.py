@@ -10,8 +10,8 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from ..utils.errors import UsageError
 from .directories import create_directory
+from .errors import UsageError
 
 
 def download_archive(url: str, target: Path, required: str, known_hash: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and directories that one process holds."""
+"""Files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def atomic_write(path: Path, durable: bool = False, keep: Path | None = None) ->
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed processes left of :func:`atomic_write`; none may be writing there now."""
+    """Remove what killed processes left of :func:`atomic_write`; no process may be writing."""
     for path in (*folder.glob(".*"), *folder.glob("*/.*")):
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -61,6 +61,6 @@ def write_json(value: Any, path: Path, durable: bool = False) -> None:
 
 
 def free_path(path: Path) -> Path:
-    """Return the first of ``NAME.1.EXT``, ``NAME.2.EXT``, ... next to ``path`` that does not exist."""
+    """Return the first of ``NAME.1.EXT``, ``NAME.2.EXT``, ... that does not exist yet."""
     paths = (path.with_suffix(f".{n}{path.suffix}") for n in itertools.count(1))
     return next(candidate for candidate in paths if not candidate.exists())

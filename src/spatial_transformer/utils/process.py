@@ -1,4 +1,4 @@
-"""How this process uses the machine. Nothing here imports torch."""
+"""How this process uses the machine, without importing torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep freed memory (Linux with glibc; elsewhere nothing happens).
 
     A training step frees and allocates the same large buffers again and again. By default the
-    system clears fresh pages for each, a good part of the time of a step on a CPU.
+    system clears fresh pages for each, which takes a good part of a step on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -37,10 +37,7 @@ def local_rank() -> int:
 
 
 def _number(torchrun: str, slurm: str) -> int:
-    if os.environ.get("SLURM_JOB_NAME") in (
-        "bash",
-        "interactive",
-    ):  # started manually in a terminal
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # started in a terminal
         return int(os.environ.get(torchrun, 0))
     return int(os.environ.get(torchrun, os.environ.get(slurm, 0)))
 
@@ -57,7 +54,7 @@ def limit_spinning() -> None:
 
 
 class PipeTolerantStream:
-    """A stream whose reader may end, as that of ``python train.py | head``: the run goes on.
+    """A stream whose reader may end: with ``python train.py | head`` the run continues.
 
     Args:
         stream: standard output or error.

@@ -1,4 +1,4 @@
-"""Random numbers from keys: those of a sample depend on (seed, epoch, index) and nothing else."""
+"""Random numbers from keys: a sample depends on (seed, epoch, index) and nothing else."""
 
 from __future__ import annotations
 

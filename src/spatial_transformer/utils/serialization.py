@@ -1,4 +1,4 @@
-"""Files of tensors and plain values: written atomically, read only if they are intact and hold nothing else."""
+"""Files of tensors and plain values, written atomically and read only if they are intact."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_tensors(path: Path) -> Any:
     """Return the contents of a file, on the CPU. Nothing in it is executed.
 
     Raises:
-        ValueError: the file cannot be read, is damaged, or holds more than tensors and plain values.
+        ValueError: the file cannot be read, is damaged, or holds anything else.
     """
     try:
         if zipfile.is_zipfile(path):  # torch does not verify checksums: a flipped bit would pass

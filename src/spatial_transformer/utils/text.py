@@ -1,6 +1,9 @@
-"""Text from files of other people: what is safe on a terminal and in a spreadsheet."""
+"""Text that is safe on a terminal, in a spreadsheet and in a shell."""
 
 from __future__ import annotations
+
+import re
+import shlex
 
 
 def printable(text: str) -> str:
@@ -21,3 +24,11 @@ def _escape(character: str) -> str:
 def csv_cell(text: str) -> str:
     """Return text that no spreadsheet takes for a formula: one that begins like it gets a quote."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def quote_override(name: str, value: object) -> str:
+    """Return a setting as it can be pasted into a shell: ``name=value``, quoted where necessary."""
+    text = str(value)
+    if not re.fullmatch(r"[A-Za-z0-9_./:+-]+", text):  # or Hydra would parse it
+        text = '"' + text.replace('"', '\\"') + '"'
+    return shlex.quote(f"{name}={text}")
