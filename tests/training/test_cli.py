@@ -94,7 +94,7 @@ def test_a_run_directory_that_cannot_be_made_is_named(start):
 def test_all_settings_that_are_missing_are_named(start):
     assert "Error: images, run must be set: images=VALUE run=VALUE." in start("predict")[1]
     assert "Error: run must be set: run=VALUE." in start("evaluate")[1]
-    assert "RUN is not a setting. Did you mean run=RUN?" in start("evaluate", "RUN")[1]
+    assert "MORE is not a setting. Write NAME=VALUE." in start("evaluate", "RUN", "MORE")[1]
 
 
 def make(error):
