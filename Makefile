@@ -63,8 +63,8 @@ benchmark: $(VENV)/dev.done ## speed against other implementations, for this mac
 	$(BIN)/python scripts/dev/benchmark.py $(ARGS)
 	$(BIN)/python scripts/make_tables.py
 
-notebooks: $(VENV)/dev.done ## the notebooks anew from their scripts
-	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
+notebooks: $(VENV)/dev.done ## execute the notebooks and write them with their outputs, minutes
+	$(BIN)/python scripts/dev/run_notebooks.py $(ARGS)
 
 clean: ## remove the environment
 	rm -rf $(VENV)

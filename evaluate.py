@@ -1,4 +1,4 @@
-"""Tests a finished run again, from its own folder: python evaluate.py run=RUN_FOLDER"""
+"""Test a trained network: python evaluate.py RUN_DIRECTORY"""
 
 from omegaconf import DictConfig
 
@@ -6,7 +6,7 @@ from spatial_transformer.training.cli import entry_point
 from spatial_transformer.utils.process import limit_spinning
 
 
-@entry_point("evaluate")
+@entry_point("evaluate", "run")
 def main(config: DictConfig) -> None:
     limit_spinning()
     from spatial_transformer.inference.evaluate import evaluate

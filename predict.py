@@ -1,4 +1,4 @@
-"""Classifies your own pictures with a trained network: python predict.py run=RUN_FOLDER images=FOLDER_OR_FILE"""
+"""Predict your own pictures with a trained network: python predict.py NETWORK PICTURES"""
 
 from omegaconf import DictConfig
 
@@ -6,7 +6,7 @@ from spatial_transformer.training.cli import entry_point
 from spatial_transformer.utils.process import limit_spinning
 
 
-@entry_point("predict")
+@entry_point("predict", "run", "images")
 def main(config: DictConfig) -> None:
     limit_spinning()
     from spatial_transformer.inference.predict import predict

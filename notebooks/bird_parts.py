@@ -11,11 +11,12 @@
 # ---
 
 # %% [markdown]
-# # What the crops look at: parts of birds
+# # Which parts of birds do the crops show?
 #
-# The paper tells by eye that one transformer finds the head of a bird and another its body (section 4.3). The data set says
-# where the parts are. Training never sees that, but it can be counted afterwards: how often does each crop hold each part?
-# The figures are those of the recorded runs in `results/`.
+# The paper shows examples in which one transformer finds the head of a bird and another its body
+# (section 4.3). CUB-200-2011 has annotations of the parts. They are not used in training. With them
+# we can measure how often each crop contains each part. All numbers are from result files in
+# `results/`.
 
 # %%
 import os
@@ -33,19 +34,19 @@ from spatial_transformer.reporting.records import read_records
 ROOT = next(
     folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file()
 )
-RUN = os.environ.get("RUN")  # a run folder of birds, for its pictures
+RUN = os.environ.get("RUN")  # run directory of a bird experiment, for its pictures
 plt.rcParams["figure.dpi"] = 90
-records = [
-    record
+results = [
+    result
     for folder in sorted((ROOT / "results").glob("birds_*"))
-    for record in read_records(folder)
+    for result in read_records(folder)
 ]
 
 # %% [markdown]
-# ## Where crops start
+# ## Initial crops
 #
-# Before training the windows are spread over the image, each half as wide as the image. Their size is fixed
-# (`transform=location`), so training can only move them.
+# Before training, the crops are spread over the image. Each is half as wide as the image. Their
+# size is fixed (`transform=location`), so training can only move them.
 
 # %%
 transform = Attention(0.5)
@@ -62,33 +63,27 @@ for axes, n in zip(row, (2, 4)):
 plt.show()
 
 # %% [markdown]
-# ## Which parts each crop holds
+# ## How often each crop contains each part
 #
-# Of the test images in which a part can be seen, the percentage in which the crop holds it. On the right, for comparison,
-# crops of the same size in the centre and at random places: birds are mostly in the middle, so a crop says something only
-# where it differs from these.
+# Each cell is a percentage of the test images in which the part is visible. For comparison, the
+# last columns show crops of the same size at the centre and at random positions. Birds are usually
+# near the centre, so a crop is informative only where it differs from these.
 
 
 # %%
 def show_parts(experiment):
-    """A map of the parts and crops of each recipe that the experiment was run with."""
-    for title, table in bird_part_coverage(records, ROOT / "conf", experiment).items():
+    """Draw a table of parts and crops for each recipe of an experiment."""
+    for title, table in bird_part_coverage(results, ROOT / "conf", experiment).items():
         parts = [part for part in table if part not in (BOX, ON_BOX)]
         crops = crop_names(table)
         values = [[table[part][crop] for crop in crops] for part in parts]
         _, axes = plt.subplots(figsize=(1.6 + 0.9 * len(crops), 4.6), layout="constrained")
         axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        for p, of_part in enumerate(values):
-            for c, value in enumerate(of_part):
-                axes.text(
-                    c,
-                    p,
-                    f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if value > 60 else "white",
-                )
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                colour = "black" if value > 60 else "white"
+                style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+                axes.text(x, y, f"{value:.0f}", **style)
         axes.set_xticks(range(len(crops)), [crop.replace(" ", "\n") for crop in crops])
         axes.set_yticks(range(len(parts)), parts)
         axes.set_title(f"{experiment}\n{title}", fontsize=9)
@@ -101,32 +96,33 @@ show_parts("birds_4st")
 show_parts("birds_2st_448")
 
 # %% [markdown]
-# ## Which crop is whose
+# ## The best crop for each part
 #
-# For each part, the crop that holds it most often above what the centre would. Left and right eyes, legs and wings are those
-# of the bird.
+# For each part we list the crop that contains it most often, and the difference from the centre
+# crop in percentage points. Left and right are those of the bird.
 
 # %%
-for title, table in bird_part_coverage(records, ROOT / "conf", "birds_4st").items():
+for title, table in bird_part_coverage(results, ROOT / "conf", "birds_4st").items():
     print(title)
-    own = [crop for crop in crop_names(table) if crop.startswith("crop ")]
+    crops = [crop for crop in crop_names(table) if crop.startswith("crop ")]
     for part, values in table.items():
         if part not in (BOX, ON_BOX):
-            best = max(own, key=lambda crop: values[crop])
+            best = max(crops, key=values.get)
+            gain = values[best] - values["centre crop"]
             print(
-                f"  {part:11}{best}, {values[best]:3.0f} %  ({values[best] - values['centre crop']:+.0f} against the centre)"
+                f"  {part:11}{best}, {values[best]:3.0f} %  ({round(gain):+d} over the centre crop)"
             )
 
 # %% [markdown]
 # ## Pictures
 #
-# A run of birds leaves `crops/contact_sheet.jpg`: the first test images of each species with what each transformer reads. The
-# records have figures alone, so pictures need a run folder: name it in `RUN`.
+# A run of a bird experiment writes `crops/contact_sheet.jpg`: the first test images of each species
+# with the crops of each transformer. Result files contain no pictures. Set `RUN` to a run directory
+# to see its contact sheet.
 
 # %%
 if RUN:
     display(Image(filename=str(Path(RUN) / "crops" / "contact_sheet.jpg")))
 else:
-    print(
-        "No run folder is named. `python train.py experiment=birds_4st data.root=FOLDER data.species=1-50` makes one."
-    )
+    print("RUN is not set. This command makes a run:")
+    print("python train.py experiment=birds_4st data.root=DIRECTORY data.species=1-50")

@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Reading results
 #
-# Every finished run leaves a record, a small JSON file. Those in `results/` make all tables of the documents; here they are
-# read by hand. Then the curves of a run of your own.
+# Each finished run writes a result file, a small JSON file. All tables of the documentation are
+# made from the result files in `results/`. This notebook reads them, builds Table 1 of the paper,
+# and plots the learning curves of one of your own runs.
 
 # %%
 import csv
@@ -30,67 +31,58 @@ from spatial_transformer.reporting.records import read_records
 ROOT = next(
     folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file()
 )
-RUN = os.environ.get("RUN")  # a run folder; None takes the newest below runs/
+RUN = os.environ.get("RUN")  # a run directory; None takes the newest in runs/
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
-# ## Records
+# ## Result files
 #
-# A record says what was run, on what, and what came out.
+# A result file contains the settings, the machine, the metrics and the learning curve of a run.
 
 # %%
-records = read_records(ROOT / "results" / "mnist")
-record = records[-1]
-print(f"{len(records)} records; the last:")
+results = read_records(ROOT / "results" / "mnist")
+result = results[-1]
+print(f"{len(results)} result files. The last one:")
 for name in ("label", "seed", "steps", "seconds", "device", "commit"):
-    print(f"  {name:10}{record[name]}")
+    print(f"  {name:16}{result[name]}")
 for name in ("test/error", "val/best_error"):
-    print(f"  {name:16}{record['metrics'][name]:.2f} %")
+    print(f"  {name:16}{result['metrics'][name]:.2f} %")
 
 # %% [markdown]
-# ## The paper's table beside ours
+# ## Table 1 of the paper
 #
-# `mnist_table` takes the runs whose settings are those of the option that they are named by. There is one such function for
-# each table. Errors in percent, mean ± 95 % interval (seeds).
+# `mnist_table` collects the runs that used the published settings of their recipe. There is one
+# such function for each table. Test errors are in percent: mean ± 95 % confidence interval (number
+# of seeds).
 
 # %%
-table = mnist_table(records, ROOT / "conf")
+table = mnist_table(results, ROOT / "conf")
 display(Markdown(table.markdown()))
 
 # %% [markdown]
-# ## A chart
+# ## The same as a chart
 #
-# A point for each of our runs' means, a cross for the paper. The axis is logarithmic.
+# Dots are our means with their 95 % confidence intervals, crosses are the values of the paper. For a
+# network with several recipes in the table, the dots are those of the last one. The axis is
+# logarithmic.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-ours = [
-    (network, network.rows[-1][1])
+networks = [
+    (network.name, network.rows[-1][1])
     for network in table.networks
     if any(cell.values for cell in network.rows[-1][1])
 ]
-for n, (network, cells) in enumerate(ours):
-    shift = 0.14 * (n - (len(ours) - 1) / 2)
-    run_here = [
-        (place + shift, confidence_interval(cell.values))
-        for place, cell in enumerate(cells)
-        if cell.values
-    ]
-    of_paper = [
-        (place + shift, cell.paper) for place, cell in enumerate(cells) if cell.paper is not None
-    ]
-    axes.errorbar(
-        [place for place, _ in run_here],
-        [mean for _, (mean, _) in run_here],
-        yerr=[half or 0 for _, (_, half) in run_here],
-        fmt="o",
-        color=f"C{n}",
-        label=network.name,
-    )
-    axes.plot(*zip(*of_paper), "x", color=f"C{n}")
-axes.set(
-    yscale="log", yticks=[1, 2, 5, 10, 20], ylabel="test error, %", xticks=range(len(table.columns))
-)
+for n, (name, cells) in enumerate(networks):
+    shift = 0.14 * (n - (len(networks) - 1) / 2)
+    means = [(k + shift, *confidence_interval(c.values)) for k, c in enumerate(cells) if c.values]
+    paper = [(k + shift, c.paper) for k, c in enumerate(cells) if c.paper is not None]
+    places, values, halves = zip(*means)
+    bars = [half or 0 for half in halves]  # one seed has no interval
+    axes.errorbar(places, values, yerr=bars, fmt="o", color=f"C{n}", label=name)
+    axes.plot(*zip(*paper), "x", color=f"C{n}")
+ticks = [1, 2, 5, 10, 20]
+axes.set(yscale="log", yticks=ticks, ylabel="test error (%)", xticks=range(len(table.columns)))
 axes.minorticks_off()
 axes.yaxis.set_major_formatter("{x:g}")
 axes.set_xticklabels(table.columns)
@@ -98,10 +90,10 @@ axes.legend(title="ours ●, paper ×", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# ## The curves of a run
+# ## Learning curves of a run
 #
-# `metrics.csv` in a run folder has a row for each time that something was logged and a column for each figure; a place is
-# empty where the figure was not logged then.
+# `metrics.csv` in a run directory has one row per logged step and one column per metric. A cell is
+# empty if the metric was not logged at that step.
 
 # %%
 tables = (
@@ -116,10 +108,8 @@ if tables:
     for name in ("train/error", "val/error"):
         logged = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         axes.plot(*zip(*logged), ".-", label=name)
-    axes.set(xlabel="step", ylabel="error, %", ylim=(0, None), title=tables[-1].parent.name)
+    axes.set(xlabel="step", ylabel="error (%)", ylim=(0, None), title=tables[-1].parent.name)
     axes.legend()
     plt.show()
 else:
-    print(
-        "There is no run here yet. `make train` makes one, or the notebook train_in_five_minutes."
-    )
+    print("No run found in runs/. Run `make train` or the notebook train_in_five_minutes.")

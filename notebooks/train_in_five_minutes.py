@@ -13,11 +13,12 @@
 # %% [markdown]
 # # Train in five minutes
 #
-# A short run on distorted MNIST, configured as `train.py` configures it: digits that are turned, scaled and moved, and an
-# ST-FCN, an affine transformer before a fully connected network. Nothing tells it where the digit is but the label.
+# We train an ST-FCN on distorted MNIST: an affine spatial transformer before a fully connected
+# network. The digits are rotated, scaled and translated. The network only gets the class labels. It
+# has to find out by itself where the digits are.
 #
-# MNIST comes from `data/`, where `make train` has put it; if it is not there it is downloaded now. If you have it elsewhere,
-# name the folder that holds `MNIST/raw` in `DATA_ROOT`.
+# MNIST is read from `data/` and downloaded if it is missing. If you have it elsewhere, set
+# `DATA_ROOT` to the directory that contains `MNIST/raw`.
 
 # %%
 import os
@@ -37,18 +38,19 @@ os.chdir(
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
-# Parameters. 600 steps take a minute or less on a CPU; 7,000 are `make train`, 15,000 those of the tables.
+# 600 steps take about a minute on a CPU. `make train` runs 7,000 steps, and the results in the
+# tables have 15,000.
 
 # %%
 STEPS = int(os.environ.get("STEPS", 600))
-DATA_ROOT = os.environ.get("DATA_ROOT")  # None is data/
+DATA_ROOT = os.environ.get("DATA_ROOT")  # None means data/
 RUN = Path(os.environ.get("RUN", "runs/notebook"))
 
 # %% [markdown]
 # ## Configure
 #
-# The same groups and settings as on the command line: `python train.py experiment=mnist data.distortion=rts model=st_fcn
-# ...`. The folder is used again each time (`ckpt_path=null`).
+# These are the groups and settings of the command line: `python train.py experiment=mnist
+# data.distortion=rts model=st_fcn ...`. With `ckpt_path=null` the run starts over each time.
 
 # %%
 config = compose_config(
@@ -64,22 +66,24 @@ config = compose_config(
     "logger=csv",
     f"run_dir={RUN}",
 )
-print(f"{config.label}: {config.trainer.max_steps} steps of {config.recipe.batch_size} digits")
+print(
+    f"{config.label}: {config.trainer.max_steps} steps with batch size {config.recipe.batch_size}"
+)
 
 # %% [markdown]
 # ## Train
 #
-# Validation and test are part of the run, and so are the pictures in `crops/`.
+# A run includes validation and the final test. It also writes images of the crops to `crops/`.
 
 # %%
-record = train(config)
-print(f"test error {record['metrics']['test/error']:.2f} % after {record['steps']:,} steps")
+result = train(config)
+print(f"test error {result['metrics']['test/error']:.2f} % after {result['steps']:,} steps")
 
 # %% [markdown]
-# ## Before and after
+# ## Crops before and after training
 #
-# Above each digit what the transformer reads (green, its top edge red), below it what it gives to the classifier: at first
-# the whole picture, then something steadier.
+# The upper image is the input with the sampled region in green (top edge in red). The lower image
+# is the crop that the classifier receives. Before training, the crop is the whole input.
 
 # %%
 crops = sorted((RUN / "crops").glob("crops_*.png"))
@@ -88,27 +92,26 @@ for path in (crops[0], crops[-1]):
     display(Image(filename=str(path)))
 
 # %% [markdown]
-# ## The mean of each class
+# ## Mean image of each class
 #
-# If a transformer brings all digits of a class to one pose, their mean is sharp. The network is rebuilt from its run folder,
-# as `evaluate.py` does, and reads a thousand test digits.
+# If a transformer brings all digits of a class to the same pose, their mean is sharp. We load the
+# network from its run directory, as `evaluate.py` does, and average a thousand test digits.
 
 # %%
 trained = load_trained(RUN)
 trained.data.setup()
 images, labels = trained.data.samples("test", torch.arange(1000))
 with torch.no_grad():
-    read = trained.task.network.transformer(images)
+    crops = trained.task.network.transformer(images)
 figure, rows = plt.subplots(2, 10, figsize=(10, 2.3), layout="constrained")
-for row, pictures in zip(rows, (images, read)):
+for row, pictures in zip(rows, (images, crops)):
     for digit, axes in enumerate(row):
         axes.imshow(pictures[labels == digit].mean(0)[0], cmap="gray")
         axes.axis("off")
-figure.suptitle(
-    f"mean test digit of each class: as it comes, and as the transformer gives it after {record['steps']:,} steps",
-    fontsize=9,
-)
+title = f"mean test digit of each class: inputs (above) and crops (below) after {STEPS:,} steps"
+figure.suptitle(title, fontsize=9)
 plt.show()
 
 # %% [markdown]
-# With more steps the lower row sharpens. `reading_results` shows the curves of this run.
+# The lower row becomes sharper with more steps. The notebook `reading_results` plots the learning
+# curves of this run.

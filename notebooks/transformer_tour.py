@@ -11,10 +11,11 @@
 # ---
 
 # %% [markdown]
-# # A tour of the transformer
+# # A tour of the spatial transformer
 #
-# A spatial transformer reads its input along a grid of points. *theta* says where the grid lies. Here theta is set by hand,
-# to see what each family of transformations and each kernel can do. In a network, a localisation network says it.
+# A spatial transformer samples its input at a grid of points. The parameters *theta* define the
+# grid. In a network, a localisation network predicts theta. In this notebook we choose theta
+# ourselves to see what each transform and each sampling kernel does.
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,12 +25,13 @@ from ipywidgets import interact
 
 from spatial_transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline, sample
 
-plt.rcParams["figure.dpi"] = 90
+plt.rcParams["figure.dpi"] = 75
 
 # %% [markdown]
-# ## A picture
+# ## A test image
 #
-# An F, because it is unlike all of its mirror images and turns, on a gradient with a sun. Images are `(B, C, H, W)`.
+# The letter F differs from all its rotations and reflections, so you can see how it was warped.
+# Images have shape `(B, C, H, W)`.
 
 # %%
 y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
@@ -44,7 +46,7 @@ picture = picture[None]
 
 
 def draw(axes, image, title):
-    """Shows (1, C, H, W) in [0, 1], with -1 and 1 at the outer edges as the transformer counts."""
+    """Draw a (1, C, H, W) image in [0, 1] with -1 and 1 at its outer edges."""
     axes.imshow(
         image[0].permute(1, 2, 0).clamp(0, 1),
         cmap="gray",
@@ -57,8 +59,8 @@ def draw(axes, image, title):
     axes.axis("off")
 
 
-def look(transform, thetas, size=(64, 64), **how):
-    """For each theta: the picture with the lattice that is read (its top edge in red), and below it what the sampler gives."""
+def show_warps(transform, thetas, size=(64, 64)):
+    """For each theta, draw the sampling grid on the input (top edge in red), and the output."""
     _, rows = plt.subplots(
         2, len(thetas), figsize=(2.6 * len(thetas), 5.2), layout="constrained", squeeze=False
     )
@@ -67,71 +69,68 @@ def look(transform, thetas, size=(64, 64), **how):
         theta = torch.as_tensor(theta, dtype=torch.float32).view(1, -1)
         draw(above, picture, title)
         for level in (1.0, 0.5, 0.0, -0.5, -1.0):
-            along = torch.stack([line, torch.full_like(line, level)], dim=1)
-            for n, target in enumerate((along.flip(1), along)):
+            horizontal = torch.stack([line, torch.full_like(line, level)], dim=1)
+            for target in (horizontal.flip(1), horizontal):
+                is_top = target is horizontal and level == -1
                 source = transform(theta, target)[0]
-                above.plot(
-                    *source.T,
-                    color="red" if n and level == -1 else "lime",
-                    lw=2 if n and level == -1 else 0.7,
-                )
+                above.plot(*source.T, color="red" if is_top else "lime", lw=2 if is_top else 0.7)
         above.set(xlim=(-1.6, 1.6), ylim=(1.6, -1.6))
-        draw(below, sample(picture, transform.grid(theta, size), **how), "what it gives")
+        draw(below, sample(picture, transform.grid(theta, size)), "output")
     plt.show()
 
 
 # %% [markdown]
-# ## Theta goes from the output to the input
+# ## Theta maps output to input
 #
-# For a point of the **output**, T_theta gives the point of the **input** that is read there. So a window half as wide makes
-# things twice as large, and a window that moves right moves things left. Coordinates are (x, y); -1 and 1 are the outer edges
-# of the image.
+# For each point of the **output**, T_theta gives the point of the **input** to sample. So a grid
+# half as wide magnifies by two, and a grid that moves right shifts the content left. Coordinates
+# are (x, y), and -1 and 1 are the outer edges of the image.
 #
-# **Affine**, six numbers, the rows of a 2 × 3 matrix: turning, scaling, shearing, moving.
+# **Affine** has six parameters, the rows of a 2 × 3 matrix: rotation, scale, shear and translation.
 
 # %%
-turn = torch.deg2rad(torch.tensor(30.0))
-look(
+angle = torch.deg2rad(torch.tensor(30.0))
+show_warps(
     Affine(),
     {
         "identity": [1, 0, 0, 0, 1, 0],
         "half as wide": [0.5, 0, 0, 0, 0.5, 0],
-        "to the right": [1, 0, 0.5, 0, 1, 0],
-        "turned by 30°": [turn.cos(), -turn.sin(), 0, turn.sin(), turn.cos(), 0],
+        "moved right": [1, 0, 0.5, 0, 1, 0],
+        "rotated by 30°": [angle.cos(), -angle.sin(), 0, angle.sin(), angle.cos(), 0],
         "sheared": [1, 0.5, 0, 0, 1, 0],
     },
 )
 
 # %% [markdown]
-# The identity returns its input to float32 rounding. A network that starts there loses nothing.
+# The identity reproduces the input up to float32 rounding. A network that starts there loses
+# nothing.
 
 # %%
 for transform in (Affine(), Attention(), Projective(), ThinPlateSpline()):
     theta = transform.identity()[None]
     error = (sample(picture, transform.grid(theta, (64, 64))) - picture).abs().max()
-    print(
-        f"{type(transform).__name__:16}{transform.n_params:3} numbers   error of the identity: {error:.0e}"
-    )
+    name = type(transform).__name__
+    print(f"{name:16}{transform.n_params:3} parameters   error of the identity: {error:.0e}")
 
 # %% [markdown]
-# **Attention**, three numbers `(s, t_x, t_y)`: an upright square. `Attention(0.5)` has a fixed size and two numbers, as for
-# birds.
+# **Attention** has three parameters `(s, t_x, t_y)`: an upright square. `Attention(0.5)` has a
+# fixed size and two parameters, as in the bird experiments.
 
 # %%
-look(
+show_warps(
     Attention(),
     {
         "s = 0.5": [0.5, 0, 0],
-        "towards the sun": [0.4, 0.5, -0.5],
-        "s = 1.4, reads outside": [1.4, 0, 0],
+        "s = 0.4, at the sun": [0.4, 0.5, -0.5],
+        "s = 1.4, beyond the image": [1.4, 0, 0],
     },
 )
 
 # %% [markdown]
-# **Projective**, eight numbers: also foreshortening. The last two are the slope of the plane.
+# **Projective** has eight parameters and adds perspective. The last two tilt the plane.
 
 # %%
-look(
+show_warps(
     Projective(),
     {
         "tilted sideways": [1, 0, 0, 0, 1, 0, 0.4, 0],
@@ -141,56 +140,58 @@ look(
 )
 
 # %% [markdown]
-# **Thin plate spline**: theta holds a source point for each control point, all x first and then all y. Between them the plane
-# bends as little as it can.
+# **Thin plate spline**: theta holds a source point for each control point, first all x and then all
+# y. Between the control points the spline minimises the bending energy.
 
 # %%
 spline = ThinPlateSpline((4, 4))
 generator = torch.Generator().manual_seed(1)
-still = spline.identity()
-one = still.view(2, 16).clone()
-one[:, 5] += 0.4  # a point inside, to the right and down
-shaken = still + 0.12 * torch.randn(32, generator=generator)
-look(spline, {"identity": still, "one point moved": one.flatten(), "all shaken": shaken})
+identity = spline.identity()
+moved = identity.view(2, 16).clone()
+moved[:, 5] += 0.4  # an inner point, to the right and down
+noisy = identity + 0.12 * torch.randn(32, generator=generator)
+thetas = {"identity": identity, "one point moved": moved.flatten(), "Gaussian noise": noisy}
+show_warps(spline, thetas)
 
 # %% [markdown]
-# ## Kernels
+# ## Sampling kernels
 #
-# Read several times as fine as the pixels are. *Bilinear* joins the four nearest pixels. *Nearest* copies one, so its output
-# does not change when a point moves a little: theta gets no gradient from it. Train with bilinear.
+# Here the output has several samples per input pixel. *Bilinear* interpolates between the four
+# nearest pixels. *Nearest* copies one pixel, so its output does not change when a point moves
+# slightly, and theta gets no gradient. Train with bilinear.
 
 # %%
 window = torch.tensor([[0.2, 0, 0.4, 0, 0.2, -0.45]])
 figure, row = plt.subplots(1, 2, figsize=(5.2, 2.8), layout="constrained")
 for axes, mode in zip(row, ("bilinear", "nearest")):
     theta = window.clone().requires_grad_()
-    read = sample(picture, Affine().grid(theta, (64, 64)), mode=mode)
-    slope = torch.autograd.grad(read.square().sum(), theta)[0].abs().sum()
-    draw(axes, read.detach(), f"{mode}\ngradient of theta {'is 0' if slope == 0 else 'is not 0'}")
+    output = sample(picture, Affine().grid(theta, (64, 64)), mode=mode)
+    gradient = torch.autograd.grad(output.square().sum(), theta)[0].abs().sum()
+    draw(axes, output.detach(), f"{mode}\n|gradient of theta| = {gradient:.0f}")
 plt.show()
 
 # %% [markdown]
-# ## What is read outside: `fill`
+# ## Outside of the input: `fill`
 #
-# One number or one for each channel, in units of the input. The mean colour leaves the softest edge.
+# Points outside of the input read `fill`: one number, or one per channel, in units of the input.
+# The mean colour gives the weakest edge.
 
 # %%
 mean = picture.mean((0, 2, 3)).tolist()
 figure, row = plt.subplots(1, 3, figsize=(7.8, 2.8), layout="constrained")
 grid = Affine().grid(torch.tensor([[1.1, -0.6, 0, 0.6, 1.1, 0]]), (64, 64))
-for axes, (title, fill) in zip(
-    row, {"fill=0.0": 0.0, "fill=1.0": 1.0, "fill=[mean of each channel]": mean}.items()
-):
+fills = {"fill=0.0": 0.0, "fill=1.0": 1.0, "fill=mean colour": mean}
+for axes, (title, fill) in zip(row, fills.items()):
     draw(axes, sample(picture, grid, fill=fill), title)
 plt.show()
 
 # %% [markdown]
 # ## Output size and aliasing
 #
-# The output may have any size. A small one reads few points, and the kernel is as narrow as ever: what lies between the
-# points is not seen, and fine rings turn into rings that are not there. The way out is to average first, and read the smaller
-# image. That is why a localisation network for large images pools before it looks, and why a large window with a small output
-# loses detail.
+# The output may have any size. A small output has few samples, and a bilinear kernel covers only
+# the pixels next to each sample. It misses what lies between them, and fine structure turns into
+# false patterns (aliasing). To avoid this, average the input first and sample the smaller image.
+# For the same reason a large window with a small output loses detail.
 
 # %%
 v, u = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="ij")
@@ -198,15 +199,16 @@ rings = (0.5 + 0.5 * torch.cos(160 * (u**2 + v**2)))[None, None]
 grid = Affine().grid(Affine().identity()[None], (64, 64))
 figure, row = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
 draw(row[0], rings, "input, 256 × 256")
-draw(row[1], sample(rings, grid), "read at 64 × 64 points: false rings")
-draw(row[2], sample(F.avg_pool2d(rings, 4), grid), "averaged by 4, then read")
+draw(row[1], sample(rings, grid), "sampled at 64 × 64: aliasing")
+draw(row[2], sample(F.avg_pool2d(rings, 4), grid), "averaged 4 × 4, then sampled")
 plt.show()
 
 # %% [markdown]
-# ## A glance at three dimensions
+# ## Three dimensions
 #
-# `Affine3d` takes twelve numbers, the rows of a 3 × 4 matrix, and volumes `(B, C, D, H, W)`. Here the F is extruded, turned
-# about its upright axis, and looked at from the front: the mean over the depth.
+# `Affine3d` has twelve parameters, the rows of a 3 × 4 matrix, for volumes `(B, C, D, H, W)`. Here
+# we extrude the F, rotate it about its vertical axis, and average over depth to see it from the
+# front.
 
 # %%
 volume = torch.zeros(1, 1, 64, 64, 64)
@@ -215,36 +217,29 @@ figure, row = plt.subplots(1, 4, figsize=(10.4, 2.8), layout="constrained")
 for axes, degrees in zip(row, (0, 30, 60, 90)):
     a = torch.deg2rad(torch.tensor(float(degrees)))
     theta = torch.tensor([[a.cos(), 0, a.sin(), 0, 0, 1, 0, 0, -a.sin(), 0, a.cos(), 0]])
-    turned = sample(volume, Affine3d().grid(theta, (64, 64, 64)))
-    front = turned.mean(2)
-    draw(axes, front / front.max(), f"turned by {degrees}°")
+    front = sample(volume, Affine3d().grid(theta, (64, 64, 64))).mean(2)
+    draw(axes, front / front.max(), f"rotated by {degrees}°")
 plt.show()
 
 # %% [markdown]
-# ## By hand
+# ## Try it yourself
 #
-# Where the notebook runs, the sliders move the window. Elsewhere the picture is that of their first positions.
+# In a running notebook, the sliders change theta. The figure below shows their initial values.
 
 
 # %%
-def by_hand(scale=0.7, degrees=20.0, right=0.1, down=0.0, tilt=0.0):
-    """An affine window, tilted."""
+def show_window(scale=0.7, degrees=20.0, right=0.1, down=0.0, tilt=0.0):
+    """Draw an affine window with perspective."""
     a = torch.deg2rad(torch.tensor(degrees))
-    rows = [
-        scale * a.cos(),
-        -scale * a.sin(),
-        right,
-        scale * a.sin(),
-        scale * a.cos(),
-        down,
-        tilt,
-        0,
-    ]
-    look(Projective(), {"your window": rows})
+    cos, sin = scale * a.cos(), scale * a.sin()
+    show_warps(Projective(), {"your window": [cos, -sin, right, sin, cos, down, tilt, 0]})
 
 
+show_window()
+
+# %%
 interact(
-    by_hand,
+    show_window,
     scale=(0.1, 2, 0.05),
     degrees=(-180, 180, 5.0),
     right=(-1, 1, 0.05),

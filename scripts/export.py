@@ -1,10 +1,10 @@
-"""Export the best network of a run as ONNX, or as one file for predict.py and evaluate.py.
+"""Export a trained network as ONNX, or as one small file for predict.py and evaluate.py.
 
 python scripts/export.py RUN_DIRECTORY [--out FILE.onnx | FILE.pt] [--data-root DIRECTORY]
 
-An ONNX file takes "images" and returns "logits", and "theta" and "crop" of a spatial transformer
-(theta_1, crop_1, theta_2, ... of several in a row). It appears once onnxruntime has computed the
-same outputs as PyTorch for test images.
+An ONNX file takes "images" and returns "logits". For each spatial transformer it also returns
+"theta" and "crop" (theta_1, crop_1, theta_2, ... for several in a row). It is written only if ONNX
+Runtime and PyTorch agree on test images.
 """
 
 import argparse
@@ -17,40 +17,35 @@ from spatial_transformer.utils.errors import UsageError
 
 
 def main() -> None:
-    """Write the file."""
+    """Export the network that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "run", type=Path, metavar="RUN_DIRECTORY", help="or, for ONNX, a packed .pt file"
+        "run", type=Path, metavar="RUN_DIRECTORY", help="or one of its checkpoints, or a .pt file"
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="ends in .onnx or .pt; left out, LABEL.onnx in this folder",
+        "--out", type=Path, metavar="FILE", help="a .onnx or .pt file (default: LABEL.onnx)"
     )
     parser.add_argument(
-        "--data-root", help="where the data for the check lies, if not where the run had it"
+        "--data-root", help="directory of the data for the check of an ONNX file, if it has moved"
     )
     options = parser.parse_args()
     try:
         trained = load_trained(options.run, data_root=options.data_root)
         file = options.out or Path(f"{trained.config.label}.onnx")
-        try:
-            print(f"{file}: {_written(trained, file)}")
-        except OSError as error:
-            raise UsageError(
-                f"{file} cannot be written: {error}. Use --out=FILE to write it elsewhere."
-            ) from error
+        print(f"{file}: {export(trained, file)}")
+    except OSError as error:
+        file = options.out or "the file"
+        sys.exit(f"error: {file} cannot be written: {error}. Use --out=FILE to choose another.")
     except UsageError as error:
         sys.exit(f"error: {error}")
 
 
-def _written(trained: Trained, file: Path) -> str:
+def export(trained: Trained, file: Path) -> str:
     """Write the file and return a description of it."""
     if file.suffix == ".onnx":
-        return f"differs from PyTorch by {write_onnx(trained, file):.1e} at most"
+        return f"differs from PyTorch by at most {write_onnx(trained, file):.1e}"
     if file.suffix == ".pt":
         pack(trained, file)
         return f"test error {trained.record['metrics']['test/error']:.2f} %"

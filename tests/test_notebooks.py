@@ -1,8 +1,7 @@
-"""The notebooks run, and what is in the repository is what their scripts say."""
+"""Notebooks run, and their cells are those of their scripts."""
 
 import re
 import runpy
-from pathlib import Path
 
 import jupytext
 import matplotlib.pyplot as plt
@@ -13,13 +12,13 @@ from nbclient import NotebookClient
 
 from spatial_transformer.loggers.csv import MetricsCSV
 
-SCRIPTS = sorted((REPOSITORY / "notebooks").glob("*.py"))
-LIGHTEST = "reading_results"
+NAMES = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.py"))
+QUICK = "reading_results"
 
 
 @pytest.fixture
-def surroundings(name, request, tmp_path, monkeypatch) -> None:
-    """What a notebook is run with: a few steps on real MNIST, and the figures of a run."""
+def environment(name, request, tmp_path, monkeypatch):
+    """The working directory, the variables and a run for a notebook."""
     monkeypatch.chdir(REPOSITORY / "notebooks")
     for variable in ("RUN", "STEPS", "DATA_ROOT"):
         monkeypatch.delenv(variable, raising=False)
@@ -35,18 +34,17 @@ def surroundings(name, request, tmp_path, monkeypatch) -> None:
         table.save()
 
 
-@pytest.mark.parametrize("name", [script.stem for script in SCRIPTS])
-def test_its_script_runs(name, surroundings, monkeypatch):
+@pytest.mark.parametrize("name", NAMES)
+def test_script_runs(name, environment, monkeypatch):
     shown = []
-    monkeypatch.setattr(
-        plt,
-        "show",
-        lambda: shown.append((plt.get_backend(), len(plt.get_fignums()))) or plt.close("all"),
-    )
+
+    def show():
+        shown.append((plt.get_backend(), len(plt.get_fignums())))
+        plt.close("all")
+
+    monkeypatch.setattr(plt, "show", show)
     backend = plt.get_backend()
-    plt.switch_backend(
-        "svg"
-    )  # not the one of servers: code that switches to that, as a notebook's plots get lost, is seen
+    plt.switch_backend("svg")  # library code must not switch to another, which would hide plots
     try:
         with plt.rc_context():
             runpy.run_path(f"{name}.py")
@@ -58,31 +56,34 @@ def test_its_script_runs(name, surroundings, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(s.stem, marks=[] if s.stem == LIGHTEST else pytest.mark.slow) for s in SCRIPTS],
+    "name", [pytest.param(n, marks=() if n == QUICK else pytest.mark.slow) for n in NAMES]
 )
-def test_it_runs_in_a_kernel(name, surroundings):
+def test_notebook_runs(name, environment):
     notebook = nbformat.read(f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     plots = [cell for cell in notebook.cells if re.search(r"^plt\.show\(\)", cell.source, re.M)]
     assert plots
     for cell in plots:
         assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not any(output.get("name") == "stderr" for output in outputs), outputs
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_notebook_is_what_its_script_says(script: Path):
-    """`make notebooks` writes them anew."""
-    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_is_up_to_date(name):
+    """``make notebooks`` executes the scripts and writes the notebooks."""
+    path = REPOSITORY / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    script = jupytext.read(path.with_suffix(".py"))
     cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
-    assert cells == [(cell.cell_type, cell.source) for cell in jupytext.read(script).cells]
-    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    assert cells == [(cell.cell_type, cell.source) for cell in script.cells]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < 500_000
+    private = r"/(root|home|work|Users|tmp)/"
+    assert not re.search(private, nbformat.writes(notebook))
 
 
-def test_no_notebook_is_without_its_script():
-    assert {path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")} == {
-        script.stem for script in SCRIPTS
-    }
+def test_every_notebook_has_a_script():
+    assert sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")) == NAMES

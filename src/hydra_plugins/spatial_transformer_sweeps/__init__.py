@@ -1,1 +1,1 @@
-"""Hydra's plugins of this project, here because Hydra looks for plugins in ``hydra_plugins`` alone: see ``sweeps.py``."""
+"""Hydra plugins of this project. Hydra finds plugins only in ``hydra_plugins``."""

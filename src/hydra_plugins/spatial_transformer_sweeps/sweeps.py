@@ -1,24 +1,25 @@
-"""Sweeps with stable run directories: started again, they run only what is not finished.
+"""Sweeps with stable run directories: rerun, they skip finished runs and resume stopped ones.
 
-Hydra imports this module in every Hydra program on the machine, so it imports nothing else of this
-package until one of its sweeps runs.
+Hydra imports this module in every Hydra program on the machine. So torch and what needs it are
+imported only when a sweep runs.
 """
 
 import itertools
+import multiprocessing
 import os
 import shlex
-import signal
+import statistics
 import subprocess
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import BrokenExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -27,60 +28,39 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
-from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-_HERE = "hydra_plugins.spatial_transformer_sweeps.sweeps"
-_RESUME = "Rerun the same command to resume the sweep."
+from spatial_transformer.training.signals import StopSignals
+from spatial_transformer.utils.errors import RunInProgressError, Stopped, UsageError, did_you_mean
+from spatial_transformer.utils.process import end_with_parent, rank
+
+_HINT = "Rerun the same command to resume the sweep."
 _POLL_SECONDS = 5
 
 
-@dataclass
-class GridConf:
-    """Settings of :class:`Grid`."""
+class SweepRun(NamedTuple):
+    """A validated run of a sweep: overrides, configuration, :class:`RunDir` and state."""
 
-    _target_: str = f"{_HERE}.Grid"
-    rows: list[str] = field(default_factory=list)
-    params: dict[str, str] = field(default_factory=dict)
-    show: bool = False
-
-
-@dataclass
-class JoblibConf(JobLibLauncherConf):
-    """Settings of :class:`Joblib`: those of Hydra's own launcher."""
-
-    _target_: str = f"{_HERE}.Joblib"
-
-
-@dataclass
-class SlurmArrayConf(SlurmQueueConf):
-    """Settings of :class:`SlurmArray`: those of Hydra's own launcher."""
-
-    _target_: str = f"{_HERE}.SlurmArray"
-
-
-for _group, _name, _node in (
-    ("hydra/sweeper", "grid", GridConf),
-    ("hydra/launcher", "joblib", JoblibConf),
-    ("hydra/launcher", "slurm", SlurmArrayConf),
-):
-    ConfigStore.instance().store(f"spatial_transformer_{_name}", _node, group=_group)
+    overrides: list[str]
+    config: dict[str, Any]
+    run_dir: Any
+    is_finished: bool
 
 
 class Grid(Sweeper):
     """Run all combinations of values, except those that are finished.
 
     Args:
-        rows: settings that go together, as "model=st_fcn transform=affine". A value of one of them
-            on the command line selects rows.
+        rows: settings that belong together, as "model=st_fcn transform=affine". A value of one of
+            them on the command line selects rows.
         params: values of other settings. Each combination is run with each row.
         show: only print the state of each run.
     """
 
-    hydra_context: Any
+    hydra_context: HydraContext
+    launcher: Launcher
     config: Any
 
     def __init__(self, rows: Sequence[str], params: dict[str, str], show: bool) -> None:
@@ -92,253 +72,189 @@ class Grid(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.hydra_context, self.config = hydra_context, config
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=Job(task_function), config=config
+        job = partial(run_job, task_function)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=job, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
-        from spatial_transformer.utils.errors import Stopped, UsageError
-        from spatial_transformer.utils.process import rank
-
+    def sweep(self, arguments: list[str]) -> None:
         if rank() > 0 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UsageError("A sweep must be one process, and torchrun or srun started several.")
-        runs = {}
-        for number, job in enumerate(self._jobs(arguments)):
-            run, finished = self._check(job, number)
-            sweep_dir = Path(str(self.config.hydra.sweep.dir))
-            name = os.path.relpath(run.path, sweep_dir)
+            raise UsageError("A sweep must be one process, but torchrun or srun started several.")
+        runs: dict[str, SweepRun] = {}
+        for overrides in self._combinations(arguments):
+            name, run = self._validate_run(overrides)
             if name in runs:
-                raise UsageError(f"Two runs of the sweep have the same directory {run.path}.")
-            runs[name] = (job, run, finished)
-        jobs = [job for job, _, finished in runs.values() if not finished]
-        print(
-            f"{len(runs)} runs, {len(runs) - len(jobs)} already finished, in {sweep_dir}",
-            flush=True,
-        )
-        if self.show or not jobs:
-            return _print_states(runs) and None
+                raise UsageError(f"Two runs of the sweep have the same directory {name}.")
+            runs[name] = run
+        unfinished = [run for run in runs.values() if not run.is_finished]
+        estimate = _estimate_time(unfinished) if self.show else ""
+        print(f"{len(runs)} runs, {len(runs) - len(unfinished)} finished{estimate}", flush=True)
+        if self.show or not unfinished:
+            _print_states(runs)
+            return
         try:
-            self.launcher.launch(jobs, initial_job_idx=0)
-        except KeyboardInterrupt:
-            raise Stopped(f"Interrupted. {_RESUME}", 130) from None
+            with StopSignals(_HINT):
+                self.launcher.launch([run.overrides for run in unfinished], initial_job_idx=0)
+        except BrokenExecutor:
+            raise UsageError(f"A process was killed, often for lack of memory. {_HINT}") from None
         finally:
-            states = _print_states(runs)
-        if unfinished := Counter(state for state in states if state != "finished"):
-            counts = ", ".join(f"{count} {state}" for state, count in unfinished.items())
-            raise UsageError(
-                f"{unfinished.total()} of {len(runs)} runs are not finished: {counts} (see error.txt of each). {_RESUME}"
-            )
+            states = Counter(_print_states(runs))
+        if states.keys() != {"finished"}:
+            counts = ", ".join(f"{count} {state}" for state, count in states.items())
+            raise UsageError(f"Not all runs are finished: {counts} (see error.txt). {_HINT}")
 
-    def _jobs(self, arguments: list[str]) -> list[list[str]]:
-        """Return the overrides of each run.
-
-        Raises:
-            UsageError: the command line selects rows that are not there.
-        """
-        from spatial_transformer.utils.errors import UsageError, did_you_mean
-
+    def _combinations(self, arguments: list[str]) -> list[list[str]]:
+        """Return the overrides of each run."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        values = {}
+        values: dict[str, list[str]] = {}
         for override in parser.parse_overrides(self.params + arguments):
             key = override.get_key_element()
-            if not override.is_sweep_override():
-                values[key] = [override.get_value_element_as_str()]
-            elif not override.is_discrete_sweep():
-                raise UsageError(f"{override.input_line} must list its values.")
-            else:
+            if override.is_sweep_override():
                 values[key] = list(override.sweep_string_iterator())
+            else:
+                values[key] = [override.get_value_element_as_str()]
         for key in ("sweep", "ablation", "launcher"):
             if len(values.get(key, ())) > 1:
                 raise UsageError(f"Choose one {key}, got {', '.join(values[key])}.")
         rows = self.rows
         for key in set().union(*rows) & values.keys():
-            known = {row.get(key) for row in self.rows}
-            for value in values[key]:
+            selected = values.pop(key)
+            known = {row[key] for row in self.rows if key in row}
+            for value in selected:
                 if value not in known:
-                    hint = did_you_mean(value, known - {None})
+                    hint = did_you_mean(value, known)
                     raise UsageError(f"No run of this sweep has {key}={value}.{hint}")
-            rows = [row for row in rows if row.get(key) in values[key]]
-            del values[key]
-        settings = [[f"{key}={value}" for value in values[key]] for key in values]
+            rows = [row for row in rows if row.get(key) in selected]
+        axes = [[f"{key}={value}" for value in values[key]] for key in values]
         return [
-            [*(f"{key}={value}" for key, value in row.items()), *rest]
+            [*(f"{key}={value}" for key, value in row.items()), *point]
             for row in rows
-            for rest in itertools.product(*settings)
+            for point in itertools.product(*axes)
         ]
 
-    def _check(self, job: list[str], number: int) -> tuple[Any, bool]:
-        """Return the directory of a run, once it is checked, and whether the run is finished."""
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, job)
-        with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(number), number
-        HydraConfig.instance().set_config(config)  # the name of the directory comes from it
-        directory = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
-        OmegaConf.set_readonly(config.hydra, False)
-        with open_dict(config):
-            config.hydra.runtime.output_dir = str(directory)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
+    def _validate_run(self, overrides: list[str]) -> tuple[str, SweepRun]:
+        """Check the configuration of a run. Return the name of its directory, and the run."""
+        from spatial_transformer.training.build import build
+        from spatial_transformer.training.run_dir import RunDir
+        from spatial_transformer.training.validation import validate
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the configuration
         try:
-            from spatial_transformer.training.run_dir import RunDir
-            from spatial_transformer.training.validation import validate
-
+            name = str(config.hydra.sweep.subdir)
+            run_dir = RunDir(Path(config.hydra.sweep.dir, name).absolute())
+            with open_dict(config):
+                del config["hydra"]
+            config.run_dir = str(run_dir.path)
             validate(config)
-            run = RunDir(directory)
             plain: Any = OmegaConf.to_container(config, resolve=True)
-            finished = run.finished(plain) is not None
-            if not finished and not self.show:  # a listing downloads no weights
-                from spatial_transformer.training.build import build
-
+            is_finished = run_dir.finished(plain) is not None
+            if not is_finished and not self.show:  # a listing downloads no weights
                 build(config)
-            return run, finished
         finally:
             HydraConfig.instance().set_config(self.config)
+        return name, SweepRun(overrides, plain, run_dir, is_finished)
 
 
-class Job:
-    """A run of a sweep, which reports a failure at once.
+def run_job(function: TaskFunction, config: DictConfig) -> Any:
+    """Call ``function`` for a run of a sweep. A failure is reported at once."""
+    from spatial_transformer.training.run_dir import RunDir
 
-    Args:
-        function: trains and tests.
-    """
-
-    def __init__(self, function: TaskFunction) -> None:
-        self.function = function
-        self.is_worker = False
-
-    def __call__(self, config: DictConfig) -> Any:
-        from spatial_transformer.training.run_dir import RunDir
-        from spatial_transformer.utils.errors import RunInProgressError, Stopped, UsageError
-        from spatial_transformer.utils.process import end_with_parent
-
-        if self.is_worker:
-            end_with_parent()
-        run = RunDir(HydraConfig.get().runtime.output_dir)
-        try:
-            return self.function(config)
-        except Exception as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            print(f"{run.path.name} failed: {reason}", file=sys.stderr, flush=True)
-            if run.state().name != "failed" and not isinstance(error, RunInProgressError):
-                is_usage = isinstance(error, UsageError)
-                run.write_error(str(error) if is_usage else traceback.format_exc())
+    is_in_worker = multiprocessing.parent_process() is not None
+    if is_in_worker:
+        end_with_parent()
+    run_dir = RunDir(HydraConfig.get().runtime.output_dir)
+    try:
+        return function(config)
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        print(f"{run_dir.path.name} failed: {reason}", file=sys.stderr, flush=True)
+        if not isinstance(error, RunInProgressError):
+            is_usage_error = isinstance(error, UsageError)
+            run_dir.write_error(str(error) if is_usage_error else traceback.format_exc())
+        raise
+    except Stopped as stop:
+        if not is_in_worker:
             raise
-        except Stopped as stop:
-            if not self.is_worker:
-                raise
-            print(f"{run.path.name}: {stop}", file=sys.stderr, flush=True)  # the others continue
-
-
-class Joblib(JoblibLauncher):
-    """Hydra's launcher for several runs at once, which leaves no worker behind."""
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-        from spatial_transformer.utils.errors import Stopped, UsageError
-
-        def stop(number: int, frame: Any) -> None:
-            name = signal.Signals(number).name
-            raise Stopped(f"Interrupted by {name}. {_RESUME}", 128 + number)
-
-        if self.joblib["n_jobs"] == 1:  # runs in this process, and handles its signals
-            return super().launch(job_overrides, initial_job_idx)
-        self.task_function.is_worker = True  # type: ignore[union-attr]
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-        handlers = {number: signal.signal(number, stop) for number in numbers}
-        try:
-            return super().launch(job_overrides, initial_job_idx)
-        except TerminatedWorkerError:
-            raise UsageError(f"A process was killed, often for lack of memory. {_RESUME}") from None
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        print(f"{run_dir.path.name}: {stop}", file=sys.stderr, flush=True)  # the others continue
 
 
 class SlurmArray(SlurmLauncher):
     """Hydra's launcher for SLURM, which waits for the whole array even if single jobs fail.
 
-    The state of the runs is read from the queue and their directories: no accounting is needed.
+    It reads the state of the runs from the queue and their directories, without accounting.
     """
 
     def __call__(self, sweep_overrides: list[str], *arguments: Any) -> JobReturn:
-        """Run a job as a task on the cluster. Only the first task of a job writes ``.hydra``."""
-        from spatial_transformer.utils.process import rank
-
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # resume, also what was started over
+        """Run a job as a task on the cluster."""
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # resumes, even if it was started over
             sweep_overrides = [word for word in sweep_overrides if word != "ckpt_path=null"]
-        extra = ["hydra.output_subdir=null"] if rank() > 0 else []
-        return super().__call__([*sweep_overrides, *extra], *arguments)
+        return super().__call__(sweep_overrides, *arguments)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         import submitit
 
-        from spatial_transformer.utils.errors import UsageError
-
         sweep_dir = str(Path(str(self.config.hydra.sweep.dir)).absolute())  # type: ignore
-        for line in _squeue("%F|%k"):
-            number, _, comment = line.partition("|")
-            if comment == sweep_dir:
-                raise UsageError(
-                    f"This sweep is already queued as job {number}. Wait until it has ended, or cancel it (scancel {number})."
-                )
+        for job in _queued_jobs(sweep_dir):
+            raise UsageError(f"The sweep is already queued as job {job}. Wait, or scancel {job}.")
         params = dict(self.params)
         executor = submitit.AutoExecutor(
             folder=params.pop("submitit_folder"),
             cluster="slurm",
             slurm_max_num_timeout=params.pop("max_num_timeout"),
         )
-        common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb"}
-        common |= {"nodes", "name", "stderr_to_stdout"}
-        named = {k if k in common else f"slurm_{k}": v for k, v in params.items()}
-        executor.update_parameters(**named | {"slurm_comment": sweep_dir})
-        state = Singleton.get_state()
+        common = BaseQueueConf.__dataclass_fields__
+        params = {k if k in common else f"slurm_{k}": value for k, value in params.items()}
+        executor.update_parameters(**params | {"slurm_comment": sweep_dir})
         jobs = [
-            (list(overrides), "hydra.sweep.dir", number, str(number), state)
+            (list(overrides), "hydra.sweep.dir", number, str(number), Singleton.get_state())
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         number = executor.map_array(self, *zip(*jobs))[0].job_id.split("_")[0]
-        print(f"Job {number} is queued. Interrupting this program leaves it there.", flush=True)
-        shown = ""
-        while states := Counter(_squeue("%T", "--array", f"--jobs={number}")):
-            text = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
-            if text != shown:
-                print(f"job {number}: {text}", flush=True)
-                shown = text
+        print(f"Job {number} is queued. It stays queued if you interrupt this program.", flush=True)
+        while _queued_jobs(sweep_dir):
             time.sleep(_POLL_SECONDS)
         return []
 
 
-def _squeue(columns: str, *options: str) -> list[str]:
-    """Return the lines of SLURM's queue: none for a job that it has forgotten."""
-    from spatial_transformer.utils.errors import UsageError
-
-    command = ["squeue", "--me", "--noheader", f"--format={columns}", *options]
+def _queued_jobs(sweep_dir: str) -> list[str]:
+    """Return the numbers of the jobs in SLURM's queue whose comment is ``sweep_dir``."""
+    command = ["squeue", "--me", "--noheader", "--format=%F|%k"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
         raise UsageError("launcher=slurm needs SLURM: squeue is missing on this machine.") from None
-    if result.returncode and "Invalid job id" not in result.stderr:
-        raise UsageError(f"launcher=slurm: {result.stderr.strip()}.")
-    return result.stdout.split("\n")[:-1]
+    except subprocess.CalledProcessError as error:
+        raise UsageError(f"launcher=slurm: squeue failed: {error.stderr.strip()}") from error
+    jobs = [line.split("|", 1) for line in output.splitlines()]
+    return [number for number, comment in jobs if comment == sweep_dir]
 
 
-def _print_states(runs: dict[str, tuple[list[str], Any, bool]]) -> list[str]:
-    """Print a table of the runs, and return the state of each."""
-    from rich.console import Console
-    from rich.table import Column, Table
+def _estimate_time(runs: Sequence[SweepRun]) -> str:
+    """Return the time that runs will take; empty unless there are results of each network."""
+    from spatial_transformer.training.result import read_result
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1_000  # a line for each run in a log file, however long its name
-    table = Table(Column("run", overflow="fold"), "state", "", box=None)
-    states = {name: run.state() for name, (_, run, _) in runs.items()}
+    choices = [run.config["choices"] for run in runs]
+    step_times = defaultdict(list)
+    for experiment in {choice["experiment"] for choice in choices}:
+        for result in map(read_result, Path("results", experiment).glob("*.json")):
+            if "cpu" in result["device"] and result.get("threads") == result.get("devices") == 1:
+                key = tuple(result[group] for group in choices[0])
+                step_times[key].append(result["seconds"] / result["steps"])
+    seconds = 0.0
+    for run, choice in zip(runs, choices):
+        if not (known := step_times.get(tuple(choice.values()))):
+            return ""
+        seconds += statistics.median(known) * run.config["trainer"]["max_steps"]
+    return f"; about {seconds / 3600:.2g} h on one core, from earlier results" if runs else ""
+
+
+def _print_states(runs: dict[str, SweepRun]) -> list[str]:
+    """Print a line for each run and return the state of each."""
+    states = {name: run.run_dir.state() for name, run in runs.items()}
+    width = max(map(len, runs))
     for name, state in states.items():
-        table.add_row(name, state.name, state.detail)
-    console.print(table)
+        print(f" {name:{width}}  {state.name:11}  {state.detail}".rstrip(), flush=True)
     return [state.name for state in states.values()]

@@ -1,25 +1,26 @@
-"""Logits, thetas and crops of a network, from one forward pass. Plain PyTorch."""
+"""Run a network and get the theta and the output of its spatial transformers. Plain PyTorch."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..transformer import SpatialTransformer
+from ..transformer.recorder import find_transformers
 
-_HOOKS = threading.RLock()
+_LOCK = threading.RLock()
 
 
 class NetworkOutputs(NamedTuple):
-    """What a network returns, and what each of its spatial transformers computes on the way.
+    """Outputs of a network and of its spatial transformers.
 
     Attributes:
         logits: output of the network.
-        thetas: for each transformer, in the order of the forward pass, ``(B, n_params)``, or
+        thetas: theta of each transformer in the order of the forward pass, ``(B, n_params)``, or
             ``(B, n, n_params)`` for n transformers in parallel.
-        crops: for each transformer its output, ``(B, C, H', W')``, or ``(B, n C, H', W')``.
+        crops: output of each transformer, ``(B, C, H', W')``, or ``(B, n C, H', W')``.
     """
 
     logits: Tensor
@@ -49,16 +50,11 @@ def infer(network: nn.Module, images: Tensor) -> NetworkOutputs:
         crops.append(crop)
         return crop
 
-    hooks = []
-    with _HOOKS:  # Hooks belong to the modules, so that a second thread would call them too.
-        try:
-            for module in network.modules():
-                if isinstance(module, SpatialTransformer):
-                    hooks.append(module.register_forward_pre_hook(request_theta, with_kwargs=True))
-                    # Other hooks expect the output alone.
-                    hooks.append(module.register_forward_hook(record, prepend=True))
-            logits = network(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with _LOCK, ExitStack() as stack:  # hooks would also record the calls of other threads
+        for module in find_transformers(network):
+            before = module.register_forward_pre_hook(request_theta, with_kwargs=True)
+            after = module.register_forward_hook(record, prepend=True)  # others get the crop alone
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        logits = network(images)
     return NetworkOutputs(logits, tuple(thetas), tuple(crops))

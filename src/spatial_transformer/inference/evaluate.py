@@ -1,15 +1,16 @@
-"""Test the network of a finished run again."""
+"""Test a trained network on the test set of its data."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..training.config import EvaluationConfig
 from ..training.distributed import DistributedContext
 from ..training.runner import build_trainer, unchanged_process
 from ..training.signals import StopSignals
+from ..training.validation import check_names
 from .load import load_trained
 
 log = logging.getLogger(__name__)
@@ -17,22 +18,22 @@ _HINT = "Run the same command again."
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
-    """Test a trained network, rebuilt from its run directory or its packed file.
+    """Test a trained network and print its metrics next to those of its result file.
 
     Args:
-        config: with ``run``, ``checkpoint``, ``data.root`` and ``trainer``, as conf/evaluate.yaml.
+        config: as conf/evaluate.yaml: ``run``, ``checkpoint``, ``data.root`` and ``trainer``.
 
     Returns:
-        The metrics, name -> value.
+        The metrics by name.
 
     Raises:
-        UsageError: there is no such run, or its checkpoint is missing or damaged.
+        UsageError: the run or its checkpoint is missing or damaged.
         Stopped: a signal asked the program to stop.
     """
+    check_names(config, EvaluationConfig)
     with unchanged_process(), StopSignals(_HINT):
-        trained = load_trained(
-            Path(config.run), config.checkpoint, config.data.root, config.get("trust") or ()
-        )
+        trust = config.get("trust") or ()
+        trained = load_trained(config.run, config.checkpoint, config.data.root, trust)
         trained.config.trainer.update(config.trainer)
         trainer = build_trainer(trained.config)
         processes = DistributedContext(trainer)
@@ -41,9 +42,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             return processes.launch(evaluate, plain, _HINT)
         processes.init_process_group()
         metrics = dict(trainer.test(trained.task, trained.data, verbose=False)[0])
-        recorded = trained.record.get("metrics", {}) if config.checkpoint == "best" else {}
+        earlier = trained.record.get("metrics", {})
         if processes.is_rank_zero:
             for name, value in metrics.items():
-                before = f"  (in metrics.json: {recorded[name]:.4g})" if name in recorded else ""
-                log.info("%s %.4g%s", name, value, before)
+                note = f"  (in metrics.json: {earlier[name]:.4g})" if name in earlier else ""
+                log.info("%s %.4g%s", name, value, note)
         return metrics

@@ -1,8 +1,8 @@
-"""Trained networks: from a run directory, or from one packed file.
+"""Load trained networks from run directories and packed files.
 
-Such files may come from other people. So they hold tensors and plain values, name components of
-this package only, and no ``${...}`` in them is resolved. Callbacks, loggers, the optimizer and most
-settings of the trainer are not looked at.
+These files may come from other people. They may hold only tensors and plain values, may name only
+components of this package, and no ``${...}`` in them is resolved. Callbacks, loggers, the optimizer
+and most settings of the trainer are ignored.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ _PACKAGES = {
     "model.transform": "spatial_transformer.transformer.",
 }
 _GROUPS = ("choices", "task", "data", "model", "recipe", "trainer")
-_TRAINER = ("precision", "limit_test_batches")  # what the result of a test depends on
-_MOST_VALUES = 10_000
+_TRAINER_SETTINGS = ("precision", "limit_test_batches")  # those that change the result of a test
+_MAX_SETTINGS = 10_000
 
 
 class Trained(NamedTuple):
-    """A trained network with all that it was trained as.
+    """A trained network with its data and configuration.
 
     Attributes:
-        config: what is needed of the run's configuration, without references.
-        data: the data of the run.
-        task: the task with the trained weights, in evaluation mode.
-        record: content of ``metrics.json``; empty if the run is not finished.
+        config: the parts of the run's configuration that are needed, without interpolations.
+        data: data module of the run.
+        task: task with the trained weights, in evaluation mode.
+        record: content of ``metrics.json``. Empty if the run is not finished, or if the weights are
+            not those of its best checkpoint.
     """
 
     config: DictConfig
@@ -62,33 +63,36 @@ def load_trained(
     data_root: str | None = None,
     trust: Iterable[str] = (),
 ) -> Trained:
-    """Load the network of a run directory, or of a file that :func:`pack` wrote.
+    """Load a trained network.
 
     Args:
-        path: directory or file.
-        checkpoint: of a run directory: "best" on the validation set, or "last".
-        data_root: where the data is, if not where the run had it.
+        path: run directory, one of its checkpoints, or a file that :func:`pack` wrote.
+        checkpoint: "best" (on the validation set) or "last", for a run directory.
+        data_root: directory of the data, if it has moved.
         trust: other packages whose components the file may name. Their code is executed.
 
     Raises:
-        UsageError: it is neither, it is damaged, or it names a component of another package.
+        UsageError: the file is missing or damaged, or names a component of another package.
     """
     path = Path(path)
+    if path.suffix == ".ckpt":
+        path, checkpoint = path.absolute().parent.parent, path.stem
     run_dir = RunDir(path)
-    if path.is_file():
+    packed = _read_packed(path) if path.is_file() else None
+    if packed is not None:
         file = source = path
-        packed = _read_packed(path)
         settings, weights, record = packed["config"], packed["state_dict"], packed["record"]
     elif run_dir.config.is_file():
         file, source = run_dir.config, run_dir.checkpoints / f"{checkpoint}.ckpt"
         settings, weights = _read_config(file), read_weights(source)
-        record = read_result(run_dir.result) if run_dir.result.is_file() else {}
+        has_record = checkpoint == "best" and run_dir.result.is_file()
+        record = read_result(run_dir.result) if has_record else {}
     else:
         raise UsageError(f"{path} is not a run directory: config.yaml is missing.")
     try:
         config = _safe_config(settings, data_root, tuple(trust))
         data, task = build_data_and_task(config, partial(torch.optim.SGD, lr=0.0), None)
-        if path.is_file():
+        if packed is not None:
             if len(packed["classes"]) != data.classes:
                 raise UsageError(f"classes must be {data.classes}, got {len(packed['classes'])}.")
             data.names = packed["classes"]
@@ -100,31 +104,30 @@ def load_trained(
 
 
 def pack(trained: Trained, file: Path) -> None:
-    """Write all that :func:`load_trained` needs of a finished run into one small file.
+    """Write a trained network, its configuration and its result to one small file.
 
     Raises:
-        UsageError: the run is not finished.
+        UsageError: the network is not the best checkpoint of a finished run.
         OSError: the file cannot be written.
     """
     if not trained.record:
-        raise UsageError(f"{trained.config.label} is not finished: metrics.json is missing.")
+        raise UsageError(f"{trained.config.label} is not the best checkpoint of a finished run.")
     config: Any = OmegaConf.to_container(trained.config)
-    for group in ("data", "task"):  # not where things were on this machine
+    for group in ("data", "task"):  # the paths of this machine stay out
         config[group] = {k: v for k, v in config[group].items() if k not in ("root", "cache")}
     content = {"config": config, "classes": trained.data.names, "record": trained.record}
     save_tensors({**content, "state_dict": trained.task.state_dict()}, file)
 
 
 def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) -> dict[str, Any]:
-    """Return the parts of a run's settings that are needed, after all checks."""
+    """Check the settings of a run and return those that are needed."""
     config: dict[str, Any] = {name: settings.get(name) for name in ("seed", "label", *_GROUPS)}
     for n, value in enumerate(_leaves(config)):
-        if not isinstance(value, str | int | float | None) or re.search(
-            r"\$\{|^\?{3}$", str(value)
-        ):
+        is_plain = isinstance(value, str | int | float | None)
+        if not is_plain or re.search(r"\$\{|^\?{3}$", str(value)):
             raise UsageError(f"settings must be plain values, got {str(value)[:100]!r}.")
-        if n > _MOST_VALUES:
-            raise UsageError(f"there must be at most {_MOST_VALUES} settings.")
+        if n > _MAX_SETTINGS:
+            raise UsageError(f"there must be at most {_MAX_SETTINGS} settings.")
     for name in _GROUPS:
         if not isinstance(config[name], dict):
             raise UsageError(f"{name} must be a group of settings, got {config[name]!r}.")
@@ -132,21 +135,23 @@ def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) 
         config = upgrade_settings(config)
     except (LookupError, TypeError, ValueError) as error:
         raise UsageError(f"the settings of an earlier version are damaged: {error}.") from error
-    trainer = {name: config["trainer"][name] for name in _TRAINER if name in config["trainer"]}
-    config["trainer"] = {"_target_": "pytorch_lightning.Trainer", "use_distributed_sampler": False}
-    config["trainer"] |= trainer
+    config["trainer"] = {
+        "_target_": "pytorch_lightning.Trainer",
+        "use_distributed_sampler": False,
+        **{k: v for k, v in config["trainer"].items() if k in _TRAINER_SETTINGS},
+    }
     for name in ("data", "task", "model"):
         if data_root is not None and (name == "data" or "root" in config[name]):
             config[name]["root"] = data_root
         _check_origin(name, config[name], trust)
         check_component(name, config[name])
     if "weights" in config["model"]:
-        config["model"]["weights"] = "none"  # training started from them
+        config["model"]["weights"] = "none"  # pretrained weights, replaced by the trained ones
     return config
 
 
 def _leaves(node: Any) -> Iterator[Any]:
-    """Yield all keys and values that are not mappings or lists; a key that is not text as bytes."""
+    """Yield all keys and values except mappings and lists. A key that is not text becomes bytes."""
     if isinstance(node, dict):
         yield from (key if isinstance(key, str) else b"" for key in node)
     if isinstance(node, dict | list):
@@ -157,7 +162,7 @@ def _leaves(node: Any) -> Iterator[Any]:
 
 
 def _check_origin(path: str, node: Any, trust: tuple[str, ...]) -> None:
-    """Refuse a component that is not defined where those of its kind are."""
+    """Refuse components that are not defined in the package of their kind."""
     if isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             _check_origin(f"{path}.{key}", value, trust)
@@ -168,8 +173,8 @@ def _check_origin(path: str, node: Any, trust: tuple[str, ...]) -> None:
     package = _PACKAGES.get(path, "?")
     found = find_target(target) if target.startswith(package) and "._" not in target else None
     is_component = inspect.isclass(found) or inspect.isfunction(found)
-    defined = f"{getattr(found, '__module__', '')}."
-    if not is_component or not defined.startswith(package) or special != ["_target_"]:
+    module = f"{getattr(found, '__module__', '')}."
+    if not is_component or not module.startswith(package) or special != ["_target_"]:
         raise UsageError(
             f"{path} must be a component of this package, got {target}. If you trust the file, "
             f"set trust=[{target.partition('.')[0]}]."

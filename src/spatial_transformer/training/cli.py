@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -32,7 +33,7 @@ from .signals import StopSignals
 Function = Callable[[DictConfig], Any]
 
 
-def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
+def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[], None]]:
     """Return a decorator that makes a Hydra program of a function.
 
     A wrong configuration ends the program with one message and exit code 1, and leaves no run
@@ -41,6 +42,7 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
 
     Args:
         name: of its configuration file in ``conf``, which is next to the program.
+        positional: settings that may be given by position, before all others.
     """
 
     def decorate(function: Function) -> Callable[[], None]:
@@ -77,6 +79,7 @@ def entry_point(name: str) -> Callable[[Function], Callable[[], None]]:
                 StopSignals("Run the same command again."),
             ):
                 _check_srun()
+                sys.argv[1:] = _name_positional(sys.argv[1:], positional)
                 _check_words(sys.argv[1:], conf)
                 if rank() > 0:  # only the first process has a run directory
                     sys.argv.append(f"hydra.run.dir={scratch}")
@@ -132,6 +135,16 @@ def _check_srun() -> None:
         )
 
 
+def _name_positional(words: list[str], names: Sequence[str]) -> list[str]:
+    """Return a command line with leading values written as ``name="value"``."""
+    words = list(words)
+    for n, (word, name) in enumerate(zip(words, names)):
+        if word.startswith("-") or re.match(r"[+~]?[A-Za-z_][\w.]*=", word):
+            break
+        words[n] = f"{name}={QuotedString(word, Quote.double).with_quotes()}"
+    return words
+
+
 def _check_words(words: list[str], conf: Path) -> None:
     """Refuse what Hydra would answer with a traceback."""
     groups = {path.name: path for path in conf.iterdir() if path.is_dir()}
@@ -151,12 +164,14 @@ def explain(error: Exception, conf: Path, name: str) -> str:
         reason = text.splitlines()[0].removesuffix(f": {error.full_key}")
         return f"{error.full_key or 'configuration'}: {reason}."
     if isinstance(error, OverrideParseException):
-        key, equals, value = error.override.partition("=")
+        word = error.override
+        key, equals, value = word.partition("=")
         if equals:
-            return f"{error.override} cannot be parsed. Quote the value: '{key}=\"{value}\"'."
-        options = [f"{file.parent.name}={key}" for file in sorted(conf.glob(f"*/{key}.yaml"))]
-        hint = f" Did you mean {' or '.join(options)}?" if options else ""
-        return f"{key} is not a setting NAME=VALUE.{hint}"
+            return f"{word} cannot be parsed. Quote the value: '{key}=\"{value}\"'."
+        files = sorted(conf.glob(f"*/{Path(word).name}.yaml"))
+        options = [f"{file.parent.name}={word}" for file in files]
+        hint = f"Did you mean {' or '.join(options)}?" if options else "Write NAME=VALUE."
+        return f"{word} is not a setting. {hint}"
     if found := re.search(r"Could not find '([^'\n]+)/([^/'\n]+)'", text):
         options = re.findall(r"^\t(\S+)", text.partition("Config search path")[0], re.M)
         return f"{found[1]}={found[2]} does not exist.{did_you_mean(found[2], options)}"

@@ -84,7 +84,10 @@ def _too_large(size: str) -> str:
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        grey = np.asarray(image, dtype=np.float32)
+        if np.isinf(grey).any():
+            raise ValueError("its values must be finite, got an infinite one")
+        grey = np.nan_to_num(grey)
         low, high = float(grey.min()), float(grey.max())
         scale = 255 / max(high - low, 1e-6)
         return Image.fromarray(((grey - low) * scale).astype(np.uint8)).convert("RGB")

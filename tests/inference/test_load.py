@@ -1,0 +1,156 @@
+"""Run directories, checkpoints and packed networks, and the programs that use them."""
+
+import re
+import sys
+
+import export
+import pytest
+import torch
+from conftest import REPOSITORY, SHORT
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from photographs import photograph
+
+import evaluate as evaluate_program
+import predict as predict_program
+from spatial_transformer.inference.evaluate import evaluate
+from spatial_transformer.inference.load import load_trained, pack
+from spatial_transformer.training.runner import train
+from spatial_transformer.training.weights import check_fit
+from spatial_transformer.utils.errors import UsageError
+
+PACKED = sorted((REPOSITORY / "checkpoints").glob("*.pt"))
+ST_CNN = REPOSITORY / "checkpoints" / "st_cnn_mnist.pt"
+
+
+@pytest.fixture
+def run(composed, mnist_root, tmp_path):
+    """The directory of a short run."""
+    train(composed("data.distortion=r", *SHORT, f"data.root={mnist_root}", "logger=none"))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a program; return its exit code, output and errors."""
+
+    def call_(program, *words):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, words)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        try:
+            program.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    yield call_
+    GlobalHydra.instance().clear()
+
+
+def test_packed_network(run, tmp_path):
+    trained = load_trained(run)
+    pack(trained, tmp_path / "network.pt")
+    packed = load_trained(tmp_path / "network.pt")
+    assert packed.record == trained.record
+    for name, tensor in trained.task.state_dict().items():
+        assert torch.equal(packed.task.state_dict()[name], tensor)
+    saved = torch.load(tmp_path / "network.pt", weights_only=True)
+    assert saved["classes"] == [str(n) for n in range(10)]
+    assert str(tmp_path) not in str(saved["config"])
+    (run / "metrics.json").unlink()
+    with pytest.raises(UsageError, match="is not the best checkpoint of a finished run"):
+        pack(load_trained(run), tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoint_path(run, tmp_path, name):
+    trained = load_trained(run / "checkpoints" / f"{name}.ckpt")
+    expected = load_trained(run, name).task.state_dict()
+    for key, tensor in trained.task.state_dict().items():
+        assert torch.equal(tensor, expected[key])
+    assert bool(trained.record) == (name == "best")  # the result is that of the best checkpoint
+    (run / "checkpoints" / f"{name}.ckpt").rename(tmp_path / f"{name}.ckpt")
+    with pytest.raises(UsageError, match=rf"{name}\.ckpt does not exist"):
+        load_trained(run, name)
+    with pytest.raises(UsageError, match="is not a run directory"):
+        load_trained(tmp_path / f"{name}.ckpt")
+
+
+def test_weights_without_a_tensor(tmp_path):
+    network = torch.nn.BatchNorm2d(2)
+    weights = network.state_dict() | {"num_batches_tracked": 5}
+    with pytest.raises(UsageError, match=r"1 of 5 .*num_batches_tracked must be \(\), got no tens"):
+        check_fit(weights, network, tmp_path)
+
+
+@pytest.mark.parametrize("file", PACKED, ids=lambda file: file.stem)
+def test_published_network_has_its_result(mnist_root, file):
+    assert file.stat().st_size <= 2_000_000
+    settings = {"run": str(file), "checkpoint": "best", "trainer": {}}
+    metrics = evaluate(OmegaConf.create(settings | {"data": {"root": str(mnist_root)}}))
+    recorded = torch.load(file, weights_only=True)["record"]["metrics"]
+    assert metrics["test/error"] == pytest.approx(recorded["test/error"], abs=0.02)  # rounding
+
+
+def test_evaluate_takes_a_position(call, run):
+    code, output, errors = call(evaluate_program, run / "checkpoints" / "best.ckpt")
+    assert code == 0, errors
+    assert re.search(r"^test/error \S+  \(in metrics\.json: ", output, re.M)
+    code, output, errors = call(evaluate_program, run / "checkpoints" / "last.ckpt")
+    assert code == 0, errors
+    assert re.search(r"^test/error \S+$", output, re.M)
+
+
+def test_predict_takes_positions(call, tmp_path):
+    pictures = tmp_path / 'a, "b" = [c]'
+    pictures.mkdir()
+    photograph("7").save(pictures / "seven.png")
+    code, output, errors = call(predict_program, ST_CNN, pictures, f"out={tmp_path}/out")
+    assert code == 0, errors
+    assert "seven.png: 7 (" in output
+    assert (tmp_path / "out" / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        (evaluate_program, [], "run must be set"),
+        (predict_program, [], "images, run must be set"),
+        (predict_program, [ST_CNN], "images must be set"),
+        (predict_program, [f"run={ST_CNN}"], "images must be set"),
+        (evaluate_program, ["nowhere"], "nowhere is not a run directory"),
+        (predict_program, [ST_CNN, "nowhere"], "no such folder or file"),
+        (evaluate_program, [ST_CNN, "more"], "more is not a setting. Write NAME=VALUE."),
+        (evaluate_program, ["7", "checkpont=last"], "Did you mean 'checkpoint'?"),
+        (evaluate_program, ["run=7", "+checkpont=last"], "Did you mean 'checkpoint'?"),
+        (predict_program, ["7", "2024", "+checkpont=last"], "Did you mean 'checkpoint'?"),
+    ],
+)
+def test_wrong_command(call, program, words, message):
+    code, _, errors = call(program, *words)
+    assert code == 1
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_export_writes_both_formats(call, run, tmp_path, mnist_root):
+    packed, onnx = tmp_path / "network.pt", tmp_path / "network.onnx"
+    assert "test error" in call(export, run, "--out", packed)[1]
+    pytest.importorskip("onnxruntime", reason="run pip install -e '.[onnx]'")
+    code, output, _ = call(export, packed, "--out", onnx, "--data-root", mnist_root)
+    assert code == 0
+    assert "differs from PyTorch by at most" in output
+    assert onnx.is_file()
+    error = call(export, run, "--out", "network.txt")[0]
+    assert error == "error: --out must end in .onnx or .pt, got network.txt."
+
+
+@pytest.mark.parametrize("name", ["network.pt", "network.onnx"])
+def test_export_to_a_wrong_place(call, tmp_path, mnist_root, name):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / name
+    error = call(export, ST_CNN, "--out", out, "--data-root", mnist_root)[0]
+    assert f"{name} cannot be written: " in error
+    assert "Use --out=FILE to choose another." in error
