@@ -150,7 +150,7 @@ def test_a_run_folder_holds_config_record_checkpoints_figures_and_pictures(short
     with Image.open(folder / "crops" / "training.gif") as animation:
         assert animation.n_frames == 3, "before training and after each validation"
     with Image.open(folder / "crops" / "crops_0000004.png") as picture:
-        assert picture.width > 12 * 3 * 42
+        assert picture.width > 6 * 2 * 42
 
 
 def test_a_run_that_is_started_over_keeps_the_earlier_result(short, tmp_path):
@@ -426,7 +426,7 @@ def test_volumes_are_trained_on_evaluated_alike_and_shown(short, tmp_path, model
     assert evaluate(evaluation(tmp_path / "run"))["test/error"] == metrics["test/error"]
     assert ("theta/std_11" in metrics) is not bool(model)
     views = Image.open(tmp_path / "run" / "crops" / "crops_0000002.png")
-    assert views.width > 6 * 3 * 40 * 2, "three views of each sample"
+    assert views.width > 2 * 3 * 40 * 2, "three views of each sample"
     assert (tmp_path / "run" / "crops" / "mean_images_0000002.png").is_file()
     assert (tmp_path / "run" / "crops" / "mistakes.png").is_file()
 
@@ -531,7 +531,7 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
             assert (name in record["metrics"]) is (k <= transformers)
     assert (tmp_path / "run" / "crops" / "parts.csv").is_file() is (transformers > 0)
     with Image.open(tmp_path / "run" / "crops" / "contact_sheet.jpg") as sheet:
-        assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
+        assert sheet.width == 110 + 3 * (114 + 6), "one test image of each of three species"
     if transformers:
         measured = slopes.measure(tmp_path / "run", samples=2, data_root=None)
         assert [row["pixels"] for row in measured["rows"]] == (

@@ -61,6 +61,7 @@ class BatchedData(pl.LightningDataModule, ABC):
     Attributes
         input_size: height and width of the network's input in pixels.
         classes: number of classes.
+        shown_views: what :meth:`shown` puts side by side; empty for a single image.
         no_pictures: why :meth:`view` cannot prepare the users' own pictures; empty if it can.
 
     Raises:
@@ -69,6 +70,7 @@ class BatchedData(pl.LightningDataModule, ABC):
 
     input_size: int
     classes: int
+    shown_views: str = ""
     no_pictures: str = "its data module has no method `view`"
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:

@@ -39,7 +39,7 @@ MAX_OVERVIEW = 48
 UNSURE = 0.5
 """Predictions with a lower confidence are marked."""
 _BATCH_SIZE = 32
-_SIDE = 168  # approximate side of an image on the screen, in pixels
+_SIDE = 168  # of an image on the screen, in pixels
 _MAX_LINES = 40  # of the table on the screen
 _MAX_NAME = 240  # bytes; file systems take 255, and the name of an output file is longer
 _MAX_SIDE = 65_535  # pixels, the largest of JPEG; resizing takes memory for each pixel of a side
@@ -260,7 +260,7 @@ def _load(trained: Trained, file: Path) -> _Loaded | SkippedFile:
         view = trained.data.view(picture)
     except UsageError as error:
         return SkippedFile(name, printable(" ".join(str(error).split())))
-    scene = _crop_scene(picture, view.box, round(size * _zoom(size)))
+    scene = _crop_scene(picture, view.box, _SIDE)
     notes = [view.note]
     if view.image.shape[0] == 1 and picture.size != (size, size):
         shapes = _count_shapes(view.image[0])
@@ -336,16 +336,11 @@ def _predict_loaded(trained: Trained, loaded: Sequence[_Loaded]) -> Iterator[Fil
     if found.thetas:
         thetas = torch.cat([theta.flatten(1) for theta in found.thetas], dim=1).tolist()
         readings = CropGeometry.from_thetas(trained.task.network, found.thetas, found.inputs)
-    columns = render_columns(data, found.inputs, readings, _zoom(data.input_size))
+    columns = render_columns(data, found.inputs, readings, _SIDE)
     for n, (one, confidence) in enumerate(zip(loaded, found.confidences.tolist())):
         note = "; ".join(filter(None, ["unsure" if confidence < UNSURE else "", one.note]))
         column = [draw_crop_outlines(one.scene, readings, n), *columns[n]]
         yield FilePrediction(one.file, found.texts[n], confidence, thetas[n], note, column)
-
-
-def _zoom(size: int) -> float:
-    """Return screen pixels per pixel of an image of ``size``."""
-    return float(round(_SIDE / size)) or 0.5
 
 
 def _theta_names(trained: Trained) -> list[str]:

@@ -49,6 +49,7 @@ class Mnist3dData(MnistData):
     """
 
     no_pictures = "its images are volumes"
+    shown_views = "front, side, middle slice"
 
     def __init__(
         self,
