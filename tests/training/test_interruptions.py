@@ -16,6 +16,8 @@ import torch
 import wandb_file
 from conftest import REPOSITORY
 
+from spatial_transformer.loggers.wandb import STEP, select_metrics
+
 STEPS = 40
 SETTINGS = [
     "model=st_fcn",
@@ -249,12 +251,12 @@ def assert_all_rows_are_in_wandb(folder):
         ]
     rows = wandb_file.rows(wandb_file.newest(folder))
     by_number = {row["_step"]: row for row in rows}
-    assert len(rows) == len(table)
-    for number, expected in enumerate(table):
+    assert len(rows) == 1 + len(table), "one row before training"
+    for number, row in enumerate(table, start=1):
+        expected = {STEP: row["step"], **select_metrics(row)}
+        del expected["step"]
         for name, value in expected.items():
-            assert by_number[number]["trainer/global_step" if name == "step" else name] == float(
-                value
-            ), (number, name)
+            assert by_number[number][name] == float(value), (number, name)
     pictures = 1 + sum("val/error" in row for row in table)  # one before training
     assert sum("pictures/crops/_type" in row for row in rows) == pictures
 
