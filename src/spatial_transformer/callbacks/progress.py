@@ -1,4 +1,4 @@
-"""How far a run is, how fast it goes, and how long it will take."""
+"""The progress of a run: a bar in a terminal, and a line after each validation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from ..networks.localisation import localisation_networks
 
 
 class RunProgress(ProgressBar):
-    """A progress bar over the whole run in a terminal; elsewhere (a log file) a line after each validation.
+    """Print the metrics after each validation; in a terminal, show a bar over the whole run.
 
-    Before the first step it says how many parameters each part of the network has, localisation and the rest apart.
+    The bar fits in 80 columns. Before the first step, the number of parameters of the localisation
+    networks and of the rest is printed.
 
     Args:
         every: steps between two updates of the bar.
-        name: stands before each line where several runs share a terminal, in which there are lines then and no bar.
+        name: printed before each line. Runs that share a terminal have a name, and no bar.
     """
 
     def __init__(self, every: int = 20, name: str | None = None) -> None:
@@ -54,40 +55,38 @@ class RunProgress(ProgressBar):
         if not self._enabled or not self._console.is_terminal or self.name:
             return
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
             MofNCompleteColumn(),
+            BarColumn(bar_width=None),  # takes the width that the others leave
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
             console=self._console,
+            expand=True,
         )
         self._task = self._bar.add_task(
-            "", total=trainer.max_steps, completed=trainer.global_step, rate="", figures=""
+            "", total=trainer.max_steps, completed=trainer.global_step, rate=""
         )
         self._bar.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
         if self._bar is not None and (step % self.every == 0 or step == trainer.max_steps):
-            self._bar.update(
-                self._task,
-                completed=step,
-                rate=f"{self._rate(step):.1f} steps/s",
-                figures=self._figures(trainer),
-            )
+            rate = f"{self._steps_per_second(step):.1f} steps/s"
+            self._bar.update(self._task, completed=step, rate=rate)
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if self._bar is None and self._enabled and not trainer.sanity_checking:
-            step, rate = trainer.global_step, self._rate(trainer.global_step)
-            left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
-            self._console.print(
-                f"{self.name + '  ' if self.name else ''}step {step:,} of {trainer.max_steps:,}  {self._figures(trainer)}  "
-                f"{rate:.1f} steps/s  {left} left",
-                soft_wrap=True,
-            )
+        if not self._enabled or trainer.sanity_checking:
+            return
+        step, rate = trainer.global_step, self._steps_per_second(trainer.global_step)
+        left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
+        metrics = [
+            f"{name} {float(value):.4g}"
+            for name, value in sorted(trainer.progress_bar_metrics.items())
+        ]
+        parts = [f"step {step:,} of {trainer.max_steps:,}", *metrics, f"{rate:.1f} steps/s"]
+        line = "  ".join([*([self.name] if self.name else []), *parts, f"{left} left"])
+        self._console.print(line, soft_wrap=True, highlight=False)
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._stop()
@@ -100,14 +99,8 @@ class RunProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    def _rate(self, step: int) -> float:
+    def _steps_per_second(self, step: int) -> float:
         return (step - self._first_step) / max(time.monotonic() - self._start, 1e-9)
-
-    def _figures(self, trainer) -> str:
-        return "  ".join(
-            f"{name} {float(value):.4g}"
-            for name, value in sorted(trainer.progress_bar_metrics.items())
-        )
 
 
 def _parameter_table(network: nn.Module, name: str | None) -> Table:
