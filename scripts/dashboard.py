@@ -23,7 +23,6 @@ import wandb
 from spatial_transformer.loggers.wandb import STEP
 from spatial_transformer.paper import BIRDS
 from spatial_transformer.reporting.paper_tables import paper_tables
-from spatial_transformer.utils.errors import UsageError
 
 try:
     import wandb_workspaces.reports.v2 as wr
@@ -183,19 +182,16 @@ def to_json(item: ws.Workspace | wr.Report) -> dict[str, Any]:
 
 
 def upload(items: Sequence[ws.Workspace | wr.Report]) -> None:
-    """Send views and reports to W&B, which prints their addresses.
-
-    Raises:
-        UsageError: there is no key, or W&B cannot be reached or refuses.
-    """
+    """Send views and reports to W&B, which prints their addresses."""
     try:
         if not wandb.login(prompt=False):
-            raise UsageError("there is no key. Run `wandb login` once, or use --print")
+            sys.exit("error: W&B has no key. Run `wandb login` once, or use --print.")
         for item in items:
             item.entity = item.entity or wandb.Api().default_entity or ""
             item.save()
     except Exception as error:  # the packages of W&B raise errors of many unrelated kinds
-        raise UsageError(f"W&B refused the dashboard: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]
+        sys.exit(f"error: W&B refused the dashboard: {reason}")
 
 
 def main() -> None:
@@ -213,11 +209,8 @@ def main() -> None:
     items.append(build_report(options.entity, options.project, markdown))
     if options.print:
         print(json.dumps([to_json(item) for item in items], indent=1))
-        return
-    try:
+    else:
         upload(items)
-    except UsageError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from spatial_transformer.reporting.paper_tables import paper_tables
 from spatial_transformer.tasks import digit_encoder
 from spatial_transformer.training.runner import train
 from spatial_transformer.training.validation import validate
-from spatial_transformer.utils.errors import UsageError
 
 PARTS = {part.table: part for part in dashboard.PARTS}
 
@@ -99,11 +98,11 @@ def test_without_a_key_the_script_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr(sys, "argv", ["dashboard.py"])
-    with pytest.raises(SystemExit, match=r"there is no key\. Run `wandb login`"):
+    with pytest.raises(SystemExit, match=r"W&B has no key\. Run `wandb login`"):
         dashboard.main()
 
 
-def test_a_refusal_of_the_server_is_a_usage_error(monkeypatch):
+def test_a_refusal_of_the_server_is_reported(monkeypatch):
     class Refused:
         entity = "team"
 
@@ -111,7 +110,7 @@ def test_a_refusal_of_the_server_is_a_usage_error(monkeypatch):
             raise RuntimeError("permission denied\nand more")
 
     monkeypatch.setattr("wandb.login", lambda prompt: True)
-    with pytest.raises(UsageError, match=r"^W&B refused the dashboard: permission denied$"):
+    with pytest.raises(SystemExit, match=r"W&B refused the dashboard: permission denied$"):
         dashboard.upload([Refused()])
 
 
@@ -189,11 +188,7 @@ def test_a_run_has_what_the_panels_show_and_filter(logged, tmp_path, experiment)
 
     (run,) = wandb_file.messages(file, "run")
     network, column, alias = NAMES[experiment]
-    assert (run.run_group, run.job_type, run.display_name) == (
-        experiment,
-        "train",
-        config.label,
-    )
+    assert (run.run_group, run.job_type, run.display_name) == (experiment, "train", config.label)
     choices = config.choices
     assert list(run.tags)[:3] == [choices.model, choices.transform, choices.recipe]
     assert len(run.tags) == 3 + len(column)
@@ -201,7 +196,7 @@ def test_a_run_has_what_the_panels_show_and_filter(logged, tmp_path, experiment)
     assert {name: settings[name] for name in ("network", *column)} == {"network": network, **column}
     assert settings["seed"] == 1
     assert settings["choices"]["transform"] == choices.transform
-    assert part.column is None or settings[part.column] in part.columns
+    assert not part.column or settings[part.column] in part.columns
 
     defined = {
         metric.name or metric.glob_name: metric for metric in wandb_file.messages(file, "metric")

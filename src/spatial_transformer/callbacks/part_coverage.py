@@ -46,17 +46,12 @@ class PartCoverage(ThetaTestCallback):
         self.folder = Path(folder)
 
     def measure(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        transformer: SpatialTransformer,
-        thetas: Tensor,
+        self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor
     ) -> None:
         transform = transformer.transform
         assert isinstance(transform, Affine)
         crops = torch.stack(
-            [affine_matrices(transform, theta) for theta in thetas.unbind(1)],
-            dim=1,
+            [affine_matrices(transform, theta) for theta in thetas.unbind(1)], dim=1
         )
         data = trainer.datamodule
         # A short test has fewer samples.

@@ -30,11 +30,7 @@ class PoseConsistency(ThetaTestCallback):
     """
 
     def measure(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        transformer: SpatialTransformer,
-        thetas: Tensor,
+        self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor
     ) -> None:
         transform, data = transformer.transform, trainer.datamodule
         poses = data.poses("test", torch.arange(len(thetas)))
@@ -52,10 +48,7 @@ class PoseConsistency(ThetaTestCallback):
 
 
 def distances_to_usual_pose(
-    transform: Transform,
-    theta: Tensor,
-    poses: Tensor,
-    size: int,
+    transform: Transform, theta: Tensor, poses: Tensor, size: int
 ) -> Tensor:
     """Return how far each digit is from its usual pose in the output, ``(B, C)``, in its pixels.
 

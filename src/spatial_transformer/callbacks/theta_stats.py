@@ -11,13 +11,7 @@ from torch import Tensor
 
 from ..data.base import in_order
 from ..networks.localisation import localisation_networks
-from ..transformer import (
-    Attention,
-    SpatialTransformer,
-    ThetaRecorder,
-    ThinPlateSpline,
-    Transform,
-)
+from ..transformer import Attention, SpatialTransformer, ThetaRecorder, ThinPlateSpline, Transform
 from .base import CollectingCallback
 
 
@@ -137,11 +131,7 @@ class ThetaTestCallback(CollectingCallback):
 
     @abstractmethod
     def measure(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        transformer: SpatialTransformer,
-        thetas: Tensor,
+        self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor
     ) -> None:
         """Log metrics of ``thetas``, ``(N, parallel, n_params)`` on the CPU, of the test samples.
 

@@ -63,10 +63,7 @@ class CropGeometry:
 
     @classmethod
     def from_thetas(
-        cls,
-        network: nn.Module,
-        thetas: Sequence[Tensor],
-        images: Tensor,
+        cls, network: nn.Module, thetas: Sequence[Tensor], images: Tensor
     ) -> list[CropGeometry]:
         """Return the crops of a network whose thetas are known.
 
