@@ -1,4 +1,4 @@
-"""What a W&B file holds, read back with W&B's own messages."""
+"""Read W&B files with W&B's own messages."""
 
 import json
 import struct
@@ -9,12 +9,12 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-_BLOCK = 32 * 1024  # the file is LevelDB's log format: records in pieces, none across two blocks
+_BLOCK = 32 * 1024  # the file is a log of LevelDB: records in pieces, none across two blocks
 _FULL, _LAST = 1, 4
 
 
 def records(file: Path) -> Iterator[Record]:
-    """The whole records of a .wandb file, in order; one that is not all there yet is left out."""
+    """Yield the complete records of a .wandb file, in order."""
     data = file.read_bytes()
     assert data[:4] == b":W&B"
     place, pieces = 7, b""
@@ -34,54 +34,36 @@ def records(file: Path) -> Iterator[Record]:
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
-    """Every logged row: its keys and values."""
+    """Return all logged rows."""
     return [
-        {
-            item.key or "/".join(item.nested_key): json.loads(item.value_json)
-            for item in record.history.item
-        }
-        for record in records(file)
-        if record.HasField("history")
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in messages(file, "history")
     ]
 
 
-def ended(file: Path) -> bool:
-    """Whether W&B's own process has written the end of the file; on a busy machine it does so a little after the run."""
-    return any(record.HasField("exit") for record in records(file))
-
-
 def newest(folder: Path) -> Path:
-    """The last file of a run folder, when W&B's own process has ended it."""
-    file = max(
-        (folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime
-    )
+    """Return the last file of a run directory, once the process of W&B has completed it."""
+    files = (folder / "wandb").glob("offline-run-*/*.wandb")
+    file = max(files, key=lambda path: path.stat().st_mtime)
     end = time.monotonic() + 60
-    while not ended(file):
-        assert time.monotonic() < end, "waited in vain"
+    while not messages(file, "exit"):
+        assert time.monotonic() < end, "the file is not completed"
         time.sleep(0.1)
     return file
 
 
 def config(file: Path) -> dict[str, Any]:
-    """The run's configuration."""
-    return {
-        item.key: json.loads(item.value_json)
-        for record in records(file)
-        if record.HasField("config")
-        for item in record.config.update
-    }
+    """Return the configuration of the run."""
+    updates = [item for message in messages(file, "config") for item in message.update]
+    return {item.key: json.loads(item.value_json) for item in updates}
 
 
 def summary(file: Path) -> dict[str, Any]:
-    """The run's summary at its end."""
-    return {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for record in records(file)
-        if record.HasField("summary")
-        for item in record.summary.update
-    }
+    """Return the summary at the end of the run."""
+    updates = [item for message in messages(file, "summary") for item in message.update]
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
 
 
 def messages(file: Path, kind: str) -> list[Any]:
-    """Of one kind all: "run", "metric", "artifact" or "exit"."""
+    """Return all messages of a kind, such as "run", "metric", "artifact" or "exit"."""
     return [getattr(record, kind) for record in records(file) if record.HasField(kind)]

@@ -1,37 +1,45 @@
-"""The animation of a run's crops."""
+"""The animation of the crops of a run."""
 
 import resource
 from types import SimpleNamespace
 
 import pytest
+from conftest import SHORT
 from PIL import Image, ImageDraw
+from torch import nn
 
+from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
 from spatial_transformer.callbacks.crop_images import CropImages
+from spatial_transformer.training.runner import train
 from spatial_transformer.visualization.crops import read_png
 from spatial_transformer.visualization.drawing import REGION, TOP
 
-TRAINER = SimpleNamespace(is_global_zero=True, loggers=[])
+
+def animate(folder, network=None):
+    """Make the animation of the pictures in a directory."""
+    network = network or SpatialTransformer(FcLocalisation((1, 9, 9), Affine()), Affine())
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[])
+    CropImages(folder).on_fit_end(trainer, SimpleNamespace(network=network))
+    return folder / "training.gif"
 
 
-def test_thin_lines_keep_their_colours_in_the_animation(tmp_path):
+def test_thin_lines_keep_their_colours(tmp_path):
     for step in range(3):
         frame = Image.effect_noise((400, 300), 80).convert("RGB")
         ImageDraw.Draw(frame).line([(20, 20), (200, 60)], fill=REGION)
         ImageDraw.Draw(frame).line([(20, 90 + step), (200, 130)], fill=TOP)
         frame.save(tmp_path / f"crops_{step}.png")
-    CropImages(tmp_path).on_fit_end(TRAINER, None)
-    with Image.open(tmp_path / "training.gif") as animation:
+    with Image.open(animate(tmp_path)) as animation:
         assert animation.n_frames == 3
         animation.seek(2)
         colours = {colour for _, colour in animation.convert("RGB").getcolors(1 << 24)}
     assert {REGION, TOP} <= colours
 
 
-def test_frames_with_captions_of_other_lengths_are_all_whole(tmp_path):
+def test_lower_frames_are_padded(tmp_path):
     for height in (20, 30):
         Image.new("RGB", (10, height), "red").save(tmp_path / f"crops_{height:07d}.png")
-    CropImages(tmp_path).on_fit_end(TRAINER, None)
-    with Image.open(tmp_path / "training.gif") as animation:
+    with Image.open(animate(tmp_path)) as animation:
         assert animation.size == (10, 30)
         for frame, red in ((0, 20), (1, 30)):
             animation.seek(frame)
@@ -48,13 +56,12 @@ def few_open_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_more_pictures_than_files_can_be_open_give_an_animation_of_some(tmp_path, few_open_files):
+def test_frames_are_a_selection_of_more_pictures_than_files_can_be_open(tmp_path, few_open_files):
     shades = range(2 * few_open_files + 1)
     for step in shades:
         Image.new("RGB", (4, 4), (step, 0, 0)).save(tmp_path / f"crops_{step:07d}.png")
-    CropImages(tmp_path).on_fit_end(TRAINER, None)
-    with Image.open(tmp_path / "training.gif") as animation:
-        seen = []
+    seen = []
+    with Image.open(animate(tmp_path)) as animation:
         for frame in range(animation.n_frames):
             animation.seek(frame)
             seen.append(animation.convert("RGB").getpixel((0, 0))[0])
@@ -63,20 +70,24 @@ def test_more_pictures_than_files_can_be_open_give_an_animation_of_some(tmp_path
     assert seen == sorted(seen)
 
 
-def test_a_broken_picture_is_named_and_left_out_of_the_animation(tmp_path, caplog):
+def test_a_broken_picture_is_named_and_left_out(tmp_path, caplog):
     for step in range(3):
-        Image.effect_noise((40, 40), 50 + step).convert("RGB").save(
-            tmp_path / f"crops_{step:07d}.png"
-        )
+        frame = Image.effect_noise((40, 40), 50 + step).convert("RGB")
+        frame.save(tmp_path / f"crops_{step:07d}.png")
     broken = tmp_path / "crops_0000001.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    CropImages(tmp_path).on_fit_end(TRAINER, None)
-    with Image.open(tmp_path / "training.gif") as animation:
+    with Image.open(animate(tmp_path)) as animation:
         assert animation.n_frames == 2
     assert str(broken) in caplog.text
 
 
-def test_only_the_decoder_of_png_reads_a_picture_of_a_run(tmp_path, monkeypatch):
+def test_a_network_without_transformer_has_no_animation(tmp_path):
+    for step in range(2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"crops_{step:07d}.png")
+    assert not animate(tmp_path, nn.Linear(1, 1)).exists()
+
+
+def test_pictures_are_read_by_the_decoder_of_png_only(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(
         "PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: started.append(args)
@@ -86,3 +97,10 @@ def test_only_the_decoder_of_png_reads_a_picture_of_a_run(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"crops_0000001.png cannot be read as a PNG file"):
         read_png(file)
     assert started == []
+
+
+def test_sheets_of_a_run_are_as_wide_as_a_readme(composed, drawn_mnist, tmp_path):
+    train(composed(*SHORT, "data.root=.", "logger=none", "recipe.validate_every=1"))
+    for name in ("crops_0000000", "crops_0000002", "mean_images_0000002", "mistakes"):
+        with Image.open(tmp_path / "run" / "crops" / f"{name}.png") as sheet:
+            assert 600 < sheet.width <= 830

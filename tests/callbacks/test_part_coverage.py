@@ -1,4 +1,4 @@
-"""What crops hold, against cases computed by hand and a slow count."""
+"""Which parts crops contain, against manual cases and a simulation."""
 
 import math
 from types import SimpleNamespace
@@ -17,11 +17,11 @@ from spatial_transformer.callbacks.part_coverage import (
 
 
 def windows(*rows):
-    """Crops of one sample, (half side, x, y) each: (1, K, 2, 3)."""
+    """Return crops of one sample, ``(1, K, 2, 3)``, from the half side and the centre of each."""
     return torch.tensor([[[[s, 0, x], [0, s, y]] for s, x, y in rows]], dtype=torch.float32)
 
 
-def test_matrices_are_those_of_the_transform():
+def test_affine_matrices():
     theta = torch.tensor([[0.3, 0.1, -0.2, 0.4, 0.8, 0.5]])
     assert torch.allclose(affine_matrices(Affine(), theta), theta.view(1, 2, 3))
     assert torch.allclose(
@@ -29,7 +29,7 @@ def test_matrices_are_those_of_the_transform():
     )
 
 
-def test_a_turned_crop_holds_what_lies_in_it():
+def test_a_rotated_crop_contains_the_points_in_it():
     angle = math.pi / 4
     turned = 0.5 * torch.tensor(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
@@ -39,7 +39,7 @@ def test_a_turned_crop_holds_what_lies_in_it():
     assert contains(crop, points).tolist() == [[[True, False, False, True]]]
 
 
-def test_parts_are_counted_among_the_samples_in_which_they_are_to_be_seen():
+def test_parts_are_counted_where_they_are_visible():
     crops = windows((0.5, -0.5, 0.0), (0.5, 0.5, 0.0)).expand(4, -1, -1, -1)
     part = [[-0.4, 0.1, 1], [0.4, 0.1, 1], [-0.4, 0.9, 1], [-0.4, 0.1, 0]]
     table = part_table(crops, torch.tensor(part)[:, None])
@@ -49,7 +49,7 @@ def test_parts_are_counted_among_the_samples_in_which_they_are_to_be_seen():
 
 
 @pytest.mark.parametrize("half", [0.25, 0.5, 0.9])
-def test_the_chance_of_a_random_crop_is_what_many_draws_give(half):
+def test_random_crops_contain_parts_as_often_as_in_a_simulation(half):
     torch.manual_seed(0)
     places = (torch.rand(200_000, 2) * 2 - 1) * (1 - half)
     for x, y in ((0.0, 0.0), (0.6, -0.2), (-0.95, 0.95)):
@@ -58,7 +58,7 @@ def test_the_chance_of_a_random_crop_is_what_many_draws_give(half):
         assert chance == pytest.approx(100 * drawn, abs=0.5)
 
 
-def test_a_crop_of_the_whole_image_holds_everything():
+def test_a_crop_of_the_whole_image_contains_all_parts():
     table = part_table(windows((1.0, 0, 0)), torch.tensor([[[0.99, -0.99, 1.0]]]))
     assert [values.item() for values in table.values()] == [100, 100, 100]
 

@@ -1,4 +1,4 @@
-"""How far digits lie from their usual pose, against hand cases."""
+"""How far digits are from their usual pose, in manual cases."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def two_digits(n):
 
 
 def straightening(pose):
-    """The affine theta that gives each digit upright, 28 px as large as the output: (B, 6)."""
+    """Return affine thetas ``(B, 6)`` whose crops are the upright digits, 28 px wide."""
     back = torch.linalg.inv(pose[:, :, :2])
     matrix = back * (
         14 / (SIZE / 2)
@@ -30,7 +30,7 @@ def straightening(pose):
     return torch.cat([matrix, -(back @ pose[:, :, 2:]) / (SIZE / 2)], dim=2).flatten(1)
 
 
-def test_a_transformer_that_straightens_one_digit_has_it_in_one_pose():
+def test_a_straightened_digit_has_one_pose():
     poses = two_digits(200)
     for channel in (0, 1):
         distances = distances_to_usual_pose(Affine(), straightening(poses[:, channel]), poses, SIZE)
@@ -38,7 +38,7 @@ def test_a_transformer_that_straightens_one_digit_has_it_in_one_pose():
         assert distances[:, 1 - channel].median() > 3
 
 
-def test_a_digit_moved_by_three_pixels_is_three_pixels_from_its_usual_pose():
+def test_a_digit_moved_by_three_pixels_has_that_distance():
     poses = torch.eye(2, 3).repeat(5, 1, 1, 1)
     poses[2, 0, 0, 2] = 3.0
     distances = distances_to_usual_pose(Affine(), Affine().identity().expand(5, -1), poses, SIZE)
@@ -46,7 +46,7 @@ def test_a_digit_moved_by_three_pixels_is_three_pixels_from_its_usual_pose():
 
 
 @pytest.mark.parametrize("pose", [r_pose, rts_pose])
-def test_a_theta_that_undoes_the_distortion_turns_digits_upright(pose):
+def test_rotation_angles_are_those_of_the_distortion_until_it_is_undone(pose):
     poses = pose(sample_keys(1, 0, torch.arange(200)), 42)
     identity = Affine().identity().expand(200, -1)
     turned = rotation_angle(to_digit_coordinates(Affine(), identity, poses[:, None], 42))[:, 0]

@@ -1,16 +1,68 @@
-"""Numbers of the localisation network, where no run of the tests can go: float16."""
+"""Statistics of theta and of the gradient of the localisation network."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
-from spatial_transformer.callbacks.theta_stats import ThetaStatistics
+from spatial_transformer import (
+    Affine,
+    Attention,
+    FcLocalisation,
+    Projective,
+    SpatialTransformer,
+    ThinPlateSpline,
+)
+from spatial_transformer.callbacks.theta_stats import ThetaStatistics, describe_theta
+from spatial_transformer.transformer import Affine3d
+
+AFFINE = {"scale_x": 1, "scale_y": 1, "rotation": 0, "shift": 0}
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (Attention(), {"scale": 1, "shift": 0}),
+        (Attention(0.5), {"shift": 0}),
+        (Affine(), AFFINE),
+        (Projective(), AFFINE),
+        (ThinPlateSpline(), {"displacement": 0}),
+        (Affine3d(), {"scale_x": 1, "scale_y": 1, "scale_z": 1, "shift": 0}),
+    ],
+    ids=repr,
+)
+def test_the_identity_neither_scales_nor_rotates_nor_shifts(transform, expected):
+    theta = transform.identity().expand(3, -1)
+    assert describe_theta(transform, theta) == pytest.approx(expected, abs=1e-6)
+
+
+def test_affine_thetas_are_described_by_root_mean_squares():
+    thetas = []
+    for angle, shift in ((0.3, 0.0), (-0.3, 0.5)):
+        cos, sin = math.cos(angle), math.sin(angle)
+        thetas.append([0.5 * cos, -0.25 * sin, shift, 0.5 * sin, 0.25 * cos, 0.0])
+    described = describe_theta(Affine(), torch.tensor(thetas))
+    assert described == pytest.approx(
+        {
+            "scale_x": 0.5,
+            "scale_y": 0.25,
+            "rotation": math.degrees(0.3),
+            "shift": 0.5 / math.sqrt(2),
+        }
+    )
+
+
+def test_the_displacement_of_a_spline_is_that_of_its_points():
+    theta = ThinPlateSpline().identity().expand(2, -1).clone()
+    theta[:, :16] += 0.3
+    theta[:, 16:] -= 0.4
+    assert describe_theta(ThinPlateSpline(), theta) == pytest.approx({"displacement": 0.5})
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_gradient_norm_is_that_of_the_loss_whatever_its_scale(fused):
+def test_the_gradient_norm_does_not_depend_on_the_loss_scale(fused):
+    """With float16, which no run of the tests can use."""
     torch.manual_seed(0)
     network = SpatialTransformer(FcLocalisation((1, 9, 9), Affine()), Affine())
     optimizer = torch.optim.AdamW(network.parameters(), fused=fused)
@@ -27,9 +79,8 @@ def test_the_gradient_norm_is_that_of_the_loss_whatever_its_scale(fused):
                 scaler.unscale_(optimizer)
         else:
             loss.backward()
-        ThetaStatistics().on_before_optimizer_step(
-            SimpleNamespace(precision_plugin=precision_plugin), module, optimizer
-        )
+        trainer = SimpleNamespace(precision_plugin=precision_plugin)
+        ThetaStatistics().on_before_optimizer_step(trainer, module, optimizer)
         norms.append(logged["localisation/gradient_norm"].item())
     assert norms[0] > 0
     assert norms[1] == pytest.approx(norms[0])

@@ -1,4 +1,4 @@
-"""metrics.csv: appended, cut when a run resumes, and the same however often it was stopped."""
+"""metrics.csv: appended, cut when a run resumes, and equal to that of an undisturbed run."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_resumed_run_leaves_the_file_of_an_undisturbed_one(tmp_path, kept, hal
     stopped = write(tmp_path / "metrics.csv", ROWS[:23])
     stopped.save()
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write(half)  # of a process that was killed
+        file.write(half)  # by a process that was killed
     resumed = MetricsCSV(tmp_path / "metrics.csv")
     resumed.resume(kept)
     assert len(resumed.read()) == kept or kept == 0

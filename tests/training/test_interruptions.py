@@ -16,6 +16,8 @@ import torch
 import wandb_file
 from conftest import REPOSITORY
 
+from spatial_transformer.loggers.wandb import STEP, select_metrics
+
 STEPS = 40
 SETTINGS = f"""
 model=st_fcn model.width=16 data.batch_size=16 data.eval_batch_size=50 recipe.validate_every=8
@@ -171,11 +173,12 @@ def assert_all_rows_are_in_wandb(run):
         table = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
     found = wandb_file.rows(wandb_file.newest(run))
     by_number = {row["_step"]: row for row in found}
-    assert len(found) == len(table)
-    for number, expected in enumerate(table):
-        expected["trainer/global_step"] = expected.pop("step")
-        row = by_number[number]
-        assert {name: row[name] for name in expected} == {k: float(v) for k, v in expected.items()}
+    assert len(found) == 1 + len(table), "one row before training"
+    for number, row in enumerate(table, start=1):
+        expected = {STEP: row["step"], **select_metrics(row)}
+        del expected["step"]
+        for name, value in expected.items():
+            assert by_number[number][name] == float(value), (number, name)
     pictures = 1 + sum("val/error" in row for row in table)  # one before training
     assert sum("pictures/crops/_type" in row for row in found) == pictures
 

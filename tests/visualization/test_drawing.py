@@ -1,4 +1,6 @@
-"""Pictures: what is drawn is where the transformer reads."""
+"""What is drawn is where the transformer reads."""
+
+import re
 
 import pytest
 import torch
@@ -12,14 +14,19 @@ from spatial_transformer import (
     SpatialTransformer,
     ThinPlateSpline,
 )
+from spatial_transformer.data.mnist import MnistData
 from spatial_transformer.networks.mnist import MnistNetwork
-from spatial_transformer.visualization.crops import ClassMeans
+from spatial_transformer.tasks.classification import Classification
+from spatial_transformer.visualization.crops import class_means, render_samples
 from spatial_transformer.visualization.drawing import (
+    COLOURS,
     REGION,
     TOP,
+    WRONG,
     CropGeometry,
     draw_lines,
     image_grid,
+    tile_width,
     to_image,
 )
 
@@ -28,7 +35,7 @@ def region_lines(transform, theta):
     return CropGeometry([transform], [theta[None]], (28, 28)).outline(0)
 
 
-def test_the_outline_of_a_window_is_its_four_edges_the_top_one_first():
+def test_the_outline_of_a_window_starts_with_its_top_edge():
     top, bottom, left, right = region_lines(Attention(), torch.tensor([0.5, 0.25, -0.25]))
     assert torch.allclose(top[[0, -1]], torch.tensor([[-0.25, -0.75], [0.75, -0.75]]))
     assert torch.allclose(bottom[[0, -1]], torch.tensor([[-0.25, 0.25], [0.75, 0.25]]))
@@ -37,13 +44,13 @@ def test_the_outline_of_a_window_is_its_four_edges_the_top_one_first():
 
 
 @pytest.mark.parametrize("transform", [Projective(), ThinPlateSpline()], ids=["projective", "tps"])
-def test_a_warp_that_bends_is_drawn_as_a_lattice_of_curves(transform):
+def test_a_bending_warp_is_drawn_as_a_lattice(transform):
     lines = region_lines(transform, transform.identity())
     assert len(lines) == 10
     assert all(line.shape == (25, 2) for line in lines)
 
 
-def test_what_one_transformer_reads_is_what_it_gives():
+def test_a_crop_is_the_output_of_the_transformer():
     torch.manual_seed(0)
     network, x = MnistNetwork("fcn", 28, ThinPlateSpline(), width=4), torch.rand(3, 1, 28, 28)
     nn.init.normal_(network.transformer.localisation[-1].weight, std=0.1)
@@ -53,7 +60,7 @@ def test_what_one_transformer_reads_is_what_it_gives():
     torch.testing.assert_close(crops, network.transformer(x), atol=1e-4, rtol=0)
 
 
-def test_transformers_in_a_row_read_by_the_product_of_their_matrices():
+def test_transformers_in_a_row_multiply_their_matrices():
     first, second = (
         torch.tensor([0.5, 0.1, 0.2, 0.0, 0.5, -0.1]),
         torch.tensor([0.8, 0.0, 0.1, -0.3, 0.7, 0.3]),
@@ -67,7 +74,7 @@ def test_transformers_in_a_row_read_by_the_product_of_their_matrices():
     assert torch.allclose(both, Affine()(product[:2].reshape(1, 6), points)[0], atol=1e-6)
 
 
-def test_parallel_transformers_read_what_each_gives():
+def test_crops_of_parallel_transformers_are_their_outputs():
     torch.manual_seed(0)
     transform = Attention(0.5)
     localisation = FcLocalisation(
@@ -84,7 +91,7 @@ def test_parallel_transformers_read_what_each_gives():
     assert len(readings) == 2
 
 
-def test_transformers_apart_are_each_its_own():
+def test_split_transformers_have_their_own_outlines():
     thetas = [torch.tensor([[0.5, 0, 0, 0, 0.5, 0]]), torch.tensor([[0.2, 0, 0.1, 0, 0.2, 0]])]
     parts = CropGeometry([Affine(), Affine()], thetas, (8, 8)).split()
     for part, theta in zip(parts, thetas, strict=True):
@@ -92,75 +99,95 @@ def test_transformers_apart_are_each_its_own():
             assert torch.equal(line, expected)
 
 
-def test_a_network_without_transformers_reads_nothing():
+def test_a_network_without_transformers_has_no_crops():
     network, x = MnistNetwork("fcn", 28, width=4), torch.rand(2, 1, 28, 28)
     readings, logits = CropGeometry.from_network(network, x)
     assert readings == []
     assert torch.equal(logits, network(x))
 
 
-def test_lines_are_drawn_where_they_are():
-    black = to_image(torch.zeros(1, 20, 20), zoom=4)
+def test_lines_are_drawn_at_their_coordinates():
+    black = to_image(torch.zeros(1, 20, 20), width=80)
     drawn = draw_lines(black, region_lines(Affine(), torch.tensor([0.5, 0, 0, 0, 0.5, 0])))
     assert drawn.getpixel((40, 19)) == TOP  # a quarter from the top
     assert drawn.getpixel((40, 59)) == REGION
     assert drawn.getpixel((19, 40)) == REGION
     assert drawn.getpixel((40, 40)) == (0, 0, 0)
-    assert black.getpixel((40, 19)) == (0, 0, 0), "the picture itself is left as it was"
+    assert black.getpixel((40, 19)) == (0, 0, 0), "the image itself has changed"
 
 
 def test_points_at_infinity_do_not_stop_the_drawing():
     draw_lines(
-        to_image(torch.zeros(1, 8, 8), 2),
+        to_image(torch.zeros(1, 8, 8), 16),
         [torch.tensor([[0.0, 0.0], [1e30, -1e30], [float("inf"), 0]])],
     )
 
 
 def test_an_image_keeps_its_values_and_colours():
-    image = to_image(torch.tensor([[[0.0, 1.0], [0.5, 2.0]]]), zoom=3)
+    image = to_image(torch.tensor([[[0.0, 1.0], [0.5, 2.0]]]), width=6)
     assert image.size == (6, 6)
-    assert [image.getpixel(at) for at in ((0, 0), (3, 0), (0, 3), (3, 3))] == [
-        (0,) * 3,
-        (255,) * 3,
-        (127,) * 3,
-        (255,) * 3,
-    ]
-    colour = to_image(torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1), zoom=1)
+    corners = [image.getpixel(at) for at in ((0, 0), (3, 0), (0, 3), (3, 3))]
+    assert corners == [(0,) * 3, (255,) * 3, (127,) * 3, (255,) * 3]
+    colour = to_image(torch.tensor([1.0, 0.0, 0.5]).view(3, 1, 1), width=1)
     assert colour.getpixel((0, 0)) == (255, 0, 127)
 
 
-def test_a_strip_wraps_into_rows():
-    columns = [[to_image(torch.ones(1, 4, 4), 2)]] * 5
-    one, two = (
-        image_grid(columns, list("abcde"), per_row=5),
-        image_grid(columns, list("abcde"), per_row=3),
-    )
-    assert two.height > one.height
-    assert two.width < one.width
-
-
-def test_long_captions_are_broken_into_lines_as_wide_as_their_picture():
-    columns = [[to_image(torch.ones(1, 4, 15), 4)]] * 2
-    short, long = (
-        image_grid(columns, ["one line", "two"]),
-        image_grid(columns, ["one line", "two or even three lines"]),
-    )
-    assert long.width == short.width
-    assert long.height == short.height + 2 * 14
-
-
-def test_an_image_made_smaller_is_smoothed():
+def test_a_reduced_image_is_smoothed():
     checks = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(8, 8)[None]
-    small = to_image(checks, zoom=0.25)
+    small = to_image(checks, width=4)
     assert small.size == (4, 4)
     assert all(100 < value < 155 for value in small.convert("L").tobytes())
 
 
-def test_class_means_are_those_of_each_class():
-    means = ClassMeans(3)
-    images, labels = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 0, 2, 2, 2])
-    means.update(images[:4], labels[:4])
-    means.update(images[4:], labels[4:])
-    assert torch.allclose(
-        means.images(), torch.stack([images[labels == c].mean(0) for c in range(3)])
-    )
+def test_a_sheet_has_rows_of_at_most_six_columns():
+    columns = [[to_image(torch.ones(1, 4, 4), tile_width(1))]] * 7
+    sheet = image_grid(columns, list("abcdefg"), "title", ["input"])
+    two_rows = image_grid(columns[:4] * 2, list("abcdefgh"), "title", ["input"])
+    assert sheet.size == two_rows.size
+    six = image_grid(columns[:6], list("abcdef"), "title", ["input"])
+    assert six.height < sheet.height
+    assert 800 < six.width <= 830
+
+
+def test_captions_wrap_at_the_width_of_the_images_after_commas():
+    columns = [[to_image(torch.ones(1, 4, 4), 100)]] * 2
+    one = image_grid(columns, ["pred 8", "pred 3"])
+    two = image_grid(columns, ["pred 1446, true 157", "pred 3"])
+    assert two.width == one.width
+    assert two.height == one.height + 18
+
+
+def test_a_sheet_has_the_border_of_a_crop_in_the_colour_of_its_outline(drawn_mnist):
+    transform = Attention(0.5)
+    start = torch.tensor([[-0.4, 0.0], [0.4, 0.0]])
+    localisation = FcLocalisation((1, 28, 28), transform, start=start)
+    transformer = SpatialTransformer(localisation, transform, (14, 14), parallel=2)
+    network = nn.Sequential(transformer, nn.Flatten(), nn.Linear(2 * 14 * 14, 10))
+    data = MnistData("r", root=".")
+    data.setup()
+    samples = render_samples(data, Classification(network, None), "val", torch.arange(3))
+    assert samples.labels == [
+        "input and sampling grids",
+        "transformer 1 output",
+        "transformer 2 output",
+    ]
+    for wrong, caption in zip(samples.is_wrong, samples.captions, strict=True):
+        assert re.fullmatch(r"pred \d, true \d" if wrong else r"pred \d", caption)
+    for column in samples.columns:
+        assert [image.getpixel((1, 1)) for image in column[1:]] == list(COLOURS[:2])
+    (one, *_), tile = samples.columns, samples.tiles()[0]
+    assert tile.height > sum(image.height for image in one)
+    colours = {colour for _, colour in samples.sheet("title").getcolors(1 << 24)}
+    assert (WRONG in colours) == any(samples.is_wrong)
+
+
+def test_class_means_are_those_of_each_class(drawn_mnist):
+    network = MnistNetwork("fcn", 28, Affine(), width=4)
+    data = MnistData("r", root=".")
+    data.setup()
+    index = torch.arange(60)
+    means = class_means(data, Classification(network, None), "val", index)
+    images, labels = data.samples("val", index)
+    expected = torch.stack([images[labels == c].mean(0) for c in range(10)])
+    torch.testing.assert_close(means["input"], expected)
+    torch.testing.assert_close(means["output"], expected, atol=1e-4, rtol=0)

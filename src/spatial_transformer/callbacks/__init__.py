@@ -1,1 +1,1 @@
-"""What is shown and kept of a run."""
+"""Callbacks that measure, draw, save and guard a run."""

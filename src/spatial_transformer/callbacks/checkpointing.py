@@ -1,4 +1,4 @@
-"""Checkpoints: the best weights, and where a stopped run resumes."""
+"""Checkpoints: the best weights, and the state from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class ResumeCheckpoint(pl.callbacks.Checkpoint):
-    """Keep ``last.ckpt``, from which a stopped run resumes and ends with the same weights and metrics.
+    """Keep ``last.ckpt``, from which a stopped run resumes to the same weights and metrics.
 
     It is written after each validation, every few minutes, at the end, and when a signal asks the
-    run to stop; always between two optimizer steps, and never with a weight that is not finite.
+    run to stop. It is always written between two optimizer steps, with finite weights.
 
     Args:
         run_dir: the :class:`~spatial_transformer.training.run_dir.RunDir` to write to.
         fingerprint: of the run; every checkpoint holds it.
-        minutes: longest time between two checkpoints. A step that is logged is passed over.
+        minutes: longest time between two checkpoints, but for steps that are logged.
         signals: a :class:`~spatial_transformer.training.signals.StopSignals`.
 
     Attributes:
@@ -110,7 +110,7 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         return {name: getattr(self, name) for name in names} | {"rows": self._rows}
 
     def restore(self, checkpoint: dict[str, Any], loggers: list[Any]) -> None:
-        """Take up the run that wrote ``checkpoint``."""
+        """Continue the run that wrote ``checkpoint``."""
         state = checkpoint["callbacks"][self.state_key]
         self.metrics, self.curve = state["metrics"], state["curve"]
         self.steps, self.is_final = state["steps"], state["is_final"]

@@ -1,4 +1,4 @@
-"""End a run whose loss is no longer a number."""
+"""End a run whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NEVER = torch.iinfo(torch.int64).max
 class NanGuard(pl.Callback):
     """End training when the loss is infinite or NaN, and name the step.
 
-    The loss is watched on the device. The host asks every ``every`` steps on a GPU or on several
-    devices, where asking means waiting, and before each checkpoint.
+    The first bad step is stored on the device. It is read before each checkpoint and every few
+    steps, as reading it from a GPU or from several devices means waiting.
 
     Args:
-        every: steps between two checks; 1 on a CPU.
+        every: steps between two checks on a GPU or on several devices. A CPU checks every step.
 
     Raises:
         UsageError: the loss is not finite.

@@ -1,7 +1,7 @@
-"""What parallel transformers read, from annotations that training never sees (section 4.3).
+"""Which parts of birds parallel transformers read, from annotations unseen in training.
 
-The paper shows by example that one transformer finds the head and another the body. Here it is
-measured: how often each part of a bird lies in the crop of each transformer, next to crops of the
+Section 4.3 of the paper shows by example that one transformer finds the head and another the body.
+We measure how often each part lies in the crop of each transformer, and compare with crops of the
 same size at random places and in the centre.
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from ..transformer import Affine, SpatialTransformer
+from ..utils.failures import warn_on_failure
 from ..utils.files import atomic_write
-from .base import warn_on_failure
+from .base import find_wandb_loggers
 from .theta_stats import ThetaTestCallback
 
 _GRID_SIZE = 48  # points along each side of the image on which areas are counted
@@ -46,17 +46,12 @@ class PartCoverage(ThetaTestCallback):
         self.folder = Path(folder)
 
     def measure(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        transformer: SpatialTransformer,
-        thetas: Tensor,
+        self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor
     ) -> None:
         transform = transformer.transform
         assert isinstance(transform, Affine)
         crops = torch.stack(
-            [affine_matrices(transform, theta) for theta in thetas.unbind(1)],
-            dim=1,
+            [affine_matrices(transform, theta) for theta in thetas.unbind(1)], dim=1
         )
         data = trainer.datamodule
         # A short test has fewer samples.
@@ -80,9 +75,8 @@ class PartCoverage(ThetaTestCallback):
             rows.append([part, *(round(value, 1) for value in values)])
         with atomic_write(self.folder / "parts.csv") as path, path.open("w", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("parts", columns, rows)
+        for logger in find_wandb_loggers(trainer):
+            logger.log_table("parts", columns, rows)
 
 
 def affine_matrices(transform: Affine, theta: Tensor) -> Tensor:

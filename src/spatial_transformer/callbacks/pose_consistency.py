@@ -1,4 +1,4 @@
-"""Consistency of the poses that a transformer brings objects to, from known distortions."""
+"""How consistently transformers normalise the pose of digits with known distortions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GRID_SIZE = 8  # points along each side of the output at which poses are compar
 
 
 class PoseConsistency(ThetaTestCallback):
-    """Measure after the test how far each digit is from its usual pose in the output (A.1).
+    """Measure how far each test digit is from its usual pose in the output (appendix A.1).
 
     The data module has ``poses(split, index)``, ``(B, C, 2, 3)``: for each channel the matrix from
     pixels of the image to pixels of the digit, both from the centre. A transformer that resolves a
@@ -23,18 +23,14 @@ class PoseConsistency(ThetaTestCallback):
 
     Logged:
         ``test/pose_K_C``: median over the samples of the distance, in pixels of the digit, between
-        where transformer K reads the digit of channel C and where it mostly does.
+        where transformer K reads the digit of channel C and where it usually does.
         ``test/pose_input_C``: the same in the image.
         ``test/resolves_first_K``: percentage of the samples of which transformer K brings the digit
         of the first channel closer to its usual pose than that of the second.
     """
 
     def measure(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        transformer: SpatialTransformer,
-        thetas: Tensor,
+        self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor
     ) -> None:
         transform, data = transformer.transform, trainer.datamodule
         poses = data.poses("test", torch.arange(len(thetas)))
@@ -52,10 +48,7 @@ class PoseConsistency(ThetaTestCallback):
 
 
 def distances_to_usual_pose(
-    transform: Transform,
-    theta: Tensor,
-    poses: Tensor,
-    size: int,
+    transform: Transform, theta: Tensor, poses: Tensor, size: int
 ) -> Tensor:
     """Return how far each digit is from its usual pose in the output, ``(B, C)``, in its pixels.
 

@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class RunProgress(ProgressBar):
-    """Log a few lines at the start and one after each validation; in a terminal, show a bar.
+    """Log a few lines at the start and one after each validation. Show a bar in a terminal.
+
+    The bar fits in 80 columns.
 
     Args:
         every: steps between two updates of the bar.
@@ -59,35 +61,30 @@ class RunProgress(ProgressBar):
         if not self._enabled or not self.bar or not Console().is_terminal:
             return
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
             MofNCompleteColumn(),
+            BarColumn(bar_width=None),  # takes the width that the others leave
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            expand=True,
             transient=True,
         )
         self._task = self._progress.add_task(
-            "", total=trainer.max_steps, completed=trainer.global_step, rate="", metrics=""
+            "", total=trainer.max_steps, completed=trainer.global_step, rate=""
         )
         self._progress.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
         if self._progress is not None and (step % self.every == 0 or step == trainer.max_steps):
-            self._progress.update(
-                self._task,
-                completed=step,
-                rate=f"{self._rate(step):.1f} steps/s",
-                metrics=_metrics(trainer),
-            )
+            rate = f"{self._steps_per_second(step):.1f} steps/s"
+            self._progress.update(self._task, completed=step, rate=rate)
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if not self._enabled or trainer.sanity_checking:
             return
-        step, rate = trainer.global_step, self._rate(trainer.global_step)
+        step, rate = trainer.global_step, self._steps_per_second(trainer.global_step)
         left = timedelta(seconds=round((trainer.max_steps - step) / max(rate, 1e-9)))
         line = f"step {step:,} of {trainer.max_steps:,}  {_metrics(trainer)}  {rate:.1f} steps/s"
         if self._progress is None:
@@ -108,7 +105,7 @@ class RunProgress(ProgressBar):
             self._progress.stop()
             self._progress = None
 
-    def _rate(self, step: int) -> float:
+    def _steps_per_second(self, step: int) -> float:
         return (step - self._first_step) / max(time.monotonic() - self._start, 1e-9)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import defaultdict
+from abc import abstractmethod
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,79 +11,53 @@ from torch import Tensor
 
 from ..data.base import gather_in_order
 from ..networks.localisation import localisation_networks
-from ..transformer import SpatialTransformer, ThetaRecorder, find_transformers
-
-
-class _ThetaCollector:
-    """Collect theta of all samples of a set.
-
-    Theta is read after each batch, as other callbacks run the network for their images.
-    """
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self._recorder = ThetaRecorder(network)
-        self._thetas: dict[SpatialTransformer, list[Tensor]] = defaultdict(list)
-
-    def add_batch(self) -> None:
-        """Add the thetas of the latest forward pass."""
-        for transformer, theta in self._recorder.latest.items():
-            self._thetas[transformer].append(theta)
-
-    def close(self) -> dict[SpatialTransformer, Tensor]:
-        """Stop, and return theta of each transformer and sample, ``(N, parallel, n_params)``.
-
-        Every process has to call it: it gathers the samples of all devices.
-        """
-        self._recorder.close()
-        return {
-            transformer: gather_in_order(self._thetas[transformer]).unflatten(
-                1,
-                (transformer.parallel, -1),
-            )
-            for transformer in self._recorder.transformers
-        }
+from ..transformer import Attention, SpatialTransformer, ThetaRecorder, ThinPlateSpline, Transform
+from .base import CollectingCallback
 
 
 class ThetaStatistics(pl.Callback):
-    """Log statistics of theta.
+    """Log statistics of theta over the validation set.
 
-    ``theta/mean_k`` and ``theta/std_k`` of each parameter over the validation set,
-    ``theta/outside``, the share of points read outside the image, and
-    ``localisation/gradient_norm`` in training. Of several transformers, in a row or parallel, the
-    second has ``theta_2/...``, and so on.
+    Logged:
+        ``theta/mean_k`` and ``theta/std_k`` of each parameter. ``theta/outside``, the fraction of
+        points read outside the image. ``localisation/gradient_norm`` in training. To the loggers
+        alone, and not among the metrics of the result: those of :func:`describe_theta`, such as
+        ``theta/rotation``. Of several transformers, in a row or parallel, the second has
+        ``theta_2/...``, and so on.
     """
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._collector = _ThetaCollector(pl_module.network)
+        self._recorder = ThetaRecorder(pl_module.network)
+        self._batches: list[list[Tensor]] = []
 
     def on_validation_batch_end(
-        self,
-        trainer,
-        pl_module,
-        outputs,
-        batch,
-        batch_idx,
-        dataloader_idx=0,
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
-        self._collector.add_batch()
+        self._batches.append(_latest(self._recorder))
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        self._recorder.close()
         thetas: list[tuple[SpatialTransformer, Tensor]] = []
-        for transformer, parallel in self._collector.close().items():
-            thetas += [(transformer, theta) for theta in parallel.unbind(1)]
-        values = {}
+        for transformer, parts in zip(self._recorder.transformers, zip(*self._batches)):
+            thetas += [(transformer, theta) for theta in gather_in_order(parts).unbind(1)]
+        metrics, described = {}, {}
         for n, (transformer, theta) in enumerate(thetas, start=1):
             name = "theta" if n == 1 else f"theta_{n}"
             std, mean = torch.std_mean(theta, dim=0, correction=0)
             for k in range(len(mean)):
-                values[f"{name}/mean_{k}"], values[f"{name}/std_{k}"] = mean[k], std[k]
-            # All points of a large crop would take long and give the same share.
+                metrics[f"{name}/mean_{k}"], metrics[f"{name}/std_{k}"] = mean[k], std[k]
+            # All points of a large crop would take long and give the same fraction.
             dims = transformer.transform.dims
             coarse = 32 if dims == 2 else 10
             size = [min(side, coarse) for side in transformer.output_size or (coarse,) * dims]
             outside = (transformer.transform.grid(theta, size).abs() > 1).any(dim=-1)
-            values[f"{name}/outside"] = outside.float().mean()
-        pl_module.log_dict(values, sync_dist=True)
+            metrics[f"{name}/outside"] = outside.float().mean()
+            for key, value in describe_theta(transformer.transform, theta).items():
+                described[f"{name}/{key}"] = value
+        pl_module.log_dict(metrics, sync_dist=True)
+        if described and not trainer.sanity_checking:
+            for logger in trainer.loggers:  # Lightning gives rows the number of steps before
+                logger.log_metrics(described, step=trainer.global_step - 1)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if not pl_module.should_log:
@@ -100,7 +73,57 @@ class ThetaStatistics(pl.Callback):
             pl_module.log("localisation/gradient_norm", norm)
 
 
-class ThetaTestCallback(pl.Callback, ABC):
+def describe_theta(transform: Transform, theta: Tensor) -> dict[str, float]:
+    """Return how a transform scales, rotates and shifts, over some samples.
+
+    Every value is a root mean square. Those of the identity are 1 for scales and 0 for the others.
+    An axis of the output is measured between the middles of two opposite edges of the crop.
+
+    Args:
+        transform: the family of transformations.
+        theta: ``(B, n_params)``.
+
+    Returns:
+        For a thin plate spline "displacement", how far points move, in units of half the image.
+        For a window of fixed scale "shift", how far the centre moves, in the same units. For any
+        window also "scale". For other families of two dimensions "scale_x", "scale_y", "shift" and
+        "rotation", in degrees clockwise on the screen. In three dimensions "scale_z" as well, and
+        no "rotation".
+    """
+    if isinstance(transform, ThinPlateSpline):
+        return {
+            "displacement": _rms(
+                (theta - transform.identity().to(theta)).view(len(theta), 2, -1).norm(dim=1)
+            )
+        }
+    axes = torch.eye(transform.dims, device=theta.device)
+    ends = transform(theta, torch.cat([axes, -axes])).unflatten(1, (2, -1))
+    centre = transform(theta, torch.zeros_like(axes[:1]))
+    along = (ends[:, 0] - ends[:, 1]) / 2  # (B, axes, dims)
+    values = {"shift": _rms(centre.norm(dim=2))}
+    scales = along.norm(dim=2)
+    if isinstance(transform, Attention):
+        return values | ({"scale": _rms(scales)} if transform.scale is None else {})
+    values |= {f"scale_{axis}": _rms(scale) for axis, scale in zip("xyz", scales.unbind(1))}
+    if transform.dims == 2:
+        (xx, xy), (yx, yy) = along.movedim(0, 2)
+        values["rotation"] = _rms(torch.atan2(xy - yx, xx + yy).rad2deg())
+    return values
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
+
+
+def _latest(recorder: ThetaRecorder) -> list[Tensor]:
+    """Return theta of the latest batch for each transformer, ``(B, parallel, n_params)``.
+
+    It is read after each batch, as other callbacks run the network for their images.
+    """
+    return [recorder.latest[t].unflatten(1, (t.parallel, -1)) for t in recorder.transformers]
+
+
+class ThetaTestCallback(CollectingCallback):
     """Base class: measure, after the test, what the only transformer of a network did.
 
     Networks without a transformer or with several in a row are skipped.
@@ -108,11 +131,7 @@ class ThetaTestCallback(pl.Callback, ABC):
 
     @abstractmethod
     def measure(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        transformer: SpatialTransformer,
-        thetas: Tensor,
+        self, trainer: Any, pl_module: Any, transformer: SpatialTransformer, thetas: Tensor
     ) -> None:
         """Log metrics of ``thetas``, ``(N, parallel, n_params)`` on the CPU, of the test samples.
 
@@ -121,22 +140,14 @@ class ThetaTestCallback(pl.Callback, ABC):
         """
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        is_only = len(find_transformers(pl_module.network)) == 1
-        self._collector = _ThetaCollector(pl_module.network) if is_only else None
+        super().on_test_epoch_start(trainer, pl_module)
+        self._recorder = ThetaRecorder(pl_module.network)
 
-    def on_test_batch_end(
-        self,
-        trainer,
-        pl_module,
-        outputs,
-        batch,
-        batch_idx,
-        dataloader_idx=0,
-    ) -> None:
-        if self._collector is not None:
-            self._collector.add_batch()
+    def collect(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return _latest(self._recorder)
 
-    def on_test_epoch_end(self, trainer, pl_module) -> None:
-        if self._collector is not None:
-            ((transformer, thetas),) = self._collector.close().items()
-            self.measure(trainer, pl_module, transformer, thetas.cpu())
+    def on_test_collected(self, trainer, pl_module, *collected) -> None:
+        self._recorder.close()
+        if len(collected) == 1:
+            transformer = self._recorder.transformers[0]
+            self.measure(trainer, pl_module, transformer, collected[0].cpu())

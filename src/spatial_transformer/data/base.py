@@ -71,6 +71,7 @@ class BatchedData(pl.LightningDataModule, ABC):
     Attributes:
         input_size: height and width of the network's input in pixels.
         classes: number of classes.
+        display_views: names of what :meth:`to_display` puts side by side.
 
     Raises:
         UsageError: a batch size is below 1.
@@ -78,6 +79,7 @@ class BatchedData(pl.LightningDataModule, ABC):
 
     input_size: int
     classes: int
+    display_views: str = ""
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ MAX_OVERVIEW = 48
 UNSURE = 0.5
 """Predictions with a lower confidence get the note "unsure"."""
 _BATCH_SIZE = 32
-_SIDE = 168  # approximate side of an image in the overview, in pixels
+_SIDE = 168  # side of an image in the overview, in pixels
 _MAX_NAME = 240  # bytes; file systems take 255, and output files have longer names
 _MAX_SIDE = 65_535  # pixels, the limit of JPEG; the digit finder needs memory for each
 _SMALLEST_SHAPE = 0.1  # of the area of the largest one
@@ -231,9 +231,8 @@ def _predict_file(trained: Trained, file: Path) -> FilePrediction:
     readings: list[CropGeometry] = []
     if found.thetas:
         readings = CropGeometry.from_thetas(trained.task.network, found.thetas, found.inputs)
-    zoom = float(round(_SIDE / size)) or 0.5
-    scene = _crop_scene(picture, view.box, round(size * zoom))
-    (images,) = render_columns(data, found.inputs, readings, zoom)
+    scene = _crop_scene(picture, view.box, _SIDE)
+    (images,) = render_columns(data, found.inputs, readings, _SIDE)
     return FilePrediction(
         file=name,
         text=printable(found.texts[0]),

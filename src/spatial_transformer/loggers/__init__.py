@@ -1,1 +1,1 @@
-"""Loggers, named after what they write to."""
+"""Loggers for CSV files and W&B."""

@@ -15,14 +15,14 @@ from ..utils.files import atomic_write
 
 
 class MetricsCSV(Logger):
-    """Append to ``metrics.csv``: a row for each logged dict, a column for each metric, and ``step``.
+    """Append a row for each logged dict to ``metrics.csv``, with a column for each metric.
 
-    A resumed run cuts the file to the rows that its checkpoint knows, so that none is there twice.
+    A resumed run cuts the file to the rows that its checkpoint knows, so that no row is repeated.
     (Lightning's ``CSVLogger`` deletes the file.) A new metric rewrites it with one more column.
 
     Args:
         path: the file.
-        flush_every: rows between two writes; every checkpoint writes them, too.
+        flush_every: rows between two writes. Every checkpoint writes them, too.
     """
 
     def __init__(self, path: str | Path, flush_every: int = 10) -> None:
@@ -57,7 +57,8 @@ class MetricsCSV(Logger):
                 raise ValueError(f"it has {len(kept):,} of {rows:,} rows")
         except (OSError, ValueError, csv.Error) as error:
             raise UsageError(
-                f"{self.path} is damaged: {error}.\nRestore it, or use ckpt_path=null to start over."
+                f"{self.path} is damaged: {error}.\n"
+                "Restore it, or use ckpt_path=null to start over."
             ) from error
         self._rows, self._written, self._columns = kept, 0, []
         self._add_columns()
@@ -116,13 +117,12 @@ class MetricsCSV(Logger):
         self.flush()
 
     def _add_columns(self) -> bool:
-        """Add the columns of the rows to come, in a fixed order; return whether there are new ones."""
-        columns = {name for row in self._rows for name in row} | set(self._columns)
-        before, self._columns = (
-            self._columns,
-            sorted(columns, key=lambda name: (name != "step", name)),
-        )
-        return self._columns != before
+        """Add the columns of the unwritten rows, sorted; return whether there are new ones."""
+        names = {name for row in self._rows for name in row} | set(self._columns)
+        columns = sorted(names, key=lambda name: (name != "step", name))
+        is_new = columns != self._columns
+        self._columns = columns
+        return is_new
 
     def _rewrite(self, durable: bool) -> None:
         if not self._rows:

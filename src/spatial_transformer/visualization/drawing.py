@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from ..transformer import Affine, ThetaRecorder, Transform, find_transformers, sample
@@ -14,16 +14,17 @@ from ..transformer.transforms import pixel_centres
 
 REGION = (60, 220, 120)
 TOP = (255, 80, 80)
-COLOURS = {
-    "green": REGION,
-    "yellow": (250, 210, 60),
-    "blue": (90, 160, 255),
-    "violet": (210, 120, 255),
-}
-"""Names and colours of the outlines of several transformers."""
+COLOURS = (REGION, (250, 210, 60), (90, 160, 255), (210, 120, 255))
+"""Green, yellow, blue and violet: the colours of several transformers."""
+TRUTH = (255, 255, 255)
+WRONG = (255, 110, 110)
 BACKGROUND = (24, 24, 28)
 TEXT_COLOUR = (235, 235, 235)
-_GAP, _LINE, _LETTER = 6, 14, 6
+SHEET_WIDTH = 830
+"""Pixels. A README on GitHub is as wide, so that a sheet is shown there as it is."""
+MAX_COLUMNS = 6
+_LABEL_WIDTH, _GAP = 104, 6
+_FONT, _LINE, _LETTER = ImageFont.load_default(14), 18, 7.5  # pixels
 
 
 class CropGeometry:
@@ -62,10 +63,7 @@ class CropGeometry:
 
     @classmethod
     def from_thetas(
-        cls,
-        network: nn.Module,
-        thetas: Sequence[Tensor],
-        images: Tensor,
+        cls, network: nn.Module, thetas: Sequence[Tensor], images: Tensor
     ) -> list[CropGeometry]:
         """Return the crops of a network whose thetas are known.
 
@@ -118,60 +116,107 @@ class CropGeometry:
         return [self.map_points(n, line).cpu() for line in lines]
 
 
-def to_image(picture: Tensor, zoom: float) -> Image.Image:
-    """Convert ``(1 or 3, H, W)`` in [0, 1] to an RGB image, ``zoom`` times as large.
+def tile_width(aspect: float) -> int:
+    """Return how wide an image is drawn on a sheet, in pixels.
 
-    Pixels stay squares if ``zoom`` is at least 1.
+    Args:
+        aspect: width of the image, in units of its height. Wider images have fewer columns.
+    """
+    columns = max(1, round(MAX_COLUMNS / max(aspect, 1)))
+    return (SHEET_WIDTH - _LABEL_WIDTH - _GAP) // columns - _GAP
+
+
+def to_image(picture: Tensor, width: int) -> Image.Image:
+    """Convert ``(1 or 3, H, W)`` in [0, 1] to an RGB image, ``width`` pixels wide.
+
+    Enlarged pixels are squares.
     """
     picture = picture.detach().cpu().float().clamp(0, 1).mul(255).byte()
     picture = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-    height, width = picture.shape[:2]
-    image = Image.frombytes("RGB", (width, height), picture.numpy().tobytes())
-    size = round(width * zoom), round(height * zoom)
-    return image.resize(size, Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS)
+    rows, columns = picture.shape[:2]
+    image = Image.frombytes("RGB", (columns, rows), picture.numpy().tobytes())
+    if width > columns:
+        zoom = -(-width // columns)
+        image = image.resize((columns * zoom, rows * zoom), Image.Resampling.NEAREST)
+    size = width, max(1, round(rows * width / columns))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 def draw_lines(
     image: Image.Image,
     lines: Sequence[Tensor],
     colour: tuple[int, int, int] = REGION,
+    top_colour: tuple[int, int, int] = TOP,
 ) -> Image.Image:
-    """Draw lines of points in [-1, 1] on a copy of an image: the first, the top edge, in red."""
+    """Draw lines of points in [-1, 1] on a copy of an image; the first is the top edge."""
     image = image.copy()
     draw = ImageDraw.Draw(image)
     half = torch.tensor(image.size) / 2
     for n, line in reversed(list(enumerate(lines))):
         # Far outside points (a projective horizon) would overflow the drawing library.
         points = ((line + 1) * half - 0.5).clamp(-1e4, 1e4).flatten().tolist()
-        draw.line(points, fill=colour if n else TOP, width=1 if n else 2)
+        draw.line(points, fill=colour if n else top_colour, width=1 if n else 2)
     return image
 
 
 def image_grid(
     columns: Sequence[Sequence[Image.Image]],
-    captions: Sequence[str],
+    captions: Sequence[str] = (),
     title: str = "",
-    per_row: int = 12,
+    labels: Sequence[str] = (),
+    caption_colours: Sequence[tuple[int, int, int]] = (),
 ) -> Image.Image:
-    """Arrange columns of images, with a caption under each, ``per_row`` columns to a row.
+    """Arrange columns of images on a sheet that is at most :data:`SHEET_WIDTH` pixels wide.
 
-    All columns have the same number of images of the same sizes. Captions are broken into lines as
-    wide as the images.
+    Args:
+        columns: images from top to bottom, the same number of the same sizes in each column.
+        captions: text under each column, broken into lines as wide as the images.
+        title: text above the images.
+        labels: names of the images of a column from top to bottom, written at the left.
+        caption_colours: colours of the captions.
     """
     heights = [picture.height for picture in columns[0]]
     width = max(picture.width for picture in columns[0]) + _GAP
-    texts = [textwrap.wrap(caption, max(1, (width - _GAP) // _LETTER)) for caption in captions]
-    row_height = sum(heights) + _GAP * len(heights) + _LINE * max(map(len, texts))
+    left = _GAP + (_LABEL_WIDTH if labels else 0)
+    per_row = min(max((SHEET_WIDTH - left) // width, 1), MAX_COLUMNS, len(columns))
     rows = -(-len(columns) // per_row)
-    top = _LINE + _GAP if title else _GAP
-    size = min(per_row, len(columns)) * width + _GAP, rows * row_height + top
-    sheet = Image.new("RGB", size, BACKGROUND)
+    per_row = -(-len(columns) // rows)  # all rows as long as each other
+    sheet_width = left + per_row * width
+    heading = _wrap(title, sheet_width - 2 * _GAP)
+    names = [_wrap(label, left) for label in labels]
+    texts = [_wrap(caption, width - _GAP) for caption in captions]
+    top = _GAP + (len(heading) * _LINE + _GAP if heading else 0)
+    caption_height = max(map(len, texts), default=0) * _LINE
+    row_height = sum(heights) + _GAP * len(heights) + caption_height
+    sheet = Image.new("RGB", (sheet_width, top + rows * row_height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 4), title, fill=TEXT_COLOUR)
-    for n, (pictures, text) in enumerate(zip(columns, texts, strict=True)):
-        left, y = _GAP + (n % per_row) * width, top + (n // per_row) * row_height
-        for picture in pictures:
-            sheet.paste(picture, (left + (width - _GAP - picture.width) // 2, y))
+    _write(draw, (_GAP, _GAP), heading)
+    for n, pictures in enumerate(columns):
+        x, y = left + n % per_row * width, top + n // per_row * row_height
+        for k, picture in enumerate(pictures):
+            sheet.paste(picture, (x + (width - _GAP - picture.width) // 2, y))
+            if names and n % per_row == 0:
+                middle = y + (picture.height - _LINE * len(names[k])) // 2
+                _write(draw, (_GAP, middle), names[k])
             y += picture.height + _GAP
-        draw.text((left, y - 3), "\n".join(text), fill=TEXT_COLOUR, spacing=2)
+        if texts:
+            colour = caption_colours[n] if caption_colours else TEXT_COLOUR
+            _write(draw, (x, y - 3), texts[n], colour)
     return sheet
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Break text into lines, after commas where possible."""
+    letters = max(1, int(width / _LETTER))
+    parts = [text] if len(text) <= letters else text.replace(", ", ",\n").split("\n")
+    return [line for part in parts for line in textwrap.wrap(part, letters)]
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    lines: Sequence[str],
+    colour: tuple[int, int, int] = TEXT_COLOUR,
+) -> None:
+    for n, line in enumerate(lines):
+        draw.text((place[0], place[1] + n * _LINE), line, fill=colour, font=_FONT)

@@ -46,6 +46,7 @@ class Mnist3dData(MnistData):
     """
 
     unsupported_reason = "its images are volumes"
+    display_views = "front, side, middle slice"
 
     def __init__(
         self,

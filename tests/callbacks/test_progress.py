@@ -1,0 +1,23 @@
+"""The progress of a run in a terminal."""
+
+import re
+
+from conftest import SHORT
+
+from spatial_transformer.training.runner import train
+
+
+def test_a_terminal_of_80_columns_shows_count_times_and_a_line_per_validation(
+    composed, drawn_mnist, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    train(composed(*SHORT, "data.root=.", "logger=none", "recipe.validate_every=1"))
+    output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    lines = [line.rpartition("\r")[2] for line in output.splitlines()]
+    *_, bar = [line for line in lines if re.match(r" *2/2 ", line)]
+    assert re.search(r"━ [\d.]+ steps/s \d:\d\d:\d\d left \d:\d\d:\d\d", bar)
+    assert len(bar.rstrip()) <= 80
+    validations = [line for line in lines if line.startswith("step ")]
+    assert [line.partition("  ")[0] for line in validations] == ["step 1 of 2", "step 2 of 2"]
+    assert all(re.search(r"val/error [\d.]+ .* left$", line) for line in validations)
