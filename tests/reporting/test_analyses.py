@@ -1,10 +1,10 @@
 """What else the records say, in the documents."""
 
+import class_orientation
+import error_consistency
+import gradient_vs_finite_difference
 import make_tables
-import orientation
 import pytest
-import redraws
-import slopes
 import torch
 from conftest import REPOSITORY
 from PIL import Image
@@ -86,13 +86,15 @@ def test_the_table_of_pooling_of_sums_has_the_papers_number(record):
 
 
 def test_the_spread_of_angles():
-    assert orientation.spread(torch.tensor([10.0, 10.0, 370.0])) == pytest.approx(0, abs=0.2)
+    assert class_orientation.spread(torch.tensor([10.0, 10.0, 370.0])) == pytest.approx(0, abs=0.2)
     angles = 20 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    assert orientation.spread(angles) == pytest.approx(20, rel=0.02)
+    assert class_orientation.spread(angles) == pytest.approx(20, rel=0.02)
 
 
 def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
-    record = orientation.measure(REPOSITORY / "checkpoints" / "st_cnn_mnist.pt", str(mnist_root))
+    record = class_orientation.measure(
+        REPOSITORY / "checkpoints" / "st_cnn_mnist.pt", str(mnist_root)
+    )
     assert [row["class"] for row in record["rows"]] == list(range(10))
     assert all(24 < row["before"] < 29 for row in record["rows"]), (
         "uniform in +-45 degrees has a deviation of 26"
@@ -103,9 +105,11 @@ def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
 
 
 def test_misread_digits_of_a_shipped_network_are_counted_and_shown(mnist_root):
-    record = redraws.measure(REPOSITORY / "checkpoints" / "st_fcn_mnist.pt", str(mnist_root))
+    record = error_consistency.measure(
+        REPOSITORY / "checkpoints" / "st_fcn_mnist.pt", str(mnist_root)
+    )
     counts = [row["digits"] for row in record["rows"]]
-    assert len(counts) == 1 + redraws.DRAWS
+    assert len(counts) == 1 + error_consistency.DRAWS
     assert sum(counts) == record["samples"] == 10_000
     assert 9_600 < counts[0] < 9_900, "it errs on 1 % of the test set"
     record["rows"] = [
@@ -182,7 +186,7 @@ def test_the_table_of_slopes_has_a_row_for_each_distance():
 def test_gradient_and_slopes_of_a_parabola_are_the_same_at_any_distance():
     theta = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
     weights = torch.tensor([1.0, 3.0])
-    found = slopes.gradient_and_slopes(
+    found = gradient_vs_finite_difference.gradient_and_slopes(
         lambda t: (weights * t.square()).sum(dim=1), theta, (0.1, 1.0)
     )
     for values in found:

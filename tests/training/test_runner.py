@@ -9,9 +9,9 @@ import signal
 import time
 import warnings
 
+import gradient_vs_finite_difference
 import matplotlib
 import pytest
-import slopes
 import torch
 import wandb_file
 from conftest import SHORT
@@ -533,15 +533,17 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
     with Image.open(tmp_path / "run" / "crops" / "contact_sheet.jpg") as sheet:
         assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
     if transformers:
-        measured = slopes.measure(tmp_path / "run", samples=2, data_root=None)
+        measured = gradient_vs_finite_difference.measure(
+            tmp_path / "run", samples=2, data_root=None
+        )
         assert [row["pixels"] for row in measured["rows"]] == (
             [2, 11, 28] if experiment == "birds_2st" else [4, 22, 56]
         )
     else:
         with pytest.raises(UsageError, match="no network of birds with transformers"):
-            slopes.measure(tmp_path / "run", samples=2, data_root=None)
+            gradient_vs_finite_difference.measure(tmp_path / "run", samples=2, data_root=None)
     with pytest.raises(UsageError, match="--samples 1 leaves nothing to compare"):
-        slopes.measure(tmp_path / "run", samples=1, data_root=None)
+        gradient_vs_finite_difference.measure(tmp_path / "run", samples=1, data_root=None)
     wrong = (tmp_path / "run" / "crops" / "mistakes.csv").read_text()
     assert "Kind a Wren" in wrong
 

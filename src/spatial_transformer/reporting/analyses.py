@@ -183,7 +183,7 @@ def _gain(plain: list[float], transformed: list[float]) -> str:
 
 
 def orientation_table(records: Iterable[dict[str, Any]]) -> str:
-    """The spread of angles within each class before and after the transformer, of ``scripts/analysis/orientation.py``, as Markdown."""
+    """The spread of angles within each class before and after the transformer, of ``scripts/analysis/class_orientation.py``, as Markdown."""
     lines = [
         "| run | | mean | " + " | ".join(map(str, range(10))) + " |",
         "|---|---|---|" + "---|" * 10,
@@ -199,7 +199,7 @@ def orientation_table(records: Iterable[dict[str, Any]]) -> str:
 
 
 def redraws_table(records: Iterable[dict[str, Any]]) -> str:
-    """How often test digits are misread over several draws of their distortion, of ``scripts/analysis/redraws.py``, as Markdown."""
+    """How often test digits are misread over several draws of their distortion, of ``scripts/analysis/error_consistency.py``, as Markdown."""
     heads = (
         "run",
         "error, %",
@@ -375,7 +375,7 @@ def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) 
 
 
 def slopes_table(records: Iterable[dict[str, Any]]) -> str:
-    """Gradients of theta beside slopes of the loss, of records of ``scripts/analysis/slopes.py``, as Markdown."""
+    """Gradients of theta beside slopes of the loss, of records of ``scripts/analysis/gradient_vs_finite_difference.py``, as Markdown."""
     lines = [
         "| run | test images | moved by, px | the loss's slope, spread | the gradient, spread | correlation | same sign |",
         "|---|---|---|---|---|---|---|",

@@ -48,7 +48,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_measurements(path: Path) -> dict[str, Any]:
-    """Return a file of measurements, as of ``scripts/analysis/slopes.py``: a list of ``rows``, and more.
+    """Return a file of measurements, as of ``scripts/analysis/gradient_vs_finite_difference.py``: a list of ``rows``, and more.
 
     Raises:
         UsageError: the file is damaged.

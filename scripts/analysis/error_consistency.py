@@ -1,6 +1,6 @@
 """Measures whether the digits that a network misreads are hard to read, or only unfavourably placed.
 
-python scripts/analysis/redraws.py RUN_FOLDER [--data-root FOLDER]
+python scripts/analysis/error_consistency.py RUN_FOLDER [--data-root FOLDER]
 
 Reads each test digit of distorted MNIST under several other draws of the distortion, and counts how often it is misread.
 What a transformer undoes makes no digit hard any more; what is left then are digits that are misread wherever they lie. The

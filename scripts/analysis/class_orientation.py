@@ -1,6 +1,6 @@
 """Measures whether a transformer turns digits upright: by how much they are turned in its input and in its output.
 
-python scripts/analysis/orientation.py RUN_FOLDER [--data-root FOLDER]
+python scripts/analysis/class_orientation.py RUN_FOLDER [--data-root FOLDER]
 
 On the test set, of a network with one transformer that was trained on R or RTS. How far a digit is turned in the output is
 known from theta and from how it was distorted; the spread of that angle within a class is 0 where all come to one pose

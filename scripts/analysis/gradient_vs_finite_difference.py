@@ -1,6 +1,6 @@
 """Compares the gradient that a transformer's crops get through the sampler with what the loss does when they are moved.
 
-python scripts/analysis/slopes.py RUN_FOLDER [--samples 100] [--data-root FOLDER]
+python scripts/analysis/gradient_vs_finite_difference.py RUN_FOLDER [--samples 100] [--data-root FOLDER]
 
 For test samples of a trained bird network, each parameter of theta is moved to both sides by some distances, and the slope
 of the loss between the two is compared with its gradient. The record goes to results/slopes/; `make tables` puts it in
