@@ -213,7 +213,7 @@ def test_the_chart_of_lengths_has_a_line_for_each_recipe(record):
         ]
     *lines, _ = steps_chart(runs, CONF).axes[0].lines
     assert [line.get_label() for line in lines] == [
-        f"ST-FCN affine on RTS, {recipe} recipe" for recipe in ("fast", "paper")
+        f"ST-FCN affine on RTS, recipe={recipe}" for recipe in ("fast", "paper")
     ]
     assert lines[0].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
 
@@ -222,7 +222,7 @@ def test_a_transform_that_the_paper_has_not_is_called_by_its_name(record):
     runs = [record(1.0, "transform=attention", f"trainer.max_steps={steps}") for steps in (9, 99)]
     assert (
         steps_chart(runs, CONF).axes[0].lines[0].get_label()
-        == "st_fcn attention on RTS, fast recipe"
+        == "st_fcn attention on RTS, recipe=fast"
     )
     assert "| st_fcn attention | RTS | fast |" in recipe_table(runs, CONF)
 

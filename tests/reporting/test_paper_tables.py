@@ -13,15 +13,12 @@ from spatial_transformer.reporting.analyses import (
     colocalisation_ablation_table,
 )
 from spatial_transformer.reporting.paper_tables import (
-    addition_table,
-    birds_table,
-    colocalisation_table,
+    SPECS,
+    build_table,
     confidence_interval,
     format_mean,
     mnist_table,
     paper_tables,
-    svhn_table,
-    volumes_table,
 )
 from spatial_transformer.training.validation import validate
 
@@ -65,7 +62,7 @@ def test_the_table_of_svhn_says_on_how_many_images_a_row_was_trained(record):
         run(99.7, "svhn_st_multi", "transform=tps"),
         run(99.6, "svhn_cnn", "model=svhn_st_multi", "transform=affine"),
     ]
-    table = svhn_table(runs, CONF).markdown()
+    table = build_table(SPECS["svhn"], runs, CONF).markdown()
     assert "| **ST-CNN Multi** | *paper, 400k* | *3.6* | *3.9* |\n" in table
     assert "; 1,824 images | 32.00 ± 12.71 (2) | not run |" in table
     assert "; 1,824 images | not run | 40.00 (1) |\n" in table
@@ -90,7 +87,7 @@ def test_the_tables_of_addition_have_errors_and_poses(record):
                 f"test/resolves_first_{k}": 100.0 - 80 * (k == 2),
             }
     runs = [*both, run(40.0, "model=addition_fcn"), run(9.99, "data.fresh=false")]
-    table = addition_table(runs, CONF).markdown()
+    table = build_table(SPECS["addition"], runs, CONF).markdown()
     assert (
         "| **2 × ST-FCN affine** | *paper* | *9.0* |\n| | fast, 30,000 | 8.50 ± 6.35 (2) |\n"
         in table
@@ -129,7 +126,7 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
     of_paper = "| **T** | *paper* |" + " *100* |" * 10
     missing = " | ".join(["not run"] * 3)
     ours = f"| | colocalisation, 6,000 | {missing} | 85 ± 64 (2) | {missing} | not run | not run | 96 |"
-    table = colocalisation_table(runs, CONF).markdown()
+    table = build_table(SPECS["colocalisation"], runs, CONF).markdown()
     assert f"{of_paper}\n{ours}\n| **TC** | *paper* | *81* |" in table
     assert f"\n| | colocalisation, 6,000 | {missing} | 76 | not run |" in table
     sgd = "recipe.optimizer._target_=torch.optim.SGD"
@@ -146,8 +143,8 @@ def test_the_tables_of_colocalisation_have_a_column_for_each_digit_and_a_row_for
 
 def test_the_table_of_volumes_has_both_networks(record):
     runs = [record(4.0, f"seed={seed}", experiment="mnist_3d") for seed in (1, 2)]
-    table = volumes_table(
-        [*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF
+    table = build_table(
+        SPECS["volumes"], [*runs, record(9.9, "data.fresh=false", experiment="mnist_3d")], CONF
     ).markdown()
     assert table.splitlines()[2:] == [
         "| **projection, FCN** | ours | not run |",
@@ -167,7 +164,7 @@ def test_the_table_of_birds_says_what_it_was_trained_on(record):
         run(9.99, "birds_cnn", "model.backbone=googlenet"),
     ]
     runs += [run(9.98, "birds_4st", "transform=attention"), run(9.97, "birds_cnn", "data.size=448")]
-    table = birds_table(runs, CONF).markdown()
+    table = build_table(SPECS["birds"], runs, CONF).markdown()
     steps = f"{runs[0]['steps']:,}"
     assert "| **4 × ST-CNN, 448 px** | *paper; all species* | *84.1* |\n" in table
     assert (
