@@ -51,7 +51,7 @@ for name in ("test/error", "val/best_error"):
 # ## The paper's table beside ours
 #
 # `mnist_table` takes the runs whose settings are those of the option that they are named by. There is one such function for
-# each table. Errors in percent, mean ± 95 % interval (seeds).
+# each table. Errors in percent, mean ± 95 % interval (seeds); one or two seeds are listed.
 
 # %%
 table = mnist_table(records, ROOT / "conf")

@@ -16,36 +16,37 @@ from .records import matches_config, overrides_for, read_records
 
 NOT_RUN = "not run"
 Record = dict[str, Any]
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+MIN_SEEDS = 3
+"""With fewer seeds, values are shown without an interval and are not compared with the paper."""
+# Two-sided 95 % quantiles of Student's t for 2 to 10 degrees of freedom.
+_T_95 = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def confidence_interval(values: list[float]) -> tuple[float, float | None]:
-    """Return the mean and the half-width of its 95 % interval (t), None for a single value.
+    """Return the mean and the half-width of its 95 % interval (t), None for one or two values.
 
     More than eleven values use the quantile of eleven, which makes the interval slightly too wide.
     """
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if len(values) < MIN_SEEDS:
         return mean, None
-    quantile = _T_95[min(len(values) - 2, len(_T_95) - 1)]
+    quantile = _T_95[min(len(values), 11) - MIN_SEEDS]
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def format_mean(values: list[float]) -> str:
-    """Return errors of several seeds as ``mean ± half-width (n)``, or "not run"."""
+def format_mean(values: list[float], spec: str = ".2f") -> str:
+    """Return ``mean ± half-width (n)``, the values themselves for one or two, or "not run"."""
     if not values:
         return NOT_RUN
     mean, half = confidence_interval(values)
-    return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
+    if half is None:
+        return ", ".join(format(value, spec) for value in values)
+    return f"{mean:{spec}} ± {half:{spec}} ({len(values)})"
 
 
 def format_percent(values: list[float]) -> str:
     """Return percentages as :func:`format_mean` does, in whole numbers."""
-    if len(values) < 2:
-        return f"{values[0]:.0f}" if values else NOT_RUN
-    mean, half = confidence_interval(values)
-    return f"{mean:.0f} ± {half:.0f} ({len(values)})"
+    return format_mean(values, ".0f")
 
 
 def markdown_row(cells: Iterable[Any]) -> str:
@@ -341,11 +342,12 @@ def _build_row(
     options = overrides_for(first, conf) if first else spec.networks[name]
     cells = []
     for column, title in spec.columns.items():
+        number = (spec.numbers[name] or {}).get(column)
         values = [spec.metric(run) for run in found[column]]
         cells.append(
             TableCell(
                 column=title,
-                paper=(spec.numbers[name] or {}).get(column),
+                paper=number,
                 runs=found[column],
                 values=values,
                 text=spec.format_values(values),
