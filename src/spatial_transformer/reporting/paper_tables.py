@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import paper
-from .records import matches_config, overrides_for, read_records
+from .records import matches_config, overrides_for, read_records, recipe_steps
 
 NOT_RUN = "not run"
 Record = dict[str, Any]
 MIN_SEEDS = 3
 """With fewer seeds, values are shown without an interval and are not compared with the paper."""
+_FULL_SVHN = 200_000  # train and extra have 235,755 images, less those for validation
 # Two-sided 95 % quantiles of Student's t for 2 to 10 degrees of freedom.
 _T_95 = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -70,6 +71,7 @@ class TableCell:
         values: the metric of each run.
         text: content of the cell.
         options: the options of ``train.py`` for such a run, without the seed.
+        caveat: why the values are not comparable with the paper's number; empty if they are.
     """
 
     column: str
@@ -78,6 +80,7 @@ class TableCell:
     values: list[float]
     text: str
     options: dict[str, Any]
+    caveat: str = ""
 
     @property
     def command(self) -> str:
@@ -352,6 +355,26 @@ def _build_row(
                 values=values,
                 text=spec.format_values(values),
                 options=options | ({spec.setting: column} if spec.setting else {}),
+                caveat=_find_caveat(number, found[column], conf),
             )
         )
     return cells
+
+
+def _find_caveat(number: float | None, runs: list[Record], conf: Path) -> str:
+    if not runs:
+        return NOT_RUN
+    if number is None:
+        return "no number in the paper"
+    run, full_steps = runs[0], recipe_steps(runs[0], conf)
+    if run["model"] in dict(paper.SVHN_NETWORKS.values()):
+        images = run["samples"]["train"]
+        if images < _FULL_SVHN:
+            return f"{images:,} training images"
+    if run["config"]["data"].get("species") is not None:
+        return describe_species(run)
+    if run["steps"] < full_steps:
+        return f"{run['steps']:,} of {full_steps:,} steps"
+    if len(runs) < MIN_SEEDS:
+        return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return ""
