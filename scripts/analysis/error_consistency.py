@@ -1,17 +1,17 @@
-"""Measures whether the digits that a network misreads are hard to read, or only unfavourably placed.
+"""Measure whether a network misclassifies certain digits, or certain placements of digits.
 
-python scripts/analysis/error_consistency.py RUN_FOLDER [--data-root FOLDER]
+python scripts/analysis/error_consistency.py RUN_DIRECTORY [--data-root FOLDER]
 
-Reads each test digit of distorted MNIST under several other draws of the distortion, and counts how often it is misread.
-What a transformer undoes makes no digit hard any more; what is left then are digits that are misread wherever they lie. The
-record goes to results/redraws/; `make tables` puts it in docs/reproduction.md.
+The run must be of experiment=mnist. Each test digit is classified under several other draws of its
+distortion. If the transformer undoes the distortion, the errors that are left are of digits that
+are misclassified in most draws. Writes to results/redraws/. `make tables` shows the result in
+docs/reproduction.md.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spatial_transformer.reporting.records import measurement_cli
 from spatial_transformer.utils.errors import UsageError
@@ -21,11 +21,11 @@ DRAWS = 8
 
 
 @torch.inference_mode()
-def measure(run: Path, data_root: str | None) -> dict:
-    """The record of a run folder or file: how many digits are misread in none of the draws, in one, ..., in all.
+def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
+    """Return how many digits are misclassified in none of the draws, in one, and so on.
 
     Raises:
-        UsageError: it is not that of a finished run on distorted MNIST.
+        UsageError: the run is not finished, or not of distorted MNIST.
     """
     from spatial_transformer.data.mnist import MnistData
     from spatial_transformer.inference.load import load_trained
@@ -37,28 +37,18 @@ def measure(run: Path, data_root: str | None) -> dict:
     if not trained.record:
         raise UsageError(f"The run must be finished, got {run}.")
     data.setup()
-    misread: list[Tensor] = []
+    counts = torch.zeros(DRAWS + 1, dtype=torch.long)
     for index in torch.arange(data.size("test")).split(1000):
-        draws = (data.redrawn("test", index, draw) for draw in range(1, DRAWS + 1))
-        misread.append(
-            torch.stack(
-                [trained.task.network(images).argmax(1) != labels for images, labels in draws]
-            ).sum(0)
-        )
-    counts = torch.bincount(torch.cat(misread), minlength=DRAWS + 1).tolist()
+        times = torch.zeros(len(index), dtype=torch.long)
+        for draw in range(1, DRAWS + 1):
+            images, labels = data.redrawn("test", index, draw)
+            times += trained.task.network(images).argmax(1) != labels
+        counts += torch.bincount(times, minlength=DRAWS + 1)
     record = {name: trained.record[name] for name in ("label", "commit", "steps")}
-    rows = [{"misread": times, "digits": digits} for times, digits in enumerate(counts)]
-    return record | {
-        "distortion": trained.config.data.distortion,
-        "samples": sum(counts),
-        "rows": rows,
-    }
-
-
-def main() -> None:
-    """Measures, and writes the record."""
-    measurement_cli(__doc__, measure, RESULTS)
+    record |= {"distortion": trained.config.data.distortion, "samples": int(counts.sum())}
+    rows = [{"misread": times, "digits": digits} for times, digits in enumerate(counts.tolist())]
+    return record | {"rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    measurement_cli(__doc__, measure, RESULTS)

@@ -1,86 +1,82 @@
-"""Compares the gradient that a transformer's crops get through the sampler with what the loss does when they are moved.
+"""Compare the sampler's gradient of theta with finite differences of the loss.
 
-python scripts/analysis/gradient_vs_finite_difference.py RUN_FOLDER [--samples 100] [--data-root FOLDER]
+python scripts/analysis/gradient_vs_finite_difference.py RUN_DIRECTORY [--samples 100]
 
-For test samples of a trained bird network, each parameter of theta is moved to both sides by some distances, and the slope
-of the loss between the two is compared with its gradient. The record goes to results/slopes/; `make tables` puts it in
-docs/experiments/birds.md.
+The run must be of birds with transformers. For test images, each parameter of theta is moved to
+both sides by several distances, and the slope of the loss between the two is compared with the
+gradient. Writes to results/slopes/. `make tables` shows the result in docs/experiments/birds.md.
 """
 
-import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spatial_transformer.reporting.records import write_measurements
+from spatial_transformer.reporting.records import measurement_cli
 from spatial_transformer.utils.errors import UsageError
 
 DISTANCES = (0.02, 0.1, 0.25)
-"""In halves of the image's side."""
+"""In units of half the side of the image."""
 RESULTS = Path(__file__).parents[2] / "results" / "slopes"
-_AT_ONCE = 20  # samples
+_BATCH_SIZE = 20
 
 
 def gradient_and_slopes(
     losses: Callable[[Tensor], Tensor], theta: Tensor, distances: tuple[float, ...] = DISTANCES
 ) -> list[Tensor]:
-    """The gradient of ``losses`` by theta, then its slopes between points at each distance to either side: ``(B, n)`` each.
+    """Return the gradient of the loss, and its slope for each distance: ``(B, n)`` each.
 
     Args:
-        losses: from theta ``(B, n)`` to the loss of each sample, ``(B,)``.
-        theta: where.
-        distances: how far each parameter is moved.
+        losses: maps theta ``(B, n)`` to the loss of each sample ``(B,)``.
+        theta: ``(B, n)``.
+        distances: how far each parameter is moved to both sides.
     """
     theta = theta.detach().requires_grad_()
     found = [torch.autograd.grad(losses(theta).sum(), theta)[0]]
     with torch.no_grad():
         for distance in distances:
             steps = distance * torch.eye(theta.shape[1])
-            found.append(
-                torch.stack(
-                    [(losses(theta + s) - losses(theta - s)) / (2 * distance) for s in steps], dim=1
-                )
-            )
+            slopes = [(losses(theta + s) - losses(theta - s)) / (2 * distance) for s in steps]
+            found.append(torch.stack(slopes, dim=1))
     return found
 
 
-def measure(run: Path, samples: int, data_root: str | None) -> dict:
-    """The record of a run folder.
+def measure(run: Path, data_root: str | None = None, samples: int = 100) -> dict[str, Any]:
+    """Return spread, correlation and agreement in sign of gradient and slopes by distance.
 
     Raises:
-        UsageError: it is not that of a run with transformers and a finished checkpoint.
+        UsageError: the run is not finished, or not of birds with transformers.
     """
     from spatial_transformer.data.cub import CubData
     from spatial_transformer.inference.load import load_trained
 
     if samples < 2:
-        raise UsageError(f"--samples {samples} leaves nothing to compare. Use at least 2.")
-    data: Any
-    _, data, task, finished = load_trained(run, data_root=data_root)
+        raise UsageError(f"--samples must be at least 2, got {samples}.")
+    trained = load_trained(run, data_root=data_root)
+    data, task = trained.data, trained.task
     network: Any = task.network
     if not isinstance(data, CubData) or getattr(network, "transformer", None) is None:
-        raise UsageError(
-            f"{run} is no network of birds with transformers. Use a run of experiment=birds_2st."
-        )
-    if not finished:
+        raise UsageError(f"The run must be of birds with transformers, got {run}.")
+    if not trained.record:
         raise UsageError(f"The run must be finished, got {run}.")
     data.prepare_data()
     data.setup()
-    index = torch.linspace(0, data.size("test") - 1, min(samples, data.size("test"))).long()
-    found: list[Tensor] = []
-    for part in index.split(_AT_ONCE):
+    n_test = data.size("test")
+    index = torch.linspace(0, n_test - 1, min(samples, n_test)).long()
+    batches = []
+    for part in index.split(_BATCH_SIZE):
         images, labels = data.samples("test", part)
-        theta = network.transformer.localisation(images)
-        values = gradient_and_slopes(partial(_losses, task, images, labels), theta)
-        found.append(torch.stack(values).flatten(1))
-        print(
-            f"{_AT_ONCE * (len(found) - 1) + len(part):,} of {len(index):,} test images", flush=True
-        )
-    gradient, *slopes = torch.cat(found, dim=1)
+
+        def losses(theta: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            return task.per_sample_loss(network(images, theta), labels)
+
+        values = gradient_and_slopes(losses, network.transformer.localisation(images))
+        batches.append(torch.stack(values).flatten(1))
+        n_done = _BATCH_SIZE * (len(batches) - 1) + len(part)
+        print(f"{n_done:,} of {len(index):,} test images", flush=True)
+    gradient, *slopes = torch.cat(batches, dim=1)
     rows = [
         {
             "distance": distance,
@@ -92,31 +88,9 @@ def measure(run: Path, samples: int, data_root: str | None) -> dict:
         }
         for distance, slope in zip(DISTANCES, slopes, strict=True)
     ]
-    about = {name: finished[name] for name in ("label", "steps", "commit")}
-    return about | {"samples": len(index), "rows": rows}
-
-
-def _losses(task: Any, images: Tensor, labels: Tensor, theta: Tensor) -> Tensor:
-    return task.per_sample_loss(task.network(images, theta), labels)
-
-
-def main() -> None:
-    """Measures, and writes the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument(
-        "--samples", type=int, default=100, help="test samples, evenly spread (100)"
-    )
-    parser.add_argument("--data-root", help="where the images are, if not where the run found them")
-    options = parser.parse_args()
-    try:
-        record = measure(options.run, options.samples, options.data_root)
-    except UsageError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"{write_measurements(record, RESULTS)}; `make tables` shows it")
+    record = {name: trained.record[name] for name in ("label", "steps", "commit")}
+    return record | {"samples": len(index), "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    measurement_cli(__doc__, measure, RESULTS, samples=100)

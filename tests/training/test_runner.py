@@ -540,9 +540,9 @@ def test_birds_are_trained_on_and_evaluated_alike(composed, tmp_path, experiment
             [2, 11, 28] if experiment == "birds_2st" else [4, 22, 56]
         )
     else:
-        with pytest.raises(UsageError, match="no network of birds with transformers"):
+        with pytest.raises(UsageError, match="must be of birds with transformers"):
             gradient_vs_finite_difference.measure(tmp_path / "run", samples=2, data_root=None)
-    with pytest.raises(UsageError, match="--samples 1 leaves nothing to compare"):
+    with pytest.raises(UsageError, match="--samples must be at least 2, got 1"):
         gradient_vs_finite_difference.measure(tmp_path / "run", samples=1, data_root=None)
     wrong = (tmp_path / "run" / "crops" / "mistakes.csv").read_text()
     assert "Kind a Wren" in wrong
