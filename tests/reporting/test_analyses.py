@@ -12,6 +12,7 @@ from PIL import Image
 from spatial_transformer.reporting.analyses import (
     addition_pose_table,
     colocalisation_ablation_table,
+    conformance_table,
     fill_table_markers,
     improvement_table,
     orientation_table,
@@ -218,6 +219,23 @@ def test_gradient_and_slopes_of_a_parabola_are_equal():
 
     for values in gradient_vs_finite_difference.gradient_and_slopes(losses, theta, (0.1, 1.0)):
         torch.testing.assert_close(values, 2 * weights * theta)
+
+
+def test_conformance_table():
+    counts = {"passed": 2, "cases": 4, "not supported": 2, "largest error": 2.1e-7}
+    none = {"passed": 0, "cases": 4, "not supported": 4, "largest error": None}
+    rows = [
+        {"library": "a", "version": "1", "group": "one"} | counts,
+        {"library": "a", "version": "1", "group": "two"} | counts | {"not supported": 1},
+        {"library": "b", "version": "2", "group": "one"} | none,
+        {"library": "b", "version": "2", "group": "two"} | counts | {"largest error": None},
+    ]
+    assert conformance_table(rows).splitlines() == [
+        "| group | cases | a 1 | b 2 |",
+        "|---|---|---|---|",
+        "| one | 4 | 2/2, 2e-7 | – |",
+        "| two | 4 | **2/3**, 2e-7 | 2/2 |",
+    ]
 
 
 def test_recipe_table_shows_changed_settings(record):
