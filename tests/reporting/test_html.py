@@ -464,7 +464,10 @@ def test_layout_and_colours(open_page, page, width, scheme):
 
 @pytest.mark.browser
 def test_tables_fit_or_keep_their_first_column(open_page):
-    script = "return [...document.querySelectorAll('section .wide')].filter(e => e.scrollWidth > e.clientWidth)"
+    script = (
+        "return [...document.querySelectorAll('section .wide')]"
+        ".filter(element => element.scrollWidth > element.clientWidth)"
+    )
     assert open_page(1280).execute_script(script) == []
     browser = open_page(390)
     for table in browser.execute_script(script):
@@ -480,9 +483,8 @@ def test_focus_shows_the_details_of_a_cell(open_page, width):
     from selenium.webdriver import ActionChains, Keys
 
     browser = open_page(width)
-    press_tab = ActionChains(browser).send_keys(Keys.TAB)
     for _ in range(40):
-        press_tab.perform()
+        ActionChains(browser).send_keys(Keys.TAB).perform()
         cell = browser.switch_to.active_element
         if "ours" in (cell.get_attribute("class") or ""):
             break
@@ -495,7 +497,7 @@ def test_focus_shows_the_details_of_a_cell(open_page, width):
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= 844
         assert cell_bottom <= top + 2 or cell_top >= bottom - 2, "the details cover their cell"
-        press_tab.perform()
+        ActionChains(browser).send_keys(Keys.TAB).perform()
         assert not details.is_displayed()
         cell = browser.switch_to.active_element
 
