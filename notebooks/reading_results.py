@@ -53,7 +53,7 @@ for name in ("test/error", "val/best_error"):
 #
 # `mnist_table` collects the runs that used the published settings of their recipe. There is one
 # such function for each table. Test errors are in percent: mean ± 95 % confidence interval (number
-# of seeds).
+# of seeds). One or two seeds are listed.
 
 # %%
 table = mnist_table(results, ROOT / "conf")

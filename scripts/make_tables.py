@@ -1,6 +1,6 @@
-"""Makes the tables and charts of the documents from the records in results/.
+"""Write the tables and charts of the documents from the files in results/.
 
-python scripts/make_tables.py [--add RUN_FOLDER ...] [--into FOLDER]
+python scripts/make_tables.py [--add RUN_DIRECTORY ...] [--into FOLDER]
 """
 
 import argparse
@@ -8,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -34,7 +35,7 @@ from spatial_transformer.reporting.paper_tables import paper_tables
 from spatial_transformer.reporting.records import add_record, read_measurements, read_records
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.files import atomic_write
-from spatial_transformer.utils.text import printable
+from spatial_transformer.utils.text import one_line
 
 ROOT = Path(__file__).parent.parent
 CONF, RESULTS = ROOT / "conf", ROOT / "results"
@@ -42,57 +43,54 @@ BENCHMARKS, MNIST, RECIPES = (RESULTS / name for name in ("benchmarks", "mnist",
 
 
 def documents() -> dict[Path, str]:
-    """What each document with tables must say."""
-    svhn, birds, addition = (
-        _records_of("svhn"),
-        _records_of("birds"),
-        read_records(RESULTS / "mnist_addition"),
-    )
-    found, tried = (
-        read_records(RESULTS / name) for name in ("colocalisation", "colocalisation_choices")
-    )
-    of_paper = {name: table.markdown() for name, table in paper_tables(RESULTS, CONF).items()}
-    parts = {
-        f"parts of {name}": parts_table(birds, CONF, name) for name in BIRDS if name != "birds_cnn"
-    }
+    """Return the text of each document, with its tables made from the results."""
+    svhn, birds = _read_family("svhn"), _read_family("birds")
+    addition = read_records(RESULTS / "mnist_addition")
+    addition_pooling = read_records(RESULTS / "addition_pooling")
+    colocalisation = read_records(RESULTS / "colocalisation")
+    ablations = read_records(RESULTS / "colocalisation_choices")
+    all_runs = [*_read_family("mnist"), *colocalisation, *svhn, *birds]
+    paper = {name: table.markdown() for name, table in paper_tables(RESULTS, CONF).items()}
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     conformance = read_measurements(RESULTS / "conformance.json")["rows"]
-    tables = {
-        "README.md": of_paper | {"networks": speed["networks"]},
-        "docs/experiments/svhn.md": {
-            "svhn": of_paper["svhn"],
-            "svhn windows": svhn_window_table(svhn, CONF),
+    tables: dict[str, dict[str, str]] = {
+        "README.md": {**paper, "networks": speed["networks"]},
+        "docs/reproduction.md": {
+            "gains": improvement_table(read_records(MNIST), CONF),
+            "orientation": orientation_table(_read_measurements("orientation")),
+            "redraws": redraws_table(_read_measurements("redraws")),
+            "times": times_table(all_runs),
         },
-        "docs/experiments/addition.md": {
-            "addition": of_paper["addition"],
-            "poses": addition_pose_table(addition, CONF),
-            "addition pooling": pooling_table(
-                read_records(RESULTS / "addition_pooling"), addition=True
-            ),
-        },
-        "docs/experiments/colocalisation.md": {
-            "colocalisation": of_paper["colocalisation"],
-            "choices": colocalisation_ablation_table(found + tried, CONF),
-        },
-        "docs/experiments/volumes.md": {"volumes": of_paper["volumes"]},
-        "docs/experiments/birds.md": {
-            "birds": of_paper["birds"],
-            "slopes": slopes_table(_rows_of("slopes")),
-        }
-        | parts,
-        "docs/reference/benchmarks.md": speed,
-        "docs/reference/conformance.md": {"conformance": conformance_table(conformance)},
         "docs/experiments/distorted-mnist.md": {
-            "mnist": of_paper["mnist"],
+            "mnist": paper["mnist"],
             "pooling": pooling_table(read_records(RESULTS / "pooling")),
             "projective": projective_table(read_records(RESULTS / "projective")),
         },
-        "docs/reproduction.md": {
-            "gains": improvement_table(read_records(MNIST), CONF),
-            "orientation": orientation_table(_rows_of("orientation")),
-            "redraws": redraws_table(_rows_of("redraws")),
-            "times": times_table([*_records_of("mnist"), *found, *svhn, *birds]),
+        "docs/experiments/svhn.md": {
+            "svhn": paper["svhn"],
+            "svhn windows": svhn_window_table(svhn, CONF),
         },
+        "docs/experiments/addition.md": {
+            "addition": paper["addition"],
+            "poses": addition_pose_table(addition, CONF),
+            "addition pooling": pooling_table(addition_pooling, addition=True),
+        },
+        "docs/experiments/colocalisation.md": {
+            "colocalisation": paper["colocalisation"],
+            "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
+        },
+        "docs/experiments/volumes.md": {"volumes": paper["volumes"]},
+        "docs/experiments/birds.md": {
+            "birds": paper["birds"],
+            "slopes": slopes_table(_read_measurements("slopes")),
+            **{
+                f"parts of {name}": parts_table(birds, CONF, name)
+                for name in BIRDS
+                if name != "birds_cnn"
+            },
+        },
+        "docs/reference/benchmarks.md": speed,
+        "docs/reference/conformance.md": {"conformance": conformance_table(conformance)},
         "docs/reference/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
     }
     return {
@@ -101,28 +99,26 @@ def documents() -> dict[Path, str]:
     }
 
 
-def _records_of(family: str) -> list[dict]:
-    """Records of the experiment of that name, and of all whose names begin so."""
-    folders = [*RESULTS.glob(family), *sorted(RESULTS.glob(f"{family}_*"))]
+def _read_family(name: str) -> list[dict[str, Any]]:
+    """Return the results of the experiment ``name`` and of those that begin with ``name_``."""
+    folders = [*RESULTS.glob(name), *sorted(RESULTS.glob(f"{name}_*"))]
     return [record for folder in folders for record in read_records(folder)]
 
 
-def _rows_of(folder: str) -> list[dict]:
-    """Records of measurements."""
+def _read_measurements(folder: str) -> list[dict[str, Any]]:
     return [read_measurements(path) for path in sorted((RESULTS / folder).glob("*.json"))]
 
 
 def charts() -> dict[Path, tuple[Figure | None, str]]:
-    """Each chart with a digest of the records that it is made of."""
+    """Return each chart with a digest of the result files that it shows."""
+    images = ROOT / "docs" / "images"
+    steps = steps_chart(read_records(MNIST) + read_records(RECIPES), CONF)
     return {
-        ROOT / "docs" / "images" / "benchmarks.png": (
+        images / "benchmarks.png": (
             benchmark_chart(BENCHMARKS),
             _digest(BENCHMARKS.glob("*.json")),
         ),
-        ROOT / "docs" / "images" / "steps.png": (
-            steps_chart(read_records(MNIST) + read_records(RECIPES), CONF),
-            _digest([*MNIST.glob("*.json"), *RECIPES.glob("*.json")]),
-        ),
+        images / "steps.png": (steps, _digest([*MNIST.glob("*.json"), *RECIPES.glob("*.json")])),
     }
 
 
@@ -130,13 +126,8 @@ def _digest(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
-def _line(error: Exception) -> str:
-    """Return an error as one line that is safe to print."""
-    return printable(" ".join(str(error).split()))
-
-
 def main() -> None:
-    """Adds records, then makes tables and charts."""
+    """Add results, then write the tables and charts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -145,32 +136,34 @@ def main() -> None:
         nargs="+",
         type=Path,
         default=[],
-        metavar="RUN_FOLDER",
-        help="finished runs to take into results/",
+        metavar="RUN_DIRECTORY",
+        help="finished runs to copy to results/",
     )
     parser.add_argument(
-        "--into", metavar="FOLDER", help="folder of results/ for them; left out, the experiment's"
+        "--into",
+        metavar="FOLDER",
+        help="subdirectory of results/ for them (default: named after the experiment)",
     )
     options = parser.parse_args()
-    refused = []
+    errors = []
     for run in options.add:
         try:
-            print(f"added {add_record(run, RESULTS, options.into)}")
+            print(f"Added {add_record(run, RESULTS, options.into)}.")
         except UsageError as error:
-            refused.append(f"error: {_line(error)}")
+            errors.append(f"error: {one_line(error)}")
     try:
-        made, drawn = documents(), charts()
+        texts, figures = documents(), charts()
     except UsageError as error:
-        sys.exit("\n".join([*refused, f"error: {_line(error)}"]))
-    for document, text in made.items():
+        sys.exit("\n".join([*errors, f"error: {one_line(error)}"]))
+    for document, text in texts.items():
         with atomic_write(document) as path:
             path.write_text(text)
-    for chart, (figure, digest) in drawn.items():
+    for chart, (figure, digest) in figures.items():
         if figure is not None:
             with atomic_write(chart) as path:
                 figure.savefig(path, format="png", dpi=110, metadata={"Records": digest})
-    if refused:
-        sys.exit("\n".join(refused))
+    if errors:
+        sys.exit("\n".join(errors))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Speed of the transformer, the data and training on this machine, against other implementations, side by side in one run.
+"""Measure the speed of warps, data and training on this machine, next to other libraries.
 
-Writes results/benchmarks/*.json: python scripts/dev/benchmark.py [--quick] [--only PART]; `make benchmark` then makes tables and
-chart of them. On a GPU the warps and the networks are measured there too.
+python scripts/dev/benchmark.py [--quick] [--only PART] [--out DIRECTORY]
+
+Each part is a file of rows in results/benchmarks. `make benchmark` also updates the documents.
+With a GPU, warps and networks are measured on it, too.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -16,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,10 +53,11 @@ from spatial_transformer.paper import NETWORKS, SVHN_NETWORKS
 from spatial_transformer.transformer import Transform
 from spatial_transformer.transformer.transforms import pixel_centres
 from spatial_transformer.utils.files import atomic_write
-from spatial_transformer.utils.process import keep_freed_memory
+from spatial_transformer.utils.process import keep_freed_memory, limit_spinning
 from spatial_transformer.utils.random import sample_keys
 
 ROOT = Path(__file__).parents[2]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRANSFORMS: dict[str, type[Transform]] = {
     "affine": Affine,
     "attention": Attention,
@@ -59,38 +65,81 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "tps": ThinPlateSpline,
     "affine3d": Affine3d,
 }
+Size = tuple[int, ...]
+Row = dict[str, Any]
+Warp = Callable[[Tensor, Tensor], Tensor]
 DIGITS, PHOTOS, ONE_DIGIT = (256, 1, 28, 28), (32, 3, 224, 224), (1, 1, 28, 28)
 MAPS = ((64, 128, 17, 17), (64, 64, 33, 33), (16, 128, 65, 65))
-LAST = ((128, 48, 32, 32), (128, 64, 32, 32), (128, 128, 16, 16), (16, 128, 64, 64))
-"""Channels-last maps, as those of SVHN; its second to fourth transformer warp the first three (appendix A.5)."""
+SVHN_MAPS = ((128, 48, 32, 32), (128, 64, 32, 32), (128, 128, 16, 16), (16, 128, 64, 64))
+"""Inputs of the second to fourth transformer of ST-CNN Multi (appendix A.5), channels last."""
 VOLUMES = (4, 1, 60, 60, 60)
 GRADIENTS = ("none", "theta", "theta and x")
-Warp = Callable[[Tensor, Tensor], Tensor]
+# (transform, size, channels last, gradient of). Other transforms than affine have the gradient
+# that a network needs: of theta, and of feature maps but not of images.
+WARPS: list[tuple[str, Size, bool, str]] = [
+    *(("affine", s, False, g) for s in (DIGITS, PHOTOS, ONE_DIGIT, *MAPS) for g in GRADIENTS),
+    *(("affine", s, True, g) for s in SVHN_MAPS for g in GRADIENTS),
+    *((t, s, False, "theta") for s in (DIGITS, PHOTOS) for t in ("attention", "projective", "tps")),
+    *((t, MAPS[1], False, "theta and x") for t in ("attention", "projective", "tps")),
+    ("affine3d", VOLUMES, False, "theta"),
+]
+MEMORY = [
+    ("affine", DIGITS),
+    ("affine", PHOTOS),
+    ("tps", PHOTOS),
+    ("affine3d", (1, 2, 160, 192, 224)),
+]
+# (what grows, value, size, transform)
+SCALING: list[tuple[str, int, Size, Transform]] = [
+    *(("batch size, 28 × 28 px", n, (n, 1, 28, 28), Affine()) for n in (1, 4, 16, 64, 256, 1024)),
+    *(
+        ("side in px, batch 64", side, (64, 1, side, side), Affine())
+        for side in (28, 42, 60, 112, 224)
+    ),
+    *(
+        ("control points, 256 × 28 × 28", side**2, DIGITS, ThinPlateSpline((side, side)))
+        for side in (2, 4, 6, 8, 10)
+    ),
+]
+
+
+# Timing
 
 
 def median_times(
-    functions: Mapping[str, Callable[[], object]], repeats: int, budget: float, device: str = "cpu"
+    functions: Mapping[str, Callable[[], object]],
+    quick: bool,
+    repeats: int,
+    seconds: float = 0.0,
+    device: str = "cpu",
 ) -> dict[str, float]:
-    """Median time of each function in milliseconds.
+    """Return the median time of each function in milliseconds.
 
-    They take turns of a few calls, so that all see the same machine and none the caches that another has left. With one
-    thread it is the processor's time, which other programs on the machine disturb less; with several, the clock's; on a
-    GPU it is the time between two events.
+    The functions take turns of a few calls, so that all see the same load of the machine. On one
+    thread the time is processor time, which other programs disturb less; on several threads it is
+    wall time, and on a GPU the time between two events.
+
+    Args:
+        functions: by name.
+        quick: whether one turn is enough.
+        repeats: number of turns.
+        seconds: after this time, three turns are enough.
+        device: "cpu" or "cuda".
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
     start = time.perf_counter()
-    for turn in range(repeats):
+    for turn in range(1 if quick else repeats):
         for name, function in functions.items():
             function()
-            times[name] += [_milliseconds(function, device) for _ in range(3)]
-        if turn >= 2 and time.perf_counter() - start > budget:
+            times[name] += [_time_once(function, device) for _ in range(3)]
+        if turn >= 2 and time.perf_counter() - start > seconds:
             break
     return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
-def _milliseconds(function: Callable[[], object], device: str) -> float:
+def _time_once(function: Callable[[], object], device: str) -> float:
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -104,40 +153,49 @@ def _milliseconds(function: Callable[[], object], device: str) -> float:
     return 1e3 * (clock() - start)
 
 
-def warp_step(warp: Warp, x: Tensor, theta: Tensor, grad: Tensor) -> Callable[[], None]:
-    """Return a function that warps ``x``, and computes the gradients of what requires one."""
-
-    def step() -> None:
-        x.grad = theta.grad = None
-        out = warp(x, theta)
-        if out.requires_grad:
-            out.backward(grad)
-
-    return step
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def ours(transform: Transform) -> Warp:
-    """Grid and sampling of this project."""
+def _run_in_process(function: Callable[..., float], *arguments: Any) -> float:
+    """Call a function in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+# Warps
+
+
+def our_warp(transform: Transform) -> Warp:
+    """Return grid and sampling of this project."""
     return lambda x, theta: sample(x, transform.grid(theta, x.shape[2:]))
 
 
 def torch_affine(x: Tensor, theta: Tensor) -> Tensor:
-    """PyTorch's own pair of functions, in two and three dimensions."""
+    """Warp with PyTorch's ``affine_grid`` and ``grid_sample``, in two or three dimensions."""
     matrix = theta.view(-1, x.ndim - 2, x.ndim - 1)
-    return F.grid_sample(
-        x, F.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False
-    )
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
 
 
 def torch_attention(x: Tensor, theta: Tensor) -> Tensor:
-    """PyTorch's own pair of functions, on a matrix of scale and translation."""
+    """Warp with PyTorch's functions by a scale and a translation."""
     scale, shift_x, shift_y = theta.unbind(1)
     zero = torch.zeros_like(scale)
     return torch_affine(x, torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1))
 
 
-def other_warps(size: tuple[int, ...], device: str) -> dict[str, dict[str, Warp]]:
-    """What others offer for each transform: library -> warp. All but kornia's spline give what ours gives."""
+def other_warps(size: Size, device: str) -> dict[str, dict[str, Warp]]:
+    """Return the warps of other libraries by transform and library.
+
+    All but kornia's thin plate spline give the same result as ours.
+    """
     import kornia.geometry.transform as kornia
     from monai.networks.layers import AffineTransform
     from torch_tps import ThinPlateSpline as TorchTps
@@ -149,7 +207,7 @@ def other_warps(size: tuple[int, ...], device: str) -> dict[str, dict[str, Warp]
     control = ThinPlateSpline().identity().view(2, 16).T.to(device)
 
     def kornia_tps(x: Tensor, theta: Tensor) -> Tensor:
-        # Its spline has its centres at the source points, and its grid runs from pixel centre to pixel centre.
+        # The spline has its centres at the source points, and the grid aligns the corners.
         source = theta.view(-1, 2, 16).mT
         kernel, affine = kornia.get_tps_transform(control.expand_as(source), source)
         return kornia.warp_image_tps(x, source, kernel, affine, align_corners=False)
@@ -157,17 +215,17 @@ def other_warps(size: tuple[int, ...], device: str) -> dict[str, dict[str, Warp]
     points = pixel_centres(size, torch.float32).T.to(device)
 
     def torch_tps(x: Tensor, theta: Tensor) -> Tensor:
-        # One fit for the whole batch, as the control points are the same: a loop over samples would take far longer.
+        # The control points are the same, so one fit serves the batch. A loop is far slower.
         spline = TorchTps(device=device).fit(control, theta.view(-1, 16).T)
         grid = spline.transform(points).view(*x.shape[2:], len(theta), 2).permute(2, 0, 1, 3)
         return F.grid_sample(x, grid, align_corners=False)
 
-    monai_layer = AffineTransform(
+    layer = AffineTransform(
         normalized=True, reverse_indexing=False, align_corners=False, padding_mode="zeros"
     )
 
     def monai_affine(x: Tensor, theta: Tensor) -> Tensor:
-        return monai_layer(x, theta.view(-1, x.ndim - 2, x.ndim - 1))
+        return layer(x, theta.view(-1, x.ndim - 2, x.ndim - 1))
 
     warps: dict[str, dict[str, Warp]] = {
         "affine": {"torch": torch_affine, "monai": monai_affine},
@@ -177,288 +235,194 @@ def other_warps(size: tuple[int, ...], device: str) -> dict[str, dict[str, Warp]
         "affine3d": {"torch": torch_affine, "monai": monai_affine},
     }
     if size == PHOTOS[2:]:
-        del warps["tps"]["kornia"]  # it wants over 20 GB
+        del warps["tps"]["kornia"]  # it needs more than 20 GB
     return warps
 
 
-def benchmark_warps(quick: bool) -> list[dict]:
-    """Grid and sampling: on one thread and on all, and on a GPU if there is one.
+def warp_step(warp: Warp, x: Tensor, theta: Tensor, grad: Tensor) -> Callable[[], None]:
+    """Return a function that warps ``x`` and computes the gradients that are required."""
 
-    Affine warps with each kind of gradient, all others as a network has them: behind a localisation
-    network, with a gradient of feature maps and none of images.
-    """
-    flat = ("attention", "projective", "tps")
-    cases: list[tuple[str, tuple[int, ...], bool, str]]
-    cases = [
-        ("affine", size, False, gradient)
-        for size in (DIGITS, PHOTOS, ONE_DIGIT, *MAPS)
-        for gradient in GRADIENTS
-    ]
-    cases += [("affine", size, True, gradient) for size in LAST for gradient in GRADIENTS]
-    cases += [(name, size, False, "theta") for size in (DIGITS, PHOTOS) for name in flat]
-    cases += [(name, MAPS[1], False, "theta and x") for name in flat]
-    cases += [("affine3d", VOLUMES, False, "theta")]
+    def step() -> None:
+        x.grad = theta.grad = None
+        out = warp(x, theta)
+        if out.requires_grad:
+            out.backward(grad)
+
+    return step
+
+
+def benchmark_warps(quick: bool) -> Iterator[Row]:
+    """Time all warps on one thread, on all threads, and on a GPU if there is one."""
     places = [("cpu", threads) for threads in sorted({1, torch.get_num_threads()})]
-    rows: list[dict] = []
-    for device, threads in places + ([("cuda", 1)] if torch.cuda.is_available() else []):
+    if DEVICE == "cuda":
+        places.append(("cuda", 1))
+    for device, threads in places:
         with _threads(threads):
-            for case in cases:
-                rows.append(
-                    _warp_row(*case, device, quick) | {"device": device, "threads": threads}
+            for case in WARPS:
+                times = _time_warp(*case, device, quick)
+                row: Row = dict(
+                    zip(("transform", "size", "channels last", "gradient"), case, strict=True)
                 )
-                print(rows[-1], flush=True)
-    return rows
+                row |= {f"{name} ms": round(value, 4) for name, value in times.items()}
+                ours = times.pop("ours")
+                row |= {f"ours/{name}": round(ours / value, 4) for name, value in times.items()}
+                yield row | {"device": device, "threads": threads}
 
 
-def _warp_row(
-    name: str, size: tuple[int, ...], channels_last: bool, gradient: str, device: str, quick: bool
-) -> dict:
-    transform = TRANSFORMS[name]().to(device)
+def _time_warp(
+    name: str, size: Size, channels_last: bool, gradient: str, device: str, quick: bool
+) -> dict[str, float]:
     torch.manual_seed(1)
+    transform = TRANSFORMS[name]().to(device)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(size, device=device).contiguous(memory_format=memory_format)
-    grad = torch.randn(size, device=device).contiguous(memory_format=memory_format)
-    theta = transform.identity().to(device) + 0.05 * torch.randn(
-        size[0], transform.n_params, device=device
+    x, grad = (
+        torch.randn(size, device=device).contiguous(memory_format=memory_format) for _ in range(2)
     )
+    noise = torch.randn(size[0], transform.n_params, device=device)
+    theta = transform.identity().to(device) + 0.05 * noise
     theta.requires_grad_(gradient != "none")
     x.requires_grad_(gradient == "theta and x")
-    warps = {"ours": ours(transform)} | other_warps(size[2:], device)[name]
-    if channels_last:  # what comes next in a network wants the maps as they were
-        warps = {who: _in_format(warp, memory_format) for who, warp in warps.items()}
+    warps = {"ours": our_warp(transform)} | other_warps(size[2:], device)[name]
+    if channels_last:  # the next layer of a network needs this format
+        warps = {library: _in_format(warp, memory_format) for library, warp in warps.items()}
     with torch.no_grad():
         expected = warps["ours"](x, theta)
-        for who, warp in warps.items():
-            if (name, who) != ("tps", "kornia") and not torch.allclose(
-                warp(x, theta), expected, atol=2e-2
-            ):
-                raise AssertionError(
-                    f"{who} does not give the same {name} warp: its time says nothing"
-                )
-    steps = {who: warp_step(warp, x, theta, grad) for who, warp in warps.items()}
-    times = median_times(steps, 1 if quick else 400, 0 if quick else 3, device)
-    row: dict = {
-        "transform": name,
-        "size": list(size),
-        "channels last": channels_last,
-        "gradient": gradient,
-    }
-    row |= {f"{who} ms": round(value, 4) for who, value in times.items()}
-    return row | {
-        f"ours/{who}": round(times["ours"] / times[who], 4) for who in times if who != "ours"
-    }
+        for library, warp in warps.items():
+            is_checked = (name, library) != ("tps", "kornia")
+            if is_checked and not torch.allclose(warp(x, theta), expected, atol=2e-2):
+                raise AssertionError(f"{name} of {library} is another warp than ours.")
+    steps = {library: warp_step(warp, x, theta, grad) for library, warp in warps.items()}
+    return median_times(steps, quick, repeats=400, seconds=3, device=device)
 
 
 def _in_format(warp: Warp, memory_format: torch.memory_format) -> Warp:
     return lambda x, theta: warp(x, theta).contiguous(memory_format=memory_format)
 
 
-def benchmark_memory(quick: bool) -> list[dict]:
-    """Peak memory of a warp, each in its own process, as a multiple of PyTorch's own pair of functions."""
-    rows: list[dict] = []
-    for name, size in (
-        ("affine", DIGITS),
-        ("affine", PHOTOS),
-        ("tps", PHOTOS),
-        ("affine3d", (1, 2, 160, 192, 224)),
-    ):
+def benchmark_memory(quick: bool) -> Iterator[Row]:
+    """Measure the peak memory of warps, and of PyTorch's functions, each in its own process."""
+    for name, size in MEMORY:
         for gradient in ("none", "theta and x"):
-            peaks = {
-                who: _peak_mb(who, name, size, gradient)
-                for who in ("ours", "torch")
-                if (who, name) != ("torch", "tps")
-            }
-            row: dict = {"transform": name, "size": list(size), "gradient": gradient}
-            row |= {f"{who} MB": round(peak, 1) for who, peak in peaks.items()}
-            row |= (
-                {"ours/torch": round(peaks["ours"] / peaks["torch"], 3)} if "torch" in peaks else {}
-            )
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+            ours = _run_in_process(_measure_peak, name, size, gradient, True)
+            row: Row = {"transform": name, "size": size, "gradient": gradient}
+            row["ours MB"] = round(ours, 1)
+            if name != "tps":
+                theirs = _run_in_process(_measure_peak, name, size, gradient, False)
+                row |= {"torch MB": round(theirs, 1), "ours/torch": round(ours / theirs, 3)}
+            yield row
 
 
-def _peak_mb(who: str, name: str, size: tuple[int, ...], gradient: str) -> float:
-    """Return how far a warp raises the peak of a process that holds its inputs, in MB."""
-    program = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT / "scripts" / "dev")!r})
-import torch
-from benchmark import TRANSFORMS, ours, torch_affine, warp_step
+def _measure_peak(name: str, size: Size, gradient: str, is_ours: bool) -> float:
+    """Return by how many MB a warp raises the peak of this process, which holds its inputs."""
+    torch.set_num_threads(1)
 
-torch.set_num_threads(1)
+    def make_step(size: Size) -> Callable[[], None]:
+        transform = TRANSFORMS[name]()
+        theta = transform.identity().repeat(size[0], 1).requires_grad_(gradient != "none")
+        x, grad = torch.ones(size), torch.ones(size)
+        x.requires_grad_(gradient == "theta and x")
+        return warp_step(our_warp(transform) if is_ours else torch_affine, x, theta, grad)
 
-def peak():
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    def peak() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
-def step(size):
-    transform = TRANSFORMS[{name!r}]()
-    theta = transform.identity().repeat(size[0], 1).requires_grad_({gradient!r} != "none")
-    x, grad = torch.ones(size), torch.ones(size)
-    x.requires_grad_({gradient!r} == "theta and x")
-    return warp_step(ours(transform) if {who!r} == "ours" else torch_affine, x, theta, grad)
-
-step([2] * {len(size)})()  # loads libraries
-run = step({size!r})
-Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now: imports may have taken more
-before = peak()
-run()
-print(peak() - before)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
+    make_step((2,) * len(size))()  # loads libraries
+    step = make_step(size)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which imports may have set
+    before = peak()
+    step()
+    return peak() - before
 
 
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    yield
-    torch.set_num_threads(before)
-
-
-def benchmark_scaling(quick: bool) -> list[dict]:
-    """How the time of grid and sampling, forward and backward, grows: on one thread, for an image without gradient."""
-    torch.manual_seed(1)
-    rows: list[dict] = []
-
-    def measure(
-        over: str, value: int, size: tuple[int, ...], transform: Transform, others: dict[str, Warp]
-    ) -> None:
-        x, grad = torch.randn(size), torch.randn(size)
-        theta = (
-            transform.identity() + 0.05 * torch.randn(size[0], transform.n_params)
-        ).requires_grad_()
-        steps = {
-            who: warp_step(warp, x, theta, grad)
-            for who, warp in ({"ours": ours(transform)} | others).items()
-        }
-        times = median_times(steps, repeats=1 if quick else 40, budget=0 if quick else 1)
-        rows.append(
-            {"over": over, "value": value}
-            | {f"{who} ms": round(time, 3) for who, time in times.items()}
-        )
-        print(rows[-1], flush=True)
-
+def benchmark_scaling(quick: bool) -> Iterator[Row]:
+    """Time forward and backward of warps as one size grows, on one thread."""
     with _threads(1):
-        for batch in (1, 4, 16, 64, 256, 1024):
-            measure(
-                "batch size, 28 × 28 px",
-                batch,
-                (batch, 1, 28, 28),
-                Affine(),
-                {"torch": torch_affine},
-            )
-        for side in (28, 42, 60, 112, 224):
-            measure(
-                "side in px, batch 64", side, (64, 1, side, side), Affine(), {"torch": torch_affine}
-            )
-        for side in (2, 4, 6, 8, 10):
-            measure(
-                "control points, 256 × 28 × 28",
-                side * side,
-                DIGITS,
-                ThinPlateSpline((side, side)),
-                {},
-            )
+        for over, value, size, transform in SCALING:
+            torch.manual_seed(1)
+            x, grad = torch.randn(size), torch.randn(size)
+            theta = transform.identity() + 0.05 * torch.randn(size[0], transform.n_params)
+            theta.requires_grad_()
+            warps = {"ours": our_warp(transform)}
+            if isinstance(transform, Affine):
+                warps["torch"] = torch_affine
+            steps = {name: warp_step(warp, x, theta, grad) for name, warp in warps.items()}
+            times = median_times(steps, quick, repeats=40, seconds=1)
+            milliseconds = {f"{name} ms": round(value, 3) for name, value in times.items()}
+            yield {"over": over, "value": value} | milliseconds
         for n in (1, 2, 4, 8):
             transform = Affine()
-            localisation = FcLocalisation(
-                (1, 42, 42), transform, start=transform.identity().repeat(n, 1)
-            )
+            start = transform.identity().repeat(n, 1)
+            localisation = FcLocalisation((1, 42, 42), transform, start=start)
             st = SpatialTransformer(localisation, transform, parallel=n)
-            x = torch.randn(64, 1, 42, 42)
-            times = median_times(
-                {"ours": partial(_transform, st, x)}, 1 if quick else 40, 0 if quick else 1
-            )
-            rows.append(
-                {
-                    "over": "parallel transformers, 64 × 42 × 42",
-                    "value": n,
-                    "ours ms": round(times["ours"], 3),
-                }
-            )
-            print(rows[-1], flush=True)
-    return rows
+            step = partial(_forward_backward, [st], [torch.randn(64, 1, 42, 42)])
+            times = median_times({"ours": step}, quick, repeats=40, seconds=1)
+            over = "parallel transformers, 64 × 42 × 42"
+            yield {"over": over, "value": n, "ours ms": round(times["ours"], 3)}
 
 
-def _transform(st: SpatialTransformer, x: Tensor) -> None:
-    st(x).sum().backward()
+# Distorted MNIST
 
 
-def benchmark_data(quick: bool) -> list[dict]:
-    """Distorted images per second, on one thread: batches of 256 as here, and torchvision's transforms sample by sample.
+def benchmark_data(quick: bool) -> Iterator[Row]:
+    """Time distortions of batches of 256, and torchvision's nearest transforms of single images.
 
-    torchvision's nearest equivalents, on tensors and on PIL images (which then become tensors).
+    torchvision's transforms run on tensors, and on PIL images that then become tensors.
     """
     from torchvision.transforms import InterpolationMode, v2
 
     bilinear = InterpolationMode.BILINEAR
     shrink = v2.RandomAffine(0, scale=(0.75, 1.0), interpolation=bilinear)
-    nearest_of: dict[str, list[nn.Module]] = {
+    shift = v2.RandomAffine(45, translate=(0.17, 0.17), scale=(0.7, 1.2), interpolation=bilinear)
+    nearest: dict[str, list[nn.Module]] = {
         "r": [v2.RandomRotation(90, bilinear)],
-        "rts": [
-            v2.Pad(7),
-            v2.RandomAffine(45, translate=(0.17, 0.17), scale=(0.7, 1.2), interpolation=bilinear),
-        ],
+        "rts": [v2.Pad(7), shift],
         "p": [shrink, v2.RandomPerspective(0.5, 1.0, bilinear)],
         "e": [shrink, v2.ElasticTransform(50.0, 5.0, bilinear)],
         "t": [v2.Pad(32), v2.RandomCrop(60)],
     }
     torch.manual_seed(1)
     digits = torch.randint(0, 256, (256, 1, 28, 28), dtype=torch.uint8)
-    pictures = [v2.functional.to_pil_image(digit) for digit in digits]
+    pil_images = [v2.functional.to_pil_image(digit) for digit in digits]
     to_float = v2.ToDtype(torch.float32, scale=True)
-    rows = []
     with _threads(1):
-        for name, transforms in nearest_of.items():
-            tensors = v2.Compose([*transforms, to_float])
-            images = v2.Compose([*transforms, v2.PILToTensor(), to_float])
+        for name, transforms in nearest.items():
+            on_tensors = v2.Compose([*transforms, to_float])
+            on_images = v2.Compose([*transforms, v2.PILToTensor(), to_float])
             functions: dict[str, Callable[[], object]] = {
-                "ours": partial(_distorted, DISTORTIONS[name], digits),
-                "torchvision, tensors": partial(_one_by_one, tensors, digits),
-                "torchvision, PIL": partial(_one_by_one, images, pictures),
+                "ours": partial(_distort, DISTORTIONS[name], digits),
+                "torchvision, tensors": partial(_apply_to_each, on_tensors, digits),
+                "torchvision, PIL": partial(_apply_to_each, on_images, pil_images),
             }
-            times = median_times(functions, repeats=1 if quick else 40, budget=0 if quick else 3)
-            row: dict = {"distortion": name} | {
-                f"{who} images/s": round(256e3 / ms) for who, ms in times.items()
-            }
-            row |= {
-                f"ours/{who}": round(times[who] / times["ours"], 1)
-                for who in times
-                if who != "ours"
-            }
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+            times = median_times(functions, quick, repeats=40, seconds=3)
+            row: Row = {"distortion": name}
+            row |= {f"{who} images/s": round(256e3 / ms) for who, ms in times.items()}
+            ours = times.pop("ours")
+            yield row | {f"ours/{who}": round(ms / ours, 1) for who, ms in times.items()}
 
 
-def _distorted(distortion: Distortion, digits: Tensor) -> Tensor:
+def _distort(distortion: Distortion, digits: Tensor) -> Tensor:
     keys = sample_keys(1, 0, torch.arange(len(digits)))
     return distortion.apply(digits.float() / 255, keys, distortion.canvas, digits[:, 0])
 
 
-def _one_by_one(transform: nn.Module, images: Iterable) -> Tensor:
+def _apply_to_each(transform: nn.Module, images: Iterable) -> Tensor:
     return torch.stack([transform(image) for image in images])
 
 
 class PlainTransformer(nn.Module):
-    """An affine spatial transformer as one would write it with PyTorch's own functions."""
+    """An affine spatial transformer made of PyTorch's functions."""
 
     def __init__(self, localisation: nn.Module) -> None:
         super().__init__()
         self.localisation = localisation
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the same shape."""
         return torch_affine(x, self.localisation(x))
 
 
-def plainly(network: mnist.MnistNetwork) -> nn.Module:
-    """A copy of a network with an affine transformer, of PyTorch's own layers."""
+def build_plain(network: mnist.MnistNetwork) -> nn.Module:
+    """Return a copy of a network with an affine transformer, made of PyTorch's layers."""
     network = copy.deepcopy(network)
     assert network.transformer is not None
     layers = list(network.classifier.children())
@@ -468,40 +432,34 @@ def plainly(network: mnist.MnistNetwork) -> nn.Module:
     return nn.Sequential(PlainTransformer(network.transformer.localisation), *pool, *layers)
 
 
-def benchmark_networks(quick: bool) -> list[dict]:
-    """Training steps per second of the eight networks at batch 256: forward, backward and AdamW, no data.
+def benchmark_networks(quick: bool) -> Iterator[Row]:
+    """Time training steps of the networks of Table 1 at batch 256, without data.
 
-    With an affine transformer also of the same network written plainly in PyTorch.
+    Networks with an affine transformer are compared with :func:`build_plain`.
     """
-    rows = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for size in (28, 42):
         for name, (model, transform) in NETWORKS.items():
-            arguments: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
-            arguments["pool"] = 1 if model == "cnn" else None
-            network = mnist.MnistNetwork(model.removeprefix("st_"), size, **arguments).to(device)
+            options: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
+            options["pool"] = 1 if model == "cnn" else None
+            network = mnist.MnistNetwork(model.removeprefix("st_"), size, **options).to(DEVICE)
             steps = {"ms": training_step(network, size)}
             if transform == "affine":
-                steps["plain ms"] = training_step(plainly(network), size)
-            times = median_times(steps, 1 if quick else 20, 0 if quick else 6, device)
-            row: dict = {
-                "network": name,
-                "size": size,
-                "device": device,
-                "threads": torch.get_num_threads(),
-            }
-            row |= {key: round(value, 2) for key, value in times.items()} | {
-                "steps/s": round(1e3 / times["ms"], 1)
-            }
+                steps["plain ms"] = training_step(build_plain(network), size)
+            times = median_times(steps, quick, repeats=20, seconds=6, device=DEVICE)
+            row: Row = {"network": name, "size": size, **_place()}
+            row |= {key: round(value, 2) for key, value in times.items()}
+            row["steps/s"] = round(1e3 / times["ms"], 1)
             if "plain ms" in times:
                 row["times faster"] = round(times["plain ms"] / times["ms"], 2)
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+            yield row
+
+
+def _place() -> Row:
+    return {"device": DEVICE, "threads": torch.get_num_threads()}
 
 
 def training_step(network: nn.Module, size: int) -> Callable[[], None]:
-    """Forward, backward and optimiser step on a batch of 256."""
+    """Return a function that does forward, backward and AdamW on a batch of 256."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     device = next(network.parameters()).device
     x, y = torch.rand(256, 1, size, size, device=device), torch.randint(10, (256,), device=device)
@@ -514,56 +472,45 @@ def training_step(network: nn.Module, size: int) -> Callable[[], None]:
     return step
 
 
-def benchmark_svhn(quick: bool) -> list[dict]:
-    """The networks of Table 2 at full width, forward and backward, and how fast their data are made.
+# SVHN and birds
 
-    For each network also in bfloat16, and what its localisation networks and its warps take of it, timed apart on maps of
-    the same shapes. The data are synthetic numbers of noise digits; one process makes the crops and reads them.
+
+def benchmark_svhn(quick: bool) -> Iterator[Row]:
+    """Time forward and backward of the networks of Table 2, and their data.
+
+    Localisation networks and warps are also timed alone, on inputs of the same shapes. The data are
+    synthetic house numbers.
     """
-    rows: list[dict] = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = 128 if device == "cuda" else 8
+    batch = 128 if DEVICE == "cuda" else 8
     for size in (64, 128):
         torch.manual_seed(1)
-        x = torch.randn(batch, 3, size, size, device=device)
+        x = torch.randn(batch, 3, size, size, device=DEVICE)
         functions: dict[str, Callable[[], None]] = {}
         for name, (model, transform) in SVHN_NETWORKS.items():
-            arguments: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
-            network = getattr(svhn, model.removeprefix("svhn_"))(size, **arguments).to(device)
+            options: dict = {} if transform == "none" else {"transform": TRANSFORMS[transform]()}
+            network = getattr(svhn, model.removeprefix("svhn_"))(size, **options).to(DEVICE)
             functions[name] = partial(_forward_backward, [network], [x])
             functions[f"{name} bfloat16"] = partial(
                 _forward_backward, [network], [x], torch.bfloat16
             )
-            transformers, maps = _transformed_maps(network, x)
+            transformers, maps = _transformer_inputs(network, x)
             if maps:
-                functions[f"{name} localisation"] = partial(
-                    _forward_backward, [t.localisation for t in transformers], maps
-                )
+                localisations = [transformer.localisation for transformer in transformers]
+                localisation = partial(_forward_backward, localisations, maps)
+                functions[f"{name} localisation"] = localisation
                 functions[f"{name} transformers"] = partial(_forward_backward, transformers, maps)
-        times = median_times(functions, 1 if quick else 3, 0, device)
+        times = median_times(functions, quick, repeats=3, device=DEVICE)
         for name in SVHN_NETWORKS:
-            row: dict = {
-                "network": name,
-                "size": size,
-                "batch": batch,
-                "device": device,
-                "threads": torch.get_num_threads(),
-            }
+            row: Row = {"network": name, "size": size, "batch": batch, **_place()}
             row |= {"ms": round(times[name], 1), "times CNN": round(times[name] / times["CNN"], 3)}
-            row |= {"bfloat16 ms": round(times[f"{name} bfloat16"], 1)}
+            row["bfloat16 ms"] = round(times[f"{name} bfloat16"], 1)
             if f"{name} transformers" in times:
-                localisation, both = times[f"{name} localisation"], times[f"{name} transformers"]
-                row |= {
-                    "localisation ms": round(localisation, 1),
-                    "warps ms": round(both - localisation, 1),
-                }
-            rows.append(row)
-            print(row, flush=True)
+                localisation_ms = times[f"{name} localisation"]
+                row["localisation ms"] = round(localisation_ms, 1)
+                row["warps ms"] = round(times[f"{name} transformers"] - localisation_ms, 1)
+            yield row
     with tempfile.TemporaryDirectory() as folder:
-        for row in _svhn_data_rows(Path(folder), quick):
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+        yield from _benchmark_svhn_data(Path(folder), quick)
 
 
 def _forward_backward(
@@ -576,274 +523,161 @@ def _forward_backward(
         out.float().square().sum().backward()
 
 
-def _transformed_maps(
+def _transformer_inputs(
     network: nn.Module, x: Tensor
 ) -> tuple[list[SpatialTransformer], list[Tensor]]:
-    """The transformers of a network and what each gets; maps within a network want their gradient."""
-    transformers = [
-        module for module in network.modules() if isinstance(module, SpatialTransformer)
-    ]
-    maps: list[Tensor] = []
+    """Return the transformers of a network and their inputs, all but ``x`` with a gradient."""
+    transformers = [m for m in network.modules() if isinstance(m, SpatialTransformer)]
+    inputs: list[Tensor] = []
     hooks = [
-        t.register_forward_pre_hook(lambda module, args: maps.append(args[0].detach()))
-        for t in transformers
+        transformer.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+        for transformer in transformers
     ]
     network(x)
     for hook in hooks:
         hook.remove()
-    return transformers, [kept.requires_grad_(kept is not maps[0]) for kept in maps]
+    return transformers, [each.requires_grad_(each is not inputs[0]) for each in inputs]
 
 
-def _svhn_data_rows(folder: Path, quick: bool) -> Iterator[dict]:
+def _benchmark_svhn_data(folder: Path, quick: bool) -> Iterator[Row]:
     n = 300 if quick else 3000
-    digits = (
-        np.random.default_rng(1).integers(0, 256, (100, 28, 28), dtype=np.uint8),
-        np.arange(100) % 10,
-    )
-    for part, images in (("train", n), ("test", 1)):
-        make_part(folder / part, images, digits, seed=1)
+    noise = np.random.default_rng(1).integers(0, 256, (100, 28, 28), dtype=np.uint8)
+    for split, images in (("train", n), ("test", 1)):
+        make_part(folder / split, images, (noise, np.arange(100) % 10), seed=1)
     for size in (64, 128):
         start = time.perf_counter()
         open_crops(folder / "train", size, workers=1)
-        row: dict = {"size": size, "crops made/s": round(n / (time.perf_counter() - start))}
+        row: Row = {"size": size, "crops made/s": round(n / (time.perf_counter() - start))}
         start = time.perf_counter()
-        data = SvhnData(size, folder, batch_size=128)
-        data.setup()
+        SvhnData(size, folder, batch_size=128).setup()
         row["second start ms"] = round(1e3 * (time.perf_counter() - start), 1)
-        index = torch.arange(128)
         with _threads(1):
-            for what, augment in (("plain", False), ("augmented", True)):
+            for name, augment in (("plain", False), ("augmented", True)):
                 data = SvhnData(size, folder, batch_size=128, augment=augment)
                 data.setup()
-                times = median_times(
-                    {what: partial(data.samples, "train", index)},
-                    1 if quick else 20,
-                    0 if quick else 3,
-                )
-                row[f"{what} images/s"] = round(128e3 / times[what])
+                read = partial(data.samples, "train", torch.arange(128))
+                times = median_times({name: read}, quick, repeats=20, seconds=3)
+                row[f"{name} images/s"] = round(128e3 / times[name])
         yield row
 
 
-def benchmark_birds(quick: bool) -> list[dict]:
-    """The networks of Table 3 with EfficientNet-Lite0, forward and backward: images per second, and what is kept for backward.
+def benchmark_birds(quick: bool) -> Iterator[Row]:
+    """Time forward and backward of the networks of Table 3 with EfficientNet-Lite0, and their data.
 
-    The transformer, that is the localisation network and the warp, is timed alone, too: the rest is the streams. And how fast
-    one process decodes and resizes photographs of the size of CUB's, and cuts training batches out of what it has resized.
+    The transformer (localisation network and warp) is also timed alone.
     """
-    rows: list[dict] = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = 32 if device == "cuda" else 8
+    batch = 32 if DEVICE == "cuda" else 8
     cases = [(n, size) for size in (224, 448) for n in (0, 2, 4)]
     functions: dict[str, Callable[[], None]] = {}
     kept: dict[tuple[int, int], float] = {}
+    options: dict = {"backbone": "efficientnet_lite0", "weights": "none"}
     for n, size in cases:
         torch.manual_seed(1)
-        more: dict = {"backbone": "efficientnet_lite0", "weights": "none"}
         if n:
-            network = birds.birds_st(size, 200, Attention(0.5), n, **more).to(device)
+            network = birds.birds_st(size, 200, Attention(0.5), n, **options).to(DEVICE)
         else:
-            network = birds.birds_cnn(200, **more).to(device)
-        x = torch.rand(batch, 3, size, size, device=device)
+            network = birds.birds_cnn(200, **options).to(DEVICE)
+        x = torch.rand(batch, 3, size, size, device=DEVICE)
         functions[f"{n} {size}"] = partial(_forward_backward, [network], [x])
         if network.transformer is not None:
-            functions[f"{n} {size} transformer"] = partial(
-                _forward_backward, [network.transformer], [x]
-            )
-        kept[n, size] = _kept_for_backward(network, x)
-    times = median_times(functions, 1 if quick else 3, 0, device)
+            transformer = partial(_forward_backward, [network.transformer], [x])
+            functions[f"{n} {size} transformer"] = transformer
+        kept[n, size] = _measure_saved_tensors(network, x)
+    times = median_times(functions, quick, repeats=3, device=DEVICE)
     for n, size in cases:
         ms = times[f"{n} {size}"]
-        row: dict = {
-            "transformers": n,
-            "size": size,
-            "batch": batch,
-            "device": device,
-            "threads": torch.get_num_threads(),
-        }
-        row |= {
-            "ms": round(ms, 1),
-            "images/s": round(1e3 * batch / ms, 1),
-            "kept MB/image": round(kept[n, size] / batch, 1),
-        }
+        row: Row = {"transformers": n, "size": size, "batch": batch, **_place()}
+        row |= {"ms": round(ms, 1), "images/s": round(1e3 * batch / ms, 1)}
+        row["kept MB/image"] = round(kept[n, size] / batch, 1)
         if n:
             row["transformer ms"] = round(times[f"{n} {size} transformer"], 1)
-        rows.append(row)
-        print(row, flush=True)
+        yield row
     with tempfile.TemporaryDirectory() as folder, _threads(1):
-        for row in _birds_data_rows(Path(folder), 10 if quick else 200):
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+        yield from _benchmark_birds_data(Path(folder), quick)
 
 
-def _birds_data_rows(folder: Path, n: int) -> Iterator[dict]:
-    rng = np.random.default_rng(1)
-    photographs = [folder / f"{i}.jpg" for i in range(n)]
-    for (
-        path
-    ) in photographs:  # smooth, but for the noise of a camera: about 100 kB each, as CUB's are
-        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
-        )
-        Image.fromarray(
-            (np.asarray(coarse) + rng.normal(0, 8, (375, 500, 3))).clip(0, 255).astype(np.uint8)
-        ).save(path)
-    for size, longest in cub_images.LONGEST.items():
-        start = time.perf_counter()
-        images = [
-            cub_images.resize(Image.open(path).convert("RGB"), longest) for path in photographs
-        ]
-        row: dict = {"size": size, "decoded/s": round(n / (time.perf_counter() - start))}
-        sizes, lengths = (
-            np.array([image.shape[:0:-1] for image in images]),
-            [image.size for image in images],
-        )
-        starts = np.cumsum([0, *lengths[:-1]])
-        pictures = cub_images.Images(
-            np.concatenate([image.ravel() for image in images]), sizes, sizes, starts
-        )
-        positions, mirrored = np.arange(32) % n, np.arange(32) % 2 == 0
-        corners = (sizes[positions] - size) // 2
-        batch = partial(
-            cut_crops, pictures, positions, corners, mirrored, size, torch.device("cpu")
-        )
-        times = median_times({"cut": batch}, 1 if n < 32 else 20, 0)
-        yield row | {"cut/s": round(32e3 / times["cut"])}
-
-
-def _kept_for_backward(network: nn.Module, x: Tensor) -> float:
-    """Megabytes that autograd keeps between forward and backward, without the weights."""
+def _measure_saved_tensors(network: nn.Module, x: Tensor) -> float:
+    """Return the megabytes that autograd saves for backward, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         out = network(x)
     del out
     return sum(storages.values()) / 1e6
 
 
-def benchmark_program(quick: bool) -> list[dict]:
-    """Runs of the real program on real data: how long until it trains, and what share of it is not training.
+def _benchmark_birds_data(folder: Path, quick: bool) -> Iterator[Row]:
+    """Time decoding and cutting of photographs of about 100 kB, as those of CUB."""
+    n = 10 if quick else 200
+    rng = np.random.default_rng(1)
+    photographs = [folder / f"{i}.jpg" for i in range(n)]
+    for path in photographs:
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
+        noisy = smooth + rng.normal(0, 8, (375, 500, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
+    for size, longest in cub_images.LONGEST.items():
+        start = time.perf_counter()
+        images = [
+            cub_images.resize(Image.open(path).convert("RGB"), longest) for path in photographs
+        ]
+        row: Row = {"size": size, "decoded/s": round(n / (time.perf_counter() - start))}
+        sizes = np.array([image.shape[:0:-1] for image in images])
+        starts = np.cumsum([0, *(image.size for image in images[:-1])])
+        pixels = np.concatenate([image.ravel() for image in images])
+        cache = cub_images.Images(pixels, sizes, sizes, starts)
+        positions, mirrored = np.arange(32) % n, np.arange(32) % 2 == 0
+        corners = (sizes[positions] - size) // 2
+        batch = partial(cut_crops, cache, positions, corners, mirrored, size, torch.device("cpu"))
+        times = median_times({"cut": batch}, quick, repeats=20)
+        yield row | {"cut/s": round(32e3 / times["cut"])}
 
-    The share is what is not forward, backward or optimiser step: data, Lightning, logging, validation, pictures; from
-    Lightning's profiler, with one validation. The start is from the command to the first validated step.
+
+# The whole program
+
+
+def benchmark_program(quick: bool) -> Iterator[Row]:
+    """Time train.py until the first validated step, and the share of time that is not training.
+
+    The share is what is not forward, backward or optimiser step, from Lightning's profiler: data,
+    logging, one validation, images.
     """
+    seconds = min(_time_program("--help") for _ in range(3))
+    yield {"command": "train.py --help", "seconds": round(seconds, 2)}
     steps = 50 if quick else 500
-    rows: list[dict] = [
-        {
-            "command": "train.py --help",
-            "seconds": round(min(_seconds_until("", "--help") for _ in range(3)), 2),
-        },
-    ]
-    first_step = (
-        "logger=csv",
-        "trainer.max_steps=1",
-        "recipe.validate_every=1",
-        "++trainer.limit_val_batches=1",
-    )
+    short = ["logger=csv", "trainer.max_steps=1", "recipe.validate_every=1"]
+    short.append("++trainer.limit_val_batches=1")
     for model in ("st_fcn", "st_cnn"):
         with tempfile.TemporaryDirectory() as folder:
-            start = _seconds_until(
-                "step 1 of", *first_step, f"model={model}", f"hydra.run.dir={folder}/start"
-            )
-            command = (
-                "debug=profiler",
-                f"model={model}",
-                f"hydra.run.dir={folder}/run",
-                f"trainer.max_steps={steps}",
-            )
-            _seconds_until("", *command)
-            seconds = _profile_totals(Path(folder) / "run" / "fit-profile.txt")
-        share = 1 - seconds["run_training_batch"] / seconds["run_training_epoch"]
-        row = {
-            "model": model,
-            "distortion": "rts",
-            "steps": steps,
-            "seconds to the first step": round(start, 2),
-        }
-        row["steps/s"] = round(steps / seconds["run_training_epoch"], 1)
-        rows.append(row | {"share outside forward, backward, step": round(share, 3)})
-    for row in rows:
-        print(row, flush=True)
-    return rows
+            run_dir = f"hydra.run.dir={folder}/start"
+            start = _time_program(f"model={model}", *short, run_dir, until="step 1 of")
+            run_dir = f"hydra.run.dir={folder}/run"
+            _time_program(f"model={model}", "debug=profiler", f"trainer.max_steps={steps}", run_dir)
+            totals = _read_profile(Path(folder) / "run" / "fit-profile.txt")
+        epoch = totals["run_training_epoch"]
+        share = 1 - totals["run_training_batch"] / epoch
+        row: Row = {"model": model, "distortion": "rts", "steps": steps}
+        row |= {"seconds to the first step": round(start, 2), "steps/s": round(steps / epoch, 1)}
+        yield row | {"share outside forward, backward, step": round(share, 3)}
 
 
-def benchmark_threads(quick: bool) -> list[dict]:
-    """Training steps per second of an ST-FCN with all threads, alone and beside one busy program for each core.
-
-    With the wait that OpenMP's threads have by themselves, and with that of :func:`process.limit_spinning`.
-    """
-    rows = []
-    for busy in (0, torch.get_num_threads()):
-        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-        try:
-            for wait in ("as OpenMP has it", "brief"):
-                steps_per_second = _steps_per_second_elsewhere(
-                    wait == "brief", seconds=1 if quick else 10
-                )
-                rows.append(
-                    {"busy programs": busy, "wait": wait, "steps/s": round(steps_per_second, 1)}
-                )
-                print(rows[-1], flush=True)
-        finally:
-            for process in others:
-                process.kill()
-    return rows
-
-
-def _steps_per_second_elsewhere(brief: bool, seconds: float) -> float:
-    """In a process of its own, as OpenMP reads its settings when it is loaded."""
-    program = f"""
-import time
-from spatial_transformer.utils.process import keep_freed_memory, limit_spinning
-keep_freed_memory()
-{"limit_spinning()" if brief else ""}
-import benchmark
-from spatial_transformer.networks.mnist import MnistNetwork
-step = benchmark.training_step(MnistNetwork("fcn", 42, benchmark.Affine()), 42)
-step()
-start, steps = time.perf_counter(), 0
-while time.perf_counter() - start < {seconds}:
-    step()
-    steps += 1
-print(steps / (time.perf_counter() - start))
-"""
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command,
-        cwd=ROOT / "scripts",
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=_without_waiting(),
-    )
-    return float(done.stdout)
-
-
-def _without_waiting() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    }
-
-
-def _seconds_until(line: str, *overrides: str) -> float:
-    """Seconds from calling train.py until it prints a line that starts so, or, without one, until it ends."""
+def _time_program(*overrides: str, until: str = "") -> float:
+    """Return the seconds until train.py prints a line that starts with ``until``, or ends."""
     start, seconds = time.perf_counter(), 0.0
     command = [sys.executable, "train.py", *overrides]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        for printed in process.stdout:
-            if line and not seconds and printed.startswith(line):
+        for line in process.stdout:
+            if until and not seconds and line.startswith(until):
                 seconds = time.perf_counter() - start
         if process.wait():
             assert process.stderr is not None
@@ -851,41 +685,52 @@ def _seconds_until(line: str, *overrides: str) -> float:
     return seconds or time.perf_counter() - start
 
 
-def _profile_totals(path: Path) -> dict[str, float]:
-    """Total seconds of each action in a report of Lightning's SimpleProfiler."""
+def _read_profile(path: Path) -> dict[str, float]:
+    """Return the total seconds of each action in a report of Lightning's SimpleProfiler."""
     rows = [[cell.strip() for cell in line.split("|")] for line in path.read_text().splitlines()]
     return {row[1]: float(row[4]) for row in rows if len(row) > 5 and row[3].isdigit()}
 
 
-def machine() -> dict:
-    """What the figures were taken on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    cpu = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
-        platform.processor(),
-    )
-    packages = {
-        name: version(name)
-        for name in ("torch", "torchvision", "kornia", "monai", "torch-tps", "pytorch-lightning")
-    }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": cpu,
-        "gpu": gpu,
-        "threads": torch.get_num_threads(),
-        "commit": commit,
-        "packages": packages,
-    }
+def benchmark_threads(quick: bool) -> Iterator[Row]:
+    """Time training steps of an ST-FCN on all threads, alone and next to busy programs.
+
+    The wait of OpenMP's threads is its default, or that of :func:`process.limit_spinning`.
+    """
+    for busy in (0, torch.get_num_threads()):
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            for wait in ("as OpenMP has it", "brief"):
+                # The child process loads OpenMP, which reads the environment then.
+                settings = {name: os.environ.pop(name, None) for name in _OPENMP}
+                if wait == "brief":
+                    limit_spinning()
+                speed = _run_in_process(_count_steps, 1 if quick else 10)
+                for name, value in settings.items():
+                    os.environ.pop(name, None)
+                    if value is not None:
+                        os.environ[name] = value
+                yield {"busy programs": busy, "wait": wait, "steps/s": round(speed, 1)}
+        finally:
+            for process in others:
+                process.kill()
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+_OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-PARTS: dict[str, Callable[[bool], list[dict]]] = {
+def _count_steps(seconds: float) -> float:
+    """Return training steps per second of an ST-FCN on RTS."""
+    keep_freed_memory()
+    step = training_step(mnist.MnistNetwork("fcn", 42, Affine()), 42)
+    step()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        step()
+        steps += 1
+    return steps / (time.perf_counter() - start)
+
+
+PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "warps": benchmark_warps,
     "memory": benchmark_memory,
     "scaling": benchmark_scaling,
@@ -898,21 +743,44 @@ PARTS: dict[str, Callable[[bool], list[dict]]] = {
 }
 
 
+def describe_machine() -> Row:
+    """Return the processor, the GPU, the commit and the versions of the packages."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    packages = ("torch", "torchvision", "kornia", "monai", "torch-tps", "pytorch-lightning")
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "commit": git.stdout.strip(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
 def main() -> None:
-    """Runs what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few repetitions, nothing written")
-    parser.add_argument("--only", choices=PARTS, help="one part")
+    """Run the parts and write their results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few repetitions; needs --out to write results"
+    )
+    parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument("--out", type=Path, help="directory (default: results/benchmarks)")
     options = parser.parse_args()
-    keep_freed_memory()  # as train.py does; all that is compared gains by it
-    for name, part in PARTS.items():
-        if options.only in (None, name):
-            rows = part(options.quick)
-            if not options.quick:
-                with atomic_write(ROOT / "results" / "benchmarks" / f"{name}.json") as path:
-                    path.write_text(
-                        json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n"
-                    )
+    out = options.out or (None if options.quick else ROOT / "results" / "benchmarks")
+    keep_freed_memory()  # as train.py does; all libraries profit
+    for name in [options.only] if options.only else PARTS:
+        rows = []
+        for row in PARTS[name](options.quick):
+            print(row, flush=True)
+            rows.append(row)
+        if out is not None:
+            with atomic_write(out / f"{name}.json") as path:
+                text = json.dumps({"machine": describe_machine(), "rows": rows}, indent=1)
+                path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""What else the records say, in the documents."""
+"""Tables and chart of the documents that the paper does not have."""
 
+import class_orientation
+import error_consistency
+import gradient_vs_finite_difference
 import make_tables
-import orientation
 import pytest
-import redraws
-import slopes
 import torch
 from conftest import REPOSITORY
 from PIL import Image
 
 from spatial_transformer.reporting.analyses import (
+    addition_pose_table,
+    colocalisation_ablation_table,
+    conformance_table,
     fill_table_markers,
     improvement_table,
     orientation_table,
@@ -26,215 +29,255 @@ from spatial_transformer.reporting.analyses import (
 from spatial_transformer.utils.errors import UsageError
 
 CONF = REPOSITORY / "conf"
-POOLED = ((18.0, "tc", 1), (11.0, "tc", 2), (4.0, "rts", 2))
 
 
-def test_the_gain_is_that_over_the_base_network_of_the_same_recipe_and_length(record):
+def rows(table):
+    return table.splitlines()[2:]
+
+
+def test_addition_poses_have_rows_for_each_run(record):
+    run = record(8.0, experiment="mnist_addition")
+    run["metrics"] |= {"test/pose_input_1": 8.0, "test/pose_input_2": 8.0}
+    for transformer, nearer in ((1, 100.0), (2, 20.0)):
+        run["metrics"] |= {
+            f"test/pose_{transformer}_1": 2.0,
+            f"test/pose_{transformer}_2": 6.0,
+            f"test/resolves_first_{transformer}": nearer,
+        }
+    name = "| 2 × ST-FCN affine | fast, 30,000 | 1 |"
+    assert rows(addition_pose_table([run], CONF)) == [
+        f"{name} nothing: the image | 8.0 | 8.0 | – |",
+        f"{name} transformer 1 | 2.0 | 6.0 | 100 |",
+        f"{name} transformer 2 | 2.0 | 6.0 | 20 |",
+    ]
+    assert addition_pose_table([record(8.0)], CONF) == "not run"
+
+
+def test_colocalisation_ablations_have_a_row_for_each_change(record):
+    settings = [
+        (20.0, 3),
+        (4.0, 9),
+        (99.0, 3, "task.locate=0"),
+        (60.0, 5, "task.locate=0"),
+        (70.0, 3, "recipe.optimizer._target_=torch.optim.SGD"),
+        (55.0, 5, "recipe.optimizer._target_=torch.optim.SGD"),
+        (30.0, 3, "trainer.max_steps=2000"),
+    ]
+    runs = [
+        record(error, f"data.digit={digit}", *overrides, experiment="colocalisation")
+        for error, digit, *overrides in settings
+    ]
+    assert colocalisation_ablation_table(runs, CONF).splitlines() == [
+        "| changed | steps | T, 3 | T, 5 |",
+        "|---|---|---|---|",
+        "| nothing | 2,000 | 70 | not run |",
+        "| nothing | 6,000 | 80 | not run |",
+        "| `recipe.optimizer._target_=SGD` | 6,000 | 30 | 45 |",
+        "| `task.locate=0` | 6,000 | 1 | 40 |",
+    ]
+
+
+def test_improvements_compare_runs_of_one_recipe_and_length(record):
     runs = [
         record(5.0, "model=fcn"),
         record(1.0),
         record(1.5, "seed=2"),
         record(2.0, "trainer.max_steps=100"),
     ]
-    table = improvement_table(runs, CONF)
-    assert "| **ST-FCN affine** | *paper, 150k* | *0.9* | *4.4* | *1.6* | *0.5* | *11.2* |" in table
-    assert "| | fast, 15,000 | not run | 3.75 | not run | not run | not run |" in table
-    assert "100" not in table
-
-
-def test_the_table_of_p_tells_displacements_apart(record):
-    before = record(3.6, "data.distortion=p")
-    del before["config"]["data"]["corner_std"]  # of the time when 5 px were each coordinate's
-    wide = record(3.5, "data.distortion=p", "data.canvas=42")
-    narrow = [
-        record(error, "data.distortion=p", f"data.corner_std={std}")
-        for error, std in ((1.2, 3.54), (0.8, 2.5))
+    assert rows(improvement_table(runs, CONF))[:3] == [
+        "| **ST-FCN affine** | *paper, 150k* | *0.9* | *4.4* | *1.6* | *0.5* | *11.2* |",
+        "| | fast, 15,000 | not run | 3.75 | not run | not run | not run |",
+        "| **ST-FCN projective** | *paper, 150k* | *0.8* | *4.3* | *1.7* | *0.6* | – |",
     ]
-    table = projective_table([before, wide, *narrow])
-    assert "| *paper* | | *150k* | *1.5* |" in table
-    for row in (
-        "2.50 | 28 | 15,000 | 0.80",
-        "3.54 | 28 | 15,000 | 1.20",
-        "5.00 | 28 | 15,000 | 3.60",
-        "5.00 | 42 | 15,000 | 3.50",
-    ):
-        assert f"| {row} (1) |" in table
 
 
-def test_the_table_of_pooling_has_a_row_for_each(record):
+def test_projective_table_has_a_row_for_each_displacement(record):
+    old = record(3.6, "data.distortion=p")
+    del old["config"]["data"]["corner_std"]  # it was 5 px for each coordinate
     runs = [
-        record(error, "model=fcn", f"data.distortion={d}", f"model.pool={pool}")
-        for error, d, pool in POOLED
+        old,
+        record(3.5, "data.distortion=p", "data.canvas=42"),
+        record(1.2, "data.distortion=p", "data.corner_std=3.54"),
     ]
-    assert pooling_table(runs).splitlines()[2:] == [
+    assert rows(projective_table(runs)) == [
+        "| *paper* | | *150k* | *1.5* |",
+        "| 3.54 | 28 | 15,000 | 1.20 |",
+        "| 5.00 | 28 | 15,000 | 3.60 |",
+        "| 5.00 | 42 | 15,000 | 3.50 |",
+    ]
+
+
+def test_pooling_tables(record):
+    settings = ((18.0, "tc", 1), (11.0, "tc", 2), (4.0, "rts", 2))
+    runs = [
+        record(error, "model=fcn", f"data.distortion={name}", f"model.pool={pool}")
+        for error, name, pool in settings
+    ]
+    assert rows(pooling_table(runs)) == [
         "| **FCN** | *paper* | *150k* | *5.2* | *13.2* |",
-        "| | 1 | 15,000 | not run | 18.00 (1) |",
-        "| | 2 | 15,000 | 4.00 (1) | 11.00 (1) |",
+        "| | 1 | 15,000 | not run | 18.00 |",
+        "| | 2 | 15,000 | 4.00 | 11.00 |",
     ]
-
-
-def test_the_table_of_pooling_of_sums_has_the_papers_number(record):
     runs = [
-        record(error, "model=addition_fcn", f"model.pool={p}", experiment="mnist_addition")
-        for error, p in ((50, "null"), (30, 2))
+        record(error, "model=addition_fcn", f"model.pool={pool}", experiment="mnist_addition")
+        for error, pool in ((50, "null"), (30, 2))
     ]
-    assert pooling_table(runs, addition=True).splitlines()[2:] == [
+    assert rows(pooling_table(runs, addition=True)) == [
         "| **FCN** | *paper* | *150k* | *47.7* |",
-        "| | 1 | 30,000 | 50.00 (1) |",
-        "| | 2 | 30,000 | 30.00 (1) |",
+        "| | 1 | 30,000 | 50.00 |",
+        "| | 2 | 30,000 | 30.00 |",
     ]
 
 
-def test_the_spread_of_angles():
-    assert orientation.spread(torch.tensor([10.0, 10.0, 370.0])) == pytest.approx(0, abs=0.2)
+def test_circular_spread():
+    angles = torch.tensor([10.0, 10.0, 370.0])
+    assert class_orientation.spread(angles) == pytest.approx(0, abs=0.2)
     angles = 20 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    assert orientation.spread(angles) == pytest.approx(20, rel=0.02)
+    assert class_orientation.spread(angles) == pytest.approx(20, rel=0.02)
 
 
-def test_the_angles_of_a_shipped_network_are_measured_and_shown(mnist_root):
-    record = orientation.measure(REPOSITORY / "checkpoints" / "st_cnn_mnist.pt", str(mnist_root))
+def test_class_orientation_of_a_pretrained_network(mnist_root):
+    file = REPOSITORY / "checkpoints" / "st_cnn_mnist.pt"
+    record = class_orientation.measure(file, data_root=str(mnist_root))
     assert [row["class"] for row in record["rows"]] == list(range(10))
-    assert all(24 < row["before"] < 29 for row in record["rows"]), (
-        "uniform in +-45 degrees has a deviation of 26"
-    )
-    table = orientation_table([record]).splitlines()
-    assert table[2].startswith("| `st_cnn-affine-rts-long-seed1`, 15,000 steps | before | 26 |")
-    assert table[3].startswith("|  | after |")
+    # Uniform angles in ±45 degrees have a standard deviation of 26.
+    assert all(24 < row["before"] < 29 for row in record["rows"])
+    before, after = rows(orientation_table([record]))
+    assert before.startswith("| `st_cnn-affine-rts-long-seed1`, 15,000 steps | before | 26 |")
+    assert after.startswith("|  | after |")
 
 
-def test_misread_digits_of_a_shipped_network_are_counted_and_shown(mnist_root):
-    record = redraws.measure(REPOSITORY / "checkpoints" / "st_fcn_mnist.pt", str(mnist_root))
+def test_error_consistency_of_a_pretrained_network(mnist_root):
+    file = REPOSITORY / "checkpoints" / "st_fcn_mnist.pt"
+    record = error_consistency.measure(file, data_root=str(mnist_root))
     counts = [row["digits"] for row in record["rows"]]
-    assert len(counts) == 1 + redraws.DRAWS
+    assert len(counts) == 1 + error_consistency.DRAWS
     assert sum(counts) == record["samples"] == 10_000
-    assert 9_600 < counts[0] < 9_900, "it errs on 1 % of the test set"
-    record["rows"] = [
-        {"misread": n, "digits": digits} for n, digits in enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))
-    ]
-    assert redraws_table([record | {"samples": 1000}]).splitlines()[2:] == [
-        "| `st_fcn-affine-rts-long-seed2`, 30,000 steps | 0.28 | 995 | 2 | 3 | 91 |"
-    ]
+    assert 9_600 < counts[0] < 9_900
+
+
+def test_redraws_table():
+    digits = enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))
+    record = {"label": "x", "steps": 30_000, "samples": 1000}
+    record["rows"] = [{"misread": n, "digits": count} for n, count in digits]
+    assert rows(redraws_table([record])) == ["| `x`, 30,000 steps | 0.28 | 995 | 2 | 3 | 91 |"]
     assert redraws_table([]) == "not run"
 
 
-def test_the_table_of_times_has_the_median_of_alike_runs(record):
+def test_times_are_medians(record):
     runs = [
-        record(1.0, f"seed={seed}")
-        | {"seconds": 60.0 * seed, "device": "cpu (x86_64)", "threads": 1}
-        for seed in (1, 2, 6)
+        record(1.0, f"seed={seed}") | {"seconds": 60.0 * seed, "threads": 1} for seed in (1, 2, 6)
     ]
-    assert "| mnist | st_fcn | fast, 15,000 | cpu (x86_64), 1 thread | 3 | 2 |" in times_table(runs)
+    assert rows(times_table(runs)) == ["| mnist | st_fcn | fast, 15,000 | cpu, 1 thread | 3 | 2 |"]
 
 
-def test_the_window_of_several_transformers_is_their_product(record):
+def test_svhn_window_is_the_product_of_the_transformers(record):
     run = record(31.0, "recipe=svhn_part", experiment="svhn_st_multi")
     for name, scale in (("theta", 0.5), ("theta_2", 0.8), ("theta_3", 1.0), ("theta_4", 1.0)):
-        turned = [0.6 * scale, -0.8 * scale, 0.3, 0.8 * scale, 0.6 * scale, 0.1]
-        run["metrics"] |= {f"{name}/mean_{k}": value for k, value in enumerate(turned)}
+        matrix = [0.6 * scale, -0.8 * scale, 0.3, 0.8 * scale, 0.6 * scale, 0.1]
+        run["metrics"] |= {f"{name}/mean_{k}": value for k, value in enumerate(matrix)}
     plain = record(40.0, "recipe=svhn_part", experiment="svhn_cnn")
-    assert svhn_window_table([run, plain], CONF).splitlines()[2:] == [
-        "| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 (1) |"
-    ]
+    expected = ["| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 |"]
+    assert rows(svhn_window_table([run, plain], CONF)) == expected
     assert svhn_window_table([plain], CONF) == "not run"
 
 
-def test_the_table_of_parts_has_the_mean_over_the_seeds(record):
+def test_parts_are_means_over_seeds_for_each_recipe(record):
+    experiment = "birds_2st"
     runs = [
-        record(30.0, f"seed={seed}", "recipe=birds_fast", experiment="birds_2st") for seed in (1, 2)
+        record(30.0, f"seed={seed}", "recipe=birds_fast", experiment=experiment) for seed in (1, 2)
     ]
-    for n, run in enumerate(runs):
-        run["metrics"] |= {
-            "test/parts_1/beak": 60.0 + 20 * n,
-            "test/parts_2/beak": 5.0,
-            "test/parts_random/beak": 33.0,
-        }
-        run["metrics"] |= {"test/box_1": 40.0, "test/on_box_2": 90.0}
-    assert parts_table(runs, CONF, "birds_2st").splitlines()[2:] == [
-        "| part | crop 1 | crop 2 | random crop |",
-        "|---|---|---|---|",
-        "| beak | 70 | 5 | 33 |",
-        "| *the box, of which the crop holds* | 40 | – | – |",
-        "| *the crop, of which is box* | – | 90 | – |",
+    for run, beak in zip(runs, (60.0, 80.0), strict=True):
+        run["metrics"] |= {"test/parts_1/beak": beak, "test/parts_random/beak": 33.0}
+        run["metrics"] |= {"test/box_1": 40.0, "test/on_box_random": 90.0}
+    assert rows(parts_table(runs, CONF, experiment)) == [
+        "| part | crop 1 | random crop |",
+        "|---|---|---|",
+        "| beak | 70 | 33 |",
+        "| *the box, of which the crop holds* | 40 | – |",
+        "| *the crop, of which is box* | – | 90 |",
     ]
     runs[0]["recipe"] = "birds_differences"
     runs[0]["config"]["recipe"]["spsa_delta"] = 0.15
-    tables = parts_table(runs, CONF, "birds_2st").split("\n\n")
-    assert [text.split(",")[0] for text in tables[::2]] == ["birds_differences", "birds_fast"]
-    assert "| beak | 60 | 5 | 33 |" in tables[1]
+    titles = parts_table(runs, CONF, experiment).split("\n\n")[::2]
+    assert [title.split(",")[0] for title in titles] == ["birds_differences", "birds_fast"]
     assert parts_table(runs, CONF, "birds_4st") == "not run"
 
 
-def test_the_table_of_slopes_has_a_row_for_each_distance():
-    row = {
-        "distance": 0.1,
-        "pixels": 22,
-        "gradient": 131.0,
-        "slope": 3.2,
-        "correlation": 0.17,
-        "same sign": 0.57,
-    }
-    assert slopes_table([{"label": "x", "samples": 40, "rows": [row]}]).splitlines()[2:] == [
-        "| `x` | 40 | 22 | 3.2 | 131.0 | 0.17 | 57 % |"
-    ]
+def test_slopes_table():
+    row = {"pixels": 22, "gradient": 131.0, "slope": 3.2, "correlation": 0.17, "same sign": 0.57}
+    table = slopes_table([{"label": "x", "samples": 40, "rows": [row]}])
+    assert rows(table) == ["| `x` | 40 | 22 | 3.2 | 131.0 | 0.17 | 57 % |"]
     assert slopes_table([]) == "not run"
 
 
-def test_gradient_and_slopes_of_a_parabola_are_the_same_at_any_distance():
-    theta = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
-    weights = torch.tensor([1.0, 3.0])
-    found = slopes.gradient_and_slopes(
-        lambda t: (weights * t.square()).sum(dim=1), theta, (0.1, 1.0)
-    )
-    for values in found:
+def test_gradient_and_slopes_of_a_parabola_are_equal():
+    theta, weights = torch.tensor([[1.0, -2.0], [0.5, 0.0]]), torch.tensor([1.0, 3.0])
+
+    def losses(t):
+        return (weights * t.square()).sum(dim=1)
+
+    for values in gradient_vs_finite_difference.gradient_and_slopes(losses, theta, (0.1, 1.0)):
         torch.testing.assert_close(values, 2 * weights * theta)
 
 
-def test_the_recipe_table_says_what_was_different(record):
-    table = recipe_table(
-        [record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0.5"), record(1.25, "seed=2")], CONF
-    )
-    assert (
-        "| ST-FCN affine | RTS | fast | dropout 0.5, optimizer.lr 0.1 | 15,000 | 1.00 (1) | 1.50 (1) |"
-        in table
-    )
-    assert "| ST-FCN affine | RTS | fast | – | 15,000 | 1.00 (1) | 1.25 (1) |" in table
+def test_conformance_table():
+    counts = {"passed": 2, "cases": 4, "not supported": 2, "largest error": 2.1e-7}
+    none = {"passed": 0, "cases": 4, "not supported": 4, "largest error": None}
+    rows = [
+        {"library": "a", "version": "1", "group": "one"} | counts,
+        {"library": "a", "version": "1", "group": "two"} | counts | {"not supported": 1},
+        {"library": "b", "version": "2", "group": "one"} | none,
+        {"library": "b", "version": "2", "group": "two"} | counts | {"largest error": None},
+    ]
+    assert conformance_table(rows).splitlines() == [
+        "| group | cases | a 1 | b 2 |",
+        "|---|---|---|---|",
+        "| one | 4 | 2/2, 2e-7 | – |",
+        "| two | 4 | **2/3**, 2e-7 | 2/2 |",
+    ]
 
 
-def test_the_chart_of_lengths_has_a_line_for_each_recipe(record):
+def test_recipe_table_shows_changed_settings(record):
+    runs = [
+        record(1.5, "recipe.optimizer.lr=0.1", "recipe.dropout=0.5"),
+        record(1.25, "seed=2"),
+        record(1.75, "transform=attention"),
+    ]
+    changed = "dropout 0.5, optimizer.lr 0.1"
+    assert rows(recipe_table(runs, CONF)) == [
+        "| ST-FCN affine | RTS | fast | – | 15,000 | 1.00 | 1.25 |",
+        f"| ST-FCN affine | RTS | fast | {changed} | 15,000 | 1.00 | 1.50 |",
+        "| st_fcn attention | RTS | fast | – | 15,000 | 1.00 | 1.75 |",
+    ]
+
+
+def test_steps_chart_has_a_line_for_each_recipe(record):
     runs = [record(1.0, "model=fcn"), record(8.0, "recipe.dropout=0.5")]
     for recipe in ("fast", "paper"):
-        runs += [
-            record(steps / 1000, f"recipe={recipe}", f"trainer.max_steps={steps}")
-            for steps in (9, 99)
-        ]
+        for steps in (9, 99):
+            overrides = (f"recipe={recipe}", f"trainer.max_steps={steps}")
+            runs.append(record(steps / 1000, *overrides, "recipe.label_smoothing=0"))
     *lines, _ = steps_chart(runs, CONF).axes[0].lines
     assert [line.get_label() for line in lines] == [
-        f"ST-FCN affine on RTS, {recipe} recipe" for recipe in ("fast", "paper")
+        "ST-FCN affine on RTS, recipe=fast, no label smoothing",
+        "ST-FCN affine on RTS, recipe=paper",
     ]
     assert lines[0].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
 
 
-def test_a_transform_that_the_paper_has_not_is_called_by_its_name(record):
-    runs = [record(1.0, "transform=attention", f"trainer.max_steps={steps}") for steps in (9, 99)]
-    assert (
-        steps_chart(runs, CONF).axes[0].lines[0].get_label()
-        == "st_fcn attention on RTS, fast recipe"
-    )
-    assert "| st_fcn attention | RTS | fast |" in recipe_table(runs, CONF)
-
-
-def test_tables_are_put_in_their_places():
+def test_table_markers_are_filled():
     text = "a\n<!-- table x -->\nold\n<!-- end -->\nb"
     assert fill_table_markers(text, {"x": "new"}) == "a\n<!-- table x -->\nnew\n<!-- end -->\nb"
     with pytest.raises(UsageError, match="no place for table y"):
         fill_table_markers(text, {"y": "new"})
 
 
-def test_the_documents_say_what_the_records_say():
+def test_documents_agree_with_the_results():
     for document, text in make_tables.documents().items():
         assert document.read_text() == text, f"{document.name}: run `make tables`"
 
 
-def test_the_charts_are_made_of_the_records():
+def test_charts_agree_with_the_results():
     for chart, (_, digest) in make_tables.charts().items():
         assert Image.open(chart).info["Records"] == digest, f"{chart.name}: run `make tables`"

@@ -1,4 +1,4 @@
-"""Records of runs."""
+"""Result files are added, read and compared; those of other people are not trusted."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 
 from spatial_transformer.reporting.records import (
     add_record,
+    read_measurements,
     read_records,
     read_result,
     standard_settings,
@@ -18,169 +19,146 @@ from spatial_transformer.reporting.records import (
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.files import write_json
 
-CONF = REPOSITORY / "conf"
+CONF, RESULTS = REPOSITORY / "conf", REPOSITORY / "results"
 
 
-def test_records_are_added_and_read_back(record, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(record(1.0)))
-    added = add_record(tmp_path / "run", tmp_path / "results")
+@pytest.fixture
+def add(tmp_path):
+    """Write the result of a run and add it to the results."""
+
+    def add_(record, into=None):
+        write_result(tmp_path / "run", record)
+        return add_record(tmp_path / "run", tmp_path / "results", into)
+
+    return add_
+
+
+def write_result(folder, record):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder / "metrics.json"
+
+
+def test_results_are_added_and_read(record, add, tmp_path):
+    path = add(record(1.0))
+    assert add(record(1.0)) == path, "the same result again changes nothing"
     assert read_records(tmp_path / "results") == [record(1.0)]
-    added.unlink()
-    assert read_records(tmp_path / "results") == []
 
 
-def test_a_record_does_not_take_the_place_of_a_run_with_other_settings(record, tmp_path):
-    (tmp_path / "run").mkdir()
-    file = tmp_path / "run" / "metrics.json"
-    file.write_text(json.dumps(record(1.0)))
-    added = add_record(tmp_path / "run", tmp_path / "results")
-    for other in ("trainer.precision=bf16-mixed", "recipe.dropout=0.5"):
-        file.write_text(json.dumps(record(2.0, other)))
-        with pytest.raises(UsageError, match="run with other settings"):
-            add_record(tmp_path / "run", tmp_path / "results")
-    assert json.loads(added.read_text())["metrics"]["test/error"] == 1.0
-    assert add_record(tmp_path / "run", tmp_path / "results", "recipes").parent.name == "recipes"
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "holds the result of an earlier run of it"),
+        (["trainer.precision=bf16-mixed"], "run with other settings"),
+        (["recipe.dropout=0.5"], "run with other settings"),
+    ],
+)
+def test_results_are_not_overwritten(record, add, overrides, message):
+    path = add(record(1.0))
+    with pytest.raises(UsageError, match=message):
+        add(record(2.0, *overrides))
+    assert json.loads(path.read_text()) == record(1.0)
+    assert add(record(2.0, *overrides), into="recipes").parent.name == "recipes"
 
 
-def test_no_result_is_overwritten(record, tmp_path):
-    (tmp_path / "run").mkdir()
-    file = tmp_path / "run" / "metrics.json"
-    file.write_text(json.dumps(record(1.0)))
-    added = add_record(tmp_path / "run", tmp_path / "results")
-    assert add_record(tmp_path / "run", tmp_path / "results") == added, (
-        "the same result again changes nothing"
-    )
-    file.write_text(json.dumps(record(2.0)))
-    with pytest.raises(UsageError, match="holds the result of an earlier run of it"):
-        add_record(tmp_path / "run", tmp_path / "results")
-    assert json.loads(added.read_text()) == record(1.0)
+def test_a_run_under_another_label_is_refused(record, add):
+    add(record(1.0))
+    with pytest.raises(UsageError, match="is the same run under another label"):
+        add(record(1.0) | {"label": "other"})
 
 
-def test_measurements_are_numbered_and_not_overwritten(tmp_path):
-    rows = [{"label": "run", "steps": 10, "rows": [{"value": value}]} for value in (1, 2, 3)]
-    names = [write_measurements(measurement, tmp_path).name for measurement in rows]
-    assert names == ["run-10.json", "run-10.1.json", "run-10.2.json"]
-    assert [json.loads((tmp_path / name).read_text()) for name in names] == rows
+def test_measurements_are_numbered(tmp_path):
+    measurements = [{"label": "run", "steps": 10, "rows": [{"value": n}]} for n in (1, 2, 3)]
+    paths = [write_measurements(measurement, tmp_path) for measurement in measurements]
+    assert [path.name for path in paths] == ["run-10.json", "run-10.1.json", "run-10.2.json"]
+    assert [read_measurements(path) for path in paths] == measurements
 
 
-def test_lists_of_numbers_are_written_on_one_line(tmp_path):
-    value = {
-        "curve": {"step": [1, 2], "loss": [1.5e-07, -2.0]},
-        "names": ["a", "b"],
-        "nested": [[1], [2]],
-        "none": [],
-    }
+def test_lists_of_numbers_are_on_one_line(tmp_path):
+    value = {"curve": {"loss": [1.5e-07, -2.0]}, "names": ["a"], "nested": [[1], [2]], "none": []}
     write_json(value, tmp_path / "value.json")
     text = (tmp_path / "value.json").read_text()
     assert json.loads(text) == value
     assert '"loss": [ 1.5e-07, -2.0 ]' in text
 
 
-def test_what_is_no_record_is_named(tmp_path):
+def test_files_that_are_not_results_are_named(tmp_path):
     with pytest.raises(UsageError, match=r"metrics.json is missing"):
         add_record(tmp_path, tmp_path / "results")
     (tmp_path / "odd.json").write_text("{}")
     with pytest.raises(UsageError, match=r"odd.json is not the result"):
         read_records(tmp_path)
+    with pytest.raises(UsageError, match=r"odd.json is not a file of measurements: it has no rows"):
+        read_measurements(tmp_path / "odd.json")
 
 
-def written(folder, result, **changed):
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "metrics.json"
-    file.write_text(
-        json.dumps({name: value for name, value in (result | changed).items() if value is not None})
-    )
-    return file
-
-
-def test_a_name_that_hydra_would_evaluate_is_refused(record, tmp_path, monkeypatch):
+@pytest.mark.parametrize("group", ["experiment", "model", "transform", "recipe"])
+def test_names_that_hydra_would_evaluate_are_refused(record, tmp_path, monkeypatch, group):
     monkeypatch.setenv("WANDB_API_KEY", "SECRET")
     result = record(1.0)
-    for group in ("experiment", "model", "transform", "recipe"):
-        for name in (
-            "${oc.env:WANDB_API_KEY}",
-            "cnn,fcn",
-            "../cnn",
-            "cnn seed=2",
-            "a\x1b[31m",
-            "",
-            "x\n",
-        ):
-            file = written(tmp_path / "run", result, **{group: name})
-            expected = rf"metrics\.json .*{group} must be letters, digits and underscores"
-            with pytest.raises(UsageError, match=expected) as refused:
-                read_result(file)
-            assert "SECRET" not in str(refused.value)
-            assert str(refused.value).isprintable()
+    names = ("${oc.env:WANDB_API_KEY}", "cnn,fcn", "../cnn", "cnn seed=2", "a\x1b[31m", "", "x\n")
+    for name in names:
+        path = write_result(tmp_path / "run", result | {group: name})
+        expected = rf"metrics\.json .*{group} must be letters, digits and underscores"
+        with pytest.raises(UsageError, match=expected) as error:
+            read_result(path)
+        assert "SECRET" not in str(error.value)
+        assert str(error.value).isprintable()
 
 
-def test_a_label_writes_nothing_elsewhere_and_does_not_reach_the_terminal(record, tmp_path):
-    result = record(1.0)
-    for label in (
-        "/tmp/owned",
-        "../owned",
-        "a/../../owned",
-        ".hidden",
-        "red\x1b[31m",
-        "a\nb",
-        "",
-        7,
-        "x" * 300,
-    ):
-        written(tmp_path / "run", result, label=label)
-        with pytest.raises(UsageError, match="label") as refused:
-            add_record(tmp_path / "run", tmp_path / "results")
-        assert "\x1b" not in str(refused.value)
-        with pytest.raises(UsageError, match="label must be"):
-            write_measurements({"label": label, "steps": 1, "rows": []}, tmp_path / "results")
+LABELS = ("/tmp/x", "../x", "a/../../x", ".hidden", "red\x1b[31m", "a\nb", "", 7, "x" * 300)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_write_no_files_elsewhere(record, add, tmp_path, label):
+    with pytest.raises(UsageError, match="label") as error:
+        add(record(1.0) | {"label": label})
+    assert "\x1b" not in str(error.value)
+    with pytest.raises(UsageError, match="label must be"):
+        write_measurements({"label": label, "steps": 1, "rows": []}, tmp_path / "results")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_outside_of_the_results_is_refused(record, tmp_path):
-    written(tmp_path / "run", record(1.0))
+def test_folders_outside_the_results_are_refused(record, add, tmp_path):
     for into in ("../elsewhere", str(tmp_path / "elsewhere")):
         with pytest.raises(UsageError, match="must be inside"):
-            add_record(tmp_path / "run", tmp_path / "results", into)
+            add(record(1.0), into)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_result_without_a_field_is_one_message_with_its_name(record, tmp_path):
+@pytest.mark.parametrize("name", ["seconds", "device", "seed", "config", "label"])
+def test_missing_fields_are_named(record, tmp_path, name):
     result = record(1.0)
-    for name in ("seconds", "device", "seed", "config", "label"):
-        file = written(tmp_path / "run", result, **{name: None})
-        with pytest.raises(UsageError, match=rf"run/metrics\.json is not .*{name}"):
-            read_result(file)
+    del result[name]
+    path = write_result(tmp_path / "run", result)
+    with pytest.raises(UsageError, match=rf"run/metrics\.json is not .*{name}"):
+        read_result(path)
 
 
-def test_options_that_the_configuration_does_not_have_are_named(record):
+def test_unknown_options_are_named(record):
     with pytest.raises(UsageError, match=r"model=no_such_model.* is not in conf/"):
         standard_settings(record(1.0) | {"model": "no_such_model"}, CONF)
 
 
-def test_a_run_without_a_record_is_named_and_the_others_are_taken(
-    record, tmp_path, monkeypatch, capsys
-):
+def test_script_adds_all_valid_runs(record, tmp_path, monkeypatch):
     monkeypatch.setattr(make_tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(make_tables, "documents", dict)
     monkeypatch.setattr(make_tables, "charts", dict)
-    for name in ("whole", "half"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "whole" / "metrics.json").write_text(json.dumps(record(1.0)))
-    monkeypatch.setattr(
-        sys, "argv", ["make_tables.py", "--add", str(tmp_path / "half"), str(tmp_path / "whole")]
-    )
-    with pytest.raises(SystemExit, match=r"half is not the directory of a finished run"):
+    (tmp_path / "unfinished").mkdir()
+    write_result(tmp_path / "finished", record(1.0))
+    runs = [str(tmp_path / name) for name in ("unfinished", "finished")]
+    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--add", *runs])
+    with pytest.raises(SystemExit, match=r"unfinished is not the directory of a finished run"):
         make_tables.main()
     assert len(list((tmp_path / "results" / "mnist").iterdir())) == 1
 
 
-def test_no_record_speaks_of_the_machine_that_it_was_made_on():
-    for path in (REPOSITORY / "results").rglob("*.json"):
-        assert not re.search(r'"(~|/|[A-Z]:)[^"]*"', path.read_text()), f"{path.name} holds a path"
+def test_results_contain_no_paths():
+    for path in RESULTS.rglob("*.json"):
+        assert not re.search(r'"(~|/|[A-Z]:)[^"]*"', path.read_text()), path.name
 
 
-def test_every_record_was_made_by_a_clean_commit():
-    for kept in read_records(REPOSITORY / "results" / "mnist"):
+def test_results_are_of_clean_commits():
+    for kept in read_records(RESULTS / "mnist"):
         assert kept["commit"], kept["label"]
         assert kept["dirty"] is False, kept["label"]

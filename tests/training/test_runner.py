@@ -10,9 +10,9 @@ import time
 import warnings
 from itertools import cycle
 
+import gradient_vs_finite_difference
 import matplotlib
 import pytest
-import slopes
 import torch
 import wandb_file
 from conftest import SHORT
@@ -173,13 +173,16 @@ def test_birds_train_and_are_evaluated_alike(short, tmp_path, run, experiment):
     with Image.open(run / "crops" / "contact_sheet.jpg") as sheet:
         assert sheet.width == 3 * (112 + 6) + 6, "one test image of each of three species"
     assert "Kind a Wren" in (run / "crops" / "mistakes.csv").read_text()
-    with pytest.raises(UsageError, match="--samples 1 leaves nothing to compare"):
-        slopes.measure(run, samples=1, data_root=None)
+    with pytest.raises(UsageError, match="--samples must be at least 2, got 1"):
+        gradient_vs_finite_difference.measure(run, samples=1, data_root=None)
     if not transformers:
-        with pytest.raises(UsageError, match="no network of birds with transformers"):
-            slopes.measure(run, samples=2, data_root=None)
+        with pytest.raises(UsageError, match="must be of birds with transformers"):
+            gradient_vs_finite_difference.measure(run, samples=2, data_root=None)
         return
-    pixels = [row["pixels"] for row in slopes.measure(run, samples=2, data_root=None)["rows"]]
+    pixels = [
+        row["pixels"]
+        for row in gradient_vs_finite_difference.measure(run, samples=2, data_root=None)["rows"]
+    ]
     assert pixels == ([2, 11, 28] if experiment == "birds_2st" else [4, 22, 56])
 
 

@@ -1,4 +1,4 @@
-"""What else the records of finished runs say, for the documents: tables and a chart that the paper does not have."""
+"""Build the tables and the chart of the documents that the paper does not have."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from .. import paper
 from ..data.mnist.distortions import DISTORTIONS
-from ..paper import (
-    ADDITION,
-    ADDITION_NETWORKS,
-    CLUTTERED,
-    NETWORKS,
-    SVHN_NETWORKS,
-    TABLE_1,
-    network_name,
-)
 from ..utils.errors import UsageError
 from .paper_tables import (
     NOT_RUN,
+    Record,
     birds_options,
+    describe_species,
     format_mean,
     format_percent,
+    markdown_row,
+    markdown_table,
     mnist_table,
-    species_of,
 )
 from .records import (
     changed_settings,
@@ -40,373 +35,359 @@ from .records import (
     standard_settings,
 )
 
+BOX, ON_BOX = "the box, of which the crop holds", "the crop, of which is box"
 
-def addition_pose_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """How far each digit lies from its usual pose in the output of each transformer, as Markdown.
 
-    Rows for each run: which transformer takes which digit is chance, so a mean over the seeds would say nothing.
+def addition_pose_table(records: Iterable[Record], conf: Path) -> str:
+    """Return how far each digit is from its usual pose in the output of each transformer.
+
+    Each run has its own rows. Chance decides which transformer aligns which digit, so a mean over
+    seeds would be meaningless.
     """
+    header = ["network", "recipe, steps", "seed", "read by", "first digit, px", "second digit, px"]
     rows = []
     for record in records:
-        figures = record["metrics"]
-        if "test/pose_input_1" not in figures or not matches_config(record, conf):
+        metrics = record["metrics"]
+        if "test/pose_input_1" not in metrics or not matches_config(record, conf):
             continue
-        run = f"{_network(record)} | {record['recipe']}, {record['steps']:,} | {record['seed']}"
-        for who in ("input", "1", "2"):
-            if f"test/pose_{who}_1" in figures:
-                nearer = "–" if who == "input" else f"{figures[f'test/resolves_first_{who}']:.0f}"
-                reader = "nothing: the image" if who == "input" else f"transformer {who}"
-                distances = (
-                    f"{figures[f'test/pose_{who}_1']:.1f} | {figures[f'test/pose_{who}_2']:.1f}"
-                )
-                rows.append(f"| {run} | {reader} | {distances} | {nearer} |")
-    lines = [
-        "| network | recipe, steps | seed | read by | first digit, px | second digit, px | first is nearer, % of samples |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-    ]
-    return "\n".join(lines) if rows else NOT_RUN
+        run = [_network(record), f"{record['recipe']}, {record['steps']:,}", record["seed"]]
+        for reader in ("input", "1", "2"):
+            if f"test/pose_{reader}_1" not in metrics:
+                continue
+            name, nearer = "nothing: the image", "–"
+            if reader != "input":
+                name = f"transformer {reader}"
+                nearer = f"{metrics[f'test/resolves_first_{reader}']:.0f}"
+            distances = [f"{metrics[f'test/pose_{reader}_{digit}']:.1f}" for digit in (1, 2)]
+            rows.append([*run, name, *distances, nearer])
+    return markdown_table([*header, "first is nearer, % of samples"], rows) if rows else NOT_RUN
 
 
-def _network(record: dict[str, Any]) -> str:
-    return network_name(record["experiment"], record["model"], record["transform"])
+def _network(record: Record) -> str:
+    return paper.network_name(record["experiment"], record["model"], record["transform"])
 
 
-def projective_table(records: Iterable[dict[str, Any]]) -> str:
-    """Errors on P by how far corners are displaced, as Markdown, between the paper's.
+def projective_table(records: Iterable[Record]) -> str:
+    """Return errors on P by the displacement of the corners.
 
     Args:
-        records: of runs on P. One that names no displacement is of the time when 5 px was the deviation of each coordinate.
+        records: results on P. Old ones have no ``corner_std``: it was 5 px for each coordinate.
     """
-    rows: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    errors: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         data = record["config"]["data"]
-        row = (
-            data.get("corner_std") or 5.0,
-            data["canvas"] or DISTORTIONS["p"].canvas,
-            record["steps"],
-        )
-        rows[row][record["model"], record["transform"]].append(record["metrics"]["test/error"])
-    names = {
-        name: options
-        for name, options in NETWORKS.items()
-        if any(options in found for found in rows.values())
-    }
-    lines = [
-        "| deviation of each coordinate, px | canvas | steps | " + " | ".join(names) + " |",
-        "|---|---|---|" + "---|" * len(names),
+        canvas = data["canvas"] or DISTORTIONS["p"].canvas
+        row = (data.get("corner_std") or 5.0, canvas, record["steps"])
+        errors[row][record["model"], record["transform"]].append(record["metrics"]["test/error"])
+    names = [
+        name for name, key in paper.NETWORKS.items() if any(key in row for row in errors.values())
     ]
-    lines.append(
-        "| *paper* | | *150k* | " + " | ".join(f"*{TABLE_1[name]['p']}*" for name in names) + " |"
-    )
-    for (std, canvas, steps), found in sorted(rows.items()):
-        cells = [format_mean(found.get(options, [])) for options in names.values()]
-        lines.append(f"| {std:.2f} | {canvas} | {steps:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) if rows else NOT_RUN
+    header = ["deviation of each coordinate, px", "canvas", "steps", *names]
+    rows: list[list] = [
+        ["*paper*", "", "*150k*", *(f"*{paper.TABLE_1[name]['p']}*" for name in names)]
+    ]
+    for (std, canvas, steps), found in sorted(errors.items()):
+        cells = [format_mean(found.get(paper.NETWORKS[name], [])) for name in names]
+        rows.append([f"{std:.2f}", canvas, f"{steps:,}", *cells])
+    return markdown_table(header, rows) if errors else NOT_RUN
 
 
-def pooling_table(records: Iterable[dict[str, Any]], addition: bool = False) -> str:
-    """Errors by how the image is pooled before the classifier, as Markdown, between the paper's.
+def pooling_table(records: Iterable[Record], addition: bool = False) -> str:
+    """Return errors by how the image is pooled before the classifier.
 
     Args:
-        records: of runs of networks without a transformer.
+        records: results of networks without a transformer.
         addition: whether they are of MNIST addition, not of distorted MNIST.
     """
     columns = {"error": "error"} if addition else {"rts": "RTS", "tc": "TC"}
-    names = {
-        options: name for name, options in (ADDITION_NETWORKS if addition else NETWORKS).items()
-    }
-    rows: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    networks = paper.ADDITION_NETWORKS if addition else paper.NETWORKS
+    names = {options: name for name, options in networks.items()}
+    errors: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        row = (
-            names[record["model"], record["transform"]],
-            record["config"]["model"].get("pool") or 1,
-            record["steps"],
-        )
-        rows[row][record["config"]["data"].get("distortion", "error")].append(
-            record["metrics"]["test/error"]
-        )
-    lines = [
-        f"| network | pooled by | steps | {' | '.join(columns.values())} |",
-        "|---|---|---|" + "---|" * len(columns),
-    ]
-    for name in dict.fromkeys(name for name, _, _ in sorted(rows)):
-        of_paper = [ADDITION[name]] if addition else [TABLE_1[name]["rts"], CLUTTERED[name]]
-        lines.append(
-            f"| **{name}** | *paper* | *150k* | "
-            + " | ".join(f"*{number}*" for number in of_paper)
-            + " |"
-        )
-        for (who, pool, steps), found in sorted(rows.items()):
-            if who == name:
-                lines.append(
-                    f"| | {pool} | {steps:,} | "
-                    + " | ".join(format_mean(found[column]) for column in columns)
-                    + " |"
-                )
-    return "\n".join(lines) if rows else NOT_RUN
+        name = names[record["model"], record["transform"]]
+        pool = record["config"]["model"].get("pool") or 1
+        column = record["config"]["data"].get("distortion", "error")
+        errors[name, pool, record["steps"]][column].append(record["metrics"]["test/error"])
+    rows: list[list] = []
+    previous = None
+    for (name, pool, steps), found in sorted(errors.items()):
+        if name != previous:
+            numbers = (
+                [paper.ADDITION[name]]
+                if addition
+                else [paper.TABLE_1[name]["rts"], paper.CLUTTERED[name]]
+            )
+            rows.append([f"**{name}**", "*paper*", "*150k*", *(f"*{n}*" for n in numbers)])
+            previous = name
+        cells = [format_mean(found[column]) for column in columns]
+        rows.append(["", pool, f"{steps:,}", *cells])
+    header = ["network", "pooled by", "steps", *columns.values()]
+    return markdown_table(header, rows) if rows else NOT_RUN
 
 
-def improvement_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """By how much each transformer lowers the error of its base network on distorted MNIST, in points, as Markdown.
+def improvement_table(records: Iterable[Record], conf: Path) -> str:
+    """Return by how many points each transformer reduces the error of its base network.
 
-    Args: as for :func:`mnist_table`. Compared are runs of one recipe and length.
+    Runs are compared with runs of the same recipe and length.
+
+    Args:
+        records: results on distorted MNIST.
+        conf: directory of the configuration.
     """
     table = mnist_table(records, conf)
-    of_name = {network.name: network for network in table.networks}
-    lines = [
-        f"| {' | '.join([*table.header, *table.columns])} |",
-        "|---|---|" + "---|" * len(table.columns),
-    ]
-    for name, network in of_name.items():
-        base = of_name.get(name.removeprefix("ST-").partition(" ")[0])
+    networks = {network.name: network for network in table.networks}
+    rows: list[list] = []
+    for name, network in networks.items():
+        base = networks.get(name.removeprefix("ST-").partition(" ")[0])
         if base is None or base is network:
             continue
-        pairs = zip(base.numbers or [], network.numbers or [])
         numbers = [
-            "–" if plain is None or own is None else f"*{plain - own:.1f}*" for plain, own in pairs
+            "–" if a is None or b is None else f"*{a - b:.1f}*"
+            for a, b in zip(base.numbers or [], network.numbers or [], strict=True)
         ]
-        lines.append(f"| **{name}** | *{table.paper_row}* | {' | '.join(numbers)} |")
-        of_base = dict(base.rows)
-        for about, cells in network.rows:
-            both = zip(of_base.get(about, []), cells)
-            gains = [_gain(plain.values, transformed.values) for plain, transformed in both]
+        rows.append([f"**{name}**", f"*{table.paper_row}*", *numbers])
+        base_rows = dict(base.rows)
+        for label, cells in network.rows:
+            gains = [
+                _improvement(plain.values, cell.values)
+                for plain, cell in zip(base_rows.get(label, []), cells)
+            ]
             if any(gain != NOT_RUN for gain in gains):
-                lines.append(f"| | {about} | {' | '.join(gains)} |")
-    return "\n".join(lines)
+                rows.append(["", label, *gains])
+    return markdown_table([*table.header, *table.columns], rows)
 
 
-def _gain(plain: list[float], transformed: list[float]) -> str:
-    if not plain or not transformed:
+def _improvement(base: list[float], transformed: list[float]) -> str:
+    if not base or not transformed:
         return NOT_RUN
-    return f"{statistics.fmean(plain) - statistics.fmean(transformed):.2f}"
+    return f"{statistics.fmean(base) - statistics.fmean(transformed):.2f}"
 
 
-def orientation_table(records: Iterable[dict[str, Any]]) -> str:
-    """The spread of angles within each class before and after the transformer, of ``scripts/analysis/orientation.py``, as Markdown."""
-    lines = [
-        "| run | | mean | " + " | ".join(map(str, range(10))) + " |",
-        "|---|---|---|" + "---|" * 10,
-    ]
-    for record in sorted(records, key=lambda record: (record["label"], record["steps"])):
-        name = f"`{record['label']}`, {record['steps']:,} steps"
+def orientation_table(records: Iterable[Record]) -> str:
+    """Return the spread of angles in each class before and after the transformer.
+
+    Args:
+        records: measurements of ``scripts/analysis/class_orientation.py``.
+    """
+    lines = [markdown_table(["run", "", "mean", *range(10)], [])]
+    for record in _sort_by_run(records):
+        name = _run_name(record)
         for side in ("before", "after"):
             spreads = [row[side] for row in record["rows"]]
-            numbers = " | ".join(f"{value:.0f}" for value in [statistics.fmean(spreads), *spreads])
-            lines.append(f"| {name} | {side} | {numbers} |")
+            numbers = [f"{value:.0f}" for value in (statistics.fmean(spreads), *spreads)]
+            lines.append(f"| {name} {markdown_row([side, *numbers])}")
             name = ""
-    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
+    return "\n".join(lines) if len(lines) > 1 else NOT_RUN
 
 
-def redraws_table(records: Iterable[dict[str, Any]]) -> str:
-    """How often test digits are misread over several draws of their distortion, of ``scripts/analysis/redraws.py``, as Markdown."""
-    heads = (
-        "run",
-        "error, %",
-        "digits misread in no draw",
-        "in less than half",
-        "in half or more",
-        "their share of errors, %",
-    )
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
-    for record in sorted(records, key=lambda record: (record["label"], record["steps"])):
+def _sort_by_run(records: Iterable[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: (record["label"], record["steps"]))
+
+
+def _run_name(record: Record) -> str:
+    return f"`{record['label']}`, {record['steps']:,} steps"
+
+
+def redraws_table(records: Iterable[Record]) -> str:
+    """Return how often test digits are misclassified over several draws of their distortion.
+
+    Args:
+        records: measurements of ``scripts/analysis/error_consistency.py``.
+    """
+    header = ["run", "error, %", "digits misread in no draw", "in less than half"]
+    header += ["in half or more", "their share of errors, %"]
+    rows = []
+    for record in _sort_by_run(records):
         digits = {row["misread"]: row["digits"] for row in record["rows"]}
         draws, errors = max(digits), sum(times * n for times, n in digits.items())
         hard = {times: n for times, n in digits.items() if times >= draws / 2}
         share = sum(times * n for times, n in hard.items()) / max(errors, 1)
-        counts = (digits[0], record["samples"] - digits[0] - sum(hard.values()), sum(hard.values()))
-        numbers = " | ".join(f"{n:,}" for n in counts)
-        error = 100 * errors / draws / record["samples"]
-        lines.append(
-            f"| `{record['label']}`, {record['steps']:,} steps | {error:.2f} | {numbers} | {100 * share:.0f} |"
-        )
-    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
+        n_hard = sum(hard.values())
+        counts = (digits[0], record["samples"] - digits[0] - n_hard, n_hard)
+        error = f"{100 * errors / draws / record['samples']:.2f}"
+        numbers = [f"{n:,}" for n in counts]
+        rows.append([_run_name(record), error, *numbers, f"{100 * share:.0f}"])
+    return markdown_table(header, rows) if rows else NOT_RUN
 
 
-def times_table(records: Iterable[dict[str, Any]]) -> str:
-    """How long the recorded runs took, as Markdown, by experiment, recipe and machine."""
+def times_table(records: Iterable[Record]) -> str:
+    """Return the median time of runs by experiment, recipe and machine."""
     minutes: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
-        device = record["device"] + (
-            f", {record['threads']} thread" if record["device"].startswith("cpu") else ""
-        )
-        about = (record["experiment"], record["model"], record["recipe"], record["steps"], device)
-        minutes[about].append(record["seconds"] / 60)
-    lines = [
-        "| experiment | model | recipe, steps | on | runs | minutes a run, median |",
-        "|---|---|---|---|---|---|",
-    ]
+        device = record["device"]
+        if device.startswith("cpu"):
+            device += f", {record['threads']} thread"
+        key = (record["experiment"], record["model"], record["recipe"], record["steps"], device)
+        minutes[key].append(record["seconds"] / 60)
+    rows = []
     for (experiment, model, recipe, steps, device), values in sorted(minutes.items()):
-        median = statistics.median(values)
-        lines.append(
-            f"| {experiment} | {model} | {recipe}, {steps:,} | {device} | {len(values)} | {median:.0f} |"
-        )
-    return "\n".join(lines)
+        median = f"{statistics.median(values):.0f}"
+        rows.append([experiment, model, f"{recipe}, {steps:,}", device, len(values), median])
+    header = ["experiment", "model", "recipe, steps", "on", "runs", "minutes a run, median"]
+    return markdown_table(header, rows)
 
 
-def colocalisation_ablation_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """What was tried where the paper is silent, as Markdown: what each run changed, and the percentage found of each digit.
+def colocalisation_ablation_table(records: Iterable[Record], conf: Path) -> str:
+    """Return the percentage of co-localised images by the settings that a run changed.
 
-    Args: as for :func:`mnist_table`; only digits of which there is something to compare are shown.
+    Digits with a single row to show are left out.
+
+    Args:
+        records: results of co-localisation.
+        conf: directory of the configuration.
     """
     standard = "nothing"
     found: dict[tuple[str, int], dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        other = ", ".join(f"`{setting}`" for setting in changed_settings(record, conf))
+        changed = ", ".join(f"`{setting}`" for setting in changed_settings(record, conf))
         data = record["config"]["data"]
-        key = (other or standard, record["steps"])
-        found[key][data["distortion"].upper(), data["digit"]].append(
-            100 - record["metrics"]["test/error"]
-        )
+        column = data["distortion"].upper(), data["digit"]
+        key = changed or standard, record["steps"]
+        found[key][column].append(100 - record["metrics"]["test/error"])
     times = Counter(column for values in found.values() for column in values)
     columns = sorted(column for column in times if times[column] > 1)
-    lines = [
-        "| changed | steps | " + " | ".join(f"{name}, {digit}" for name, digit in columns) + " |"
-    ]
-    lines.append("|---|---|" + "---|" * len(columns))
-    for (other, steps), values in sorted(
-        found.items(), key=lambda item: (item[0][0] != standard, item[0])
-    ):
-        cells = [format_percent(values.get(column, [])) for column in columns]
-        lines.append(f"| {other} | {steps:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) if columns else NOT_RUN
+    rows = []
+    for key in sorted(found, key=lambda key: (key[0] != standard, key)):
+        cells = [format_percent(found[key].get(column, [])) for column in columns]
+        rows.append([key[0], f"{key[1]:,}", *cells])
+    header = ["changed", "steps", *(f"{name}, {digit}" for name, digit in columns)]
+    return markdown_table(header, rows) if columns else NOT_RUN
 
 
-def svhn_window_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """How large a window of the image the transformers of Table 2's networks read together, in percent of its side."""
-    names = {network: name for name, network in SVHN_NETWORKS.items()}
+def svhn_window_table(records: Iterable[Record], conf: Path) -> str:
+    """Return the side of the window that the transformers read together, in % of the image's."""
+    names = {network: name for name, network in paper.SVHN_NETWORKS.items()}
     windows: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
-        figures = record["metrics"]
-        matrices = [
-            [[figures[f"{name}/mean_{3 * row + column}"] for column in (0, 1)] for row in (0, 1)]
-            for name in ("theta", "theta_2", "theta_3", "theta_4")
-            if f"{name}/mean_0" in figures
+        name = names.get((record["model"], record["transform"]))
+        areas = [
+            _mean_area(record["metrics"], theta)
+            for theta in ("theta", "theta_2", "theta_3", "theta_4")
+            if f"{theta}/mean_0" in record["metrics"]
         ]
-        if (
-            matrices
-            and (record["model"], record["transform"]) in names
-            and matches_config(record, conf)
-        ):
+        if name and areas and matches_config(record, conf):
+            key = (name, record["recipe"], record["steps"], record["config"]["data"]["size"])
             # The area of a product is the product of the areas.
-            area = math.prod(abs(a * d - b * c) for (a, b), (c, d) in matrices)
-            key = (
-                names[record["model"], record["transform"]],
-                record["recipe"],
-                record["steps"],
-                record["config"]["data"]["size"],
-            )
-            windows[key].append(100 * math.sqrt(area))
-    lines = ["| network | recipe, steps | crops | side of the window, % |", "|---|---|---|---|"]
-    for (name, recipe, steps, size), values in sorted(windows.items()):
-        lines.append(f"| {name} | {recipe}, {steps:,} | {size} px | {format_mean(values)} |")
-    return "\n".join(lines) if windows else NOT_RUN
+            windows[key].append(100 * math.sqrt(math.prod(areas)))
+    rows = [
+        [name, f"{recipe}, {steps:,}", f"{size} px", format_mean(values)]
+        for (name, recipe, steps, size), values in sorted(windows.items())
+    ]
+    header = ["network", "recipe, steps", "crops", "side of the window, %"]
+    return markdown_table(header, rows) if rows else NOT_RUN
+
+
+def _mean_area(metrics: dict[str, float], theta: str) -> float:
+    """Return the determinant of the mean affine matrix: the area of the window."""
+    a, b, c, d = (metrics[f"{theta}/mean_{n}"] for n in (0, 1, 3, 4))
+    return abs(a * d - b * c)
 
 
 def bird_part_coverage(
-    records: Iterable[dict[str, Any]], conf: Path, experiment: str
+    records: Iterable[Record], conf: Path, experiment: str
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """How often each part of a bird is in each crop, and how crops lie on the bird's box, in percent, by part and by crop.
+    """Return how often each crop contains each part of a bird, in percent, by recipe.
 
-    Means over the seeds of an experiment's standard runs, for each recipe.
+    Rows :data:`BOX` and :data:`ON_BOX` have the overlap of the crops with the bird's box. Values
+    are means over seeds.
+
+    Args:
+        records: results of birds.
+        conf: directory of the configuration.
+        experiment: a key of ``paper.BIRDS``.
+
+    Returns:
+        title of the recipe -> part -> crop -> percentage.
     """
     runs: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
-        if birds_options(experiment).items() <= overrides_for(
-            record, conf
-        ).items() and matches_config(record, conf):
-            runs[record["recipe"], record["steps"], species_of(record)].append(record["metrics"])
+        is_row = birds_options(experiment).items() <= overrides_for(record, conf).items()
+        if is_row and matches_config(record, conf):
+            key = (record["recipe"], record["steps"], describe_species(record))
+            runs[key].append(record["metrics"])
     return {
-        f"{recipe}, {steps:,} steps; {species}; seeds: {len(metrics)}": _parts_of(metrics)
+        f"{recipe}, {steps:,} steps; {species}; seeds: {len(metrics)}": _mean_parts(metrics)
         for (recipe, steps, species), metrics in sorted(runs.items())
     }
 
 
-BOX, ON_BOX = "the box, of which the crop holds", "the crop, of which is box"
-
-
-def _parts_of(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _mean_parts(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    prefixes = {BOX: "test/box_", ON_BOX: "test/on_box_"}
     for metrics in runs:
         for name, value in metrics.items():
             if name.startswith("test/parts_"):
-                who, part = name.removeprefix("test/parts_").split("/")
-                figures[part][who].append(value)
-        for title, prefix in ((BOX, "test/box_"), (ON_BOX, "test/on_box_")):
+                crop, part = name.removeprefix("test/parts_").split("/")
+                found[part][crop].append(value)
+        for part, prefix in prefixes.items():
             for name, value in metrics.items():
                 if name.startswith(prefix):
-                    figures[title][name.removeprefix(prefix)].append(value)
+                    found[part][name.removeprefix(prefix)].append(value)
     return {
         part: {
-            f"crop {who}" if who.isdigit() else f"{who} crop": statistics.fmean(values[who])
-            for who in values
+            f"crop {crop}" if crop.isdigit() else f"{crop} crop": statistics.fmean(values)
+            for crop, values in crops.items()
         }
-        for part, values in figures.items()
+        for part, crops in found.items()
     }
 
 
 def crop_names(parts: dict[str, dict[str, float]]) -> list[str]:
-    """Names of the crops of :func:`bird_part_coverage`, the network's before those that it is compared with."""
-    return sorted(
-        {crop for values in parts.values() for crop in values},
-        key=lambda crop: (not crop.startswith("crop "), crop),
-    )
+    """Return the crops of :func:`bird_part_coverage`, the network's before the baselines."""
+    names = {crop for values in parts.values() for crop in values}
+    return sorted(names, key=lambda crop: (not crop.startswith("crop "), crop))
 
 
-def parts_table(records: Iterable[dict[str, Any]], conf: Path, experiment: str) -> str:
-    """:func:`bird_part_coverage` as Markdown, a table for each recipe."""
+def parts_table(records: Iterable[Record], conf: Path, experiment: str) -> str:
+    """Return :func:`bird_part_coverage` as Markdown, a table for each recipe."""
     tables = []
     for title, parts in bird_part_coverage(records, conf, experiment).items():
         crops = crop_names(parts)
-        lines = [
-            f"{title}:\n",
-            "| part | " + " | ".join(crops) + " |",
-            "|---|" + "---|" * len(crops),
-        ]
+        rows = []
         for part, values in parts.items():
-            name = f"*{part}*" if part in (BOX, ON_BOX) else part
-            lines.append(
-                f"| {name} | "
-                + " | ".join(f"{values[c]:.0f}" if c in values else "–" for c in crops)
-                + " |"
-            )
-        tables.append("\n".join(lines))
+            numbers = [f"{values[crop]:.0f}" if crop in values else "–" for crop in crops]
+            rows.append([f"*{part}*" if part in (BOX, ON_BOX) else part, *numbers])
+        tables.append(f"{title}:\n\n{markdown_table(['part', *crops], rows)}")
     return "\n\n".join(tables) or NOT_RUN
 
 
-def slopes_table(records: Iterable[dict[str, Any]]) -> str:
-    """Gradients of theta beside slopes of the loss, of records of ``scripts/analysis/slopes.py``, as Markdown."""
-    lines = [
-        "| run | test images | moved by, px | the loss's slope, spread | the gradient, spread | correlation | same sign |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def slopes_table(records: Iterable[Record]) -> str:
+    """Return gradients of the loss next to its slopes over larger distances.
+
+    Args:
+        records: measurements of ``scripts/analysis/gradient_vs_finite_difference.py``.
+    """
+    header = ["run", "test images", "moved by, px", "the loss's slope, spread"]
+    header += ["the gradient, spread", "correlation", "same sign"]
+    rows = []
     for record in sorted(records, key=lambda record: record["label"]):
         for row in record["rows"]:
-            lines.append(
-                f"| `{record['label']}` | {record['samples']} | {row['pixels']} | {row['slope']:.1f} | {row['gradient']:.1f} | "
-                f"{row['correlation']:.2f} | {100 * row['same sign']:.0f} % |"
-            )
-    return "\n".join(lines) if len(lines) > 2 else NOT_RUN
+            values = [f"{row['slope']:.1f}", f"{row['gradient']:.1f}", f"{row['correlation']:.2f}"]
+            sign = f"{100 * row['same sign']:.0f} %"
+            rows.append([f"`{record['label']}`", record["samples"], row["pixels"], *values, sign])
+    return markdown_table(header, rows) if rows else NOT_RUN
 
 
 def conformance_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the results of ``scripts/dev/conformance.py`` as Markdown: a column for each library.
+    """Return the results of ``scripts/dev/conformance.py`` with a column for each library.
 
     A cell has the passed cases, the supported cases and the largest error. It is bold if a case
     failed.
     """
     rows = list(rows)
     libraries = {row["library"]: f"{row['library']} {row['version']}" for row in rows}
-    by_group: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        by_group[row["group"]][row["library"]] = row
-    lines = [f"| group | cases | {' | '.join(libraries.values())} |"]
-    lines.append("|---|---|" + "---|" * len(libraries))
-    for group, found in by_group.items():
-        cases = max(row["cases"] for row in found.values())
-        cells = [_conformance_cell(found.get(library)) for library in libraries]
-        lines.append(f"| {group} | {cases} | {' | '.join(cells)} |")
-    return "\n".join(lines) if rows else NOT_RUN
+        groups[row["group"]][row["library"]] = row
+    lines = [
+        [
+            group,
+            max(row["cases"] for row in found.values()),
+            *(_conformance_cell(found.get(library)) for library in libraries),
+        ]
+        for group, found in groups.items()
+    ]
+    return markdown_table(["group", "cases", *libraries.values()], lines) if rows else NOT_RUN
 
 
 def _conformance_cell(row: dict[str, Any] | None) -> str:
@@ -421,90 +402,82 @@ def _conformance_cell(row: dict[str, Any] | None) -> str:
     return f"{count}, {row['largest error']:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def recipe_table(records: Iterable[dict[str, Any]], conf: Path) -> str:
-    """Runs that decided a recipe, as Markdown: what they had that the recipe's file in ``conf`` has not, and their errors."""
-    lines = [
-        "| network | distortion | recipe | other than in the file | steps | validation error | test error |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
-    rows: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+def recipe_table(records: Iterable[Record], conf: Path) -> str:
+    """Return the errors of runs that changed settings of their recipe, and these settings."""
+    rows: dict[tuple, list[dict[str, float]]] = defaultdict(list)
     for record in records:
-        about = (
-            record["model"],
-            record["transform"],
-            _network(record),
-            record["config"]["data"]["distortion"],
-            record["recipe"],
-        )
-        rows[(*about, record["steps"], _other_in_recipe(record, conf))].append(record["metrics"])
-    for (_, _, network, distortion, recipe, steps, other), runs in sorted(rows.items()):
-        figures = " | ".join(
+        order = (record["model"], record["transform"])
+        run = (_network(record), record["config"]["data"]["distortion"], record["recipe"])
+        changes = _changed_recipe(record, conf)
+        changed = ", ".join(f"{name} {value or 'none'}" for name, value in changes.items())
+        rows[(*order, *run, record["steps"], changed)].append(record["metrics"])
+    header = ["network", "distortion", "recipe", "other than in the file", "steps"]
+    lines = []
+    for (_, _, network, distortion, recipe, steps, changed), runs in sorted(rows.items()):
+        errors = [
             format_mean([metrics[name] for metrics in runs])
             for name in ("val/best_error", "test/error")
-        )
-        lines.append(
-            f"| {network} | {distortion.upper()} | {recipe} | {other or '–'} | {steps:,} | {figures} |"
-        )
-    return "\n".join(lines)
+        ]
+        about = [network, distortion.upper(), recipe, changed or "–", f"{steps:,}"]
+        lines.append([*about, *errors])
+    return markdown_table([*header, "validation error", "test error"], lines)
 
 
-def _other_in_recipe(record: dict[str, Any], conf: Path) -> str:
-    """What a run had that its recipe's file in ``conf`` has not."""
-    settings, expected = (
-        flatten(record["config"]["recipe"]),
-        flatten(standard_settings(record, conf)["recipe"]),
-    )
-    return ", ".join(
-        f"{name} {settings.get(name) or 'none'}" for name in diff_keys(expected, settings)
-    )
+def _changed_recipe(record: Record, conf: Path) -> dict[str, Any]:
+    """Return the settings of a run that differ from the file of its recipe in ``conf``."""
+    settings = flatten(record["config"]["recipe"])
+    expected = flatten(standard_settings(record, conf)["recipe"])
+    return {name: settings.get(name) for name in diff_keys(expected, settings)}
 
 
-def steps_chart(records: Iterable[dict[str, Any]], conf: Path) -> Figure:
-    """Mean test error against the length of training: a line for each recipe, network and distortion of several lengths."""
+def steps_chart(records: Iterable[Record], conf: Path) -> Figure:
+    """Plot the mean test error against the length of training.
+
+    There is a line for each recipe, network and distortion with runs of several lengths.
+    """
     errors: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         network, distortion = _network(record), record["config"]["data"]["distortion"]
-        other = _other_in_recipe(record, conf)
-        line = f"{network} on {distortion.upper()}, {record['recipe']} recipe" + (
-            f", {other}" if other else ""
-        )
+        changes = (_describe_change(*item) for item in _changed_recipe(record, conf).items())
+        recipe = f"recipe={record['recipe']}"
+        line = ", ".join([f"{network} on {distortion.upper()}", recipe, *changes])
         errors[line][record["steps"]].append(record["metrics"]["test/error"])
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 5.4), layout="constrained")
     axes = figure.add_subplot()
     for line, lengths in sorted(errors.items()):
         if len(lengths) > 1:
-            axes.plot(
-                sorted(lengths),
-                [statistics.fmean(lengths[steps]) for steps in sorted(lengths)],
-                "o-",
-                label=line,
-            )
-    of_paper = "ST-FCN affine on RTS, the paper's at 150,000"
-    axes.axhline(TABLE_1["ST-FCN affine"]["rts"], color="black", linestyle=":", label=of_paper)
-    axes.set(
-        xscale="log", yscale="log", xlabel="training steps of 256 samples", ylabel="test error, %"
-    )
+            steps = sorted(lengths)
+            axes.plot(steps, [statistics.fmean(lengths[n]) for n in steps], "o-", label=line)
+    label = "ST-FCN affine on RTS, the paper after 150,000 steps"
+    axes.axhline(paper.TABLE_1["ST-FCN affine"]["rts"], color="black", linestyle=":", label=label)
+    axes.set(xscale="log", yscale="log", title="Test error by length of training")
+    axes.set(xlabel="training steps (256 samples each)", ylabel="test error, %")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:,g}")
         axis.set_minor_locator(NullLocator())
-    axes.legend(fontsize=8)
+    axes.grid(alpha=0.6)
+    figure.legend(loc="outside lower left", frameon=False)
     return figure
 
 
+def _describe_change(name: str, value: Any) -> str:
+    setting = name.rpartition(".")[2].replace("_", " ")
+    return f"{setting} {value}" if value else f"no {setting}"
+
+
 def fill_table_markers(text: str, tables: dict[str, str]) -> str:
-    """``text`` with what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` replaced by each table.
+    """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` by each table.
 
     Raises:
-        UsageError: a mark is missing.
+        UsageError: a marker is missing.
     """
     for name, table in tables.items():
         start, end = f"<!-- table {name} -->\n", "<!-- end -->"
-        before, mark, rest = text.partition(start)
-        _, end_mark, after = rest.partition(end)
-        if not mark or not end_mark:
-            raise UsageError(
-                f"the text has no place for table {name}: {start.strip()} ... {end.strip()}"
-            )
-        text = before + start + table + "\n" + end + after
+        before, marker, rest = text.partition(start)
+        _, end_marker, after = rest.partition(end)
+        if not marker or not end_marker:
+            markers = f"{start.strip()} and {end}"
+            raise UsageError(f"The text has no place for table {name}. Add {markers}.")
+        text = f"{before}{start}{table}\n{end}{after}"
     return text

@@ -1,11 +1,14 @@
-"""Tables and chart of the speed records in results/benchmarks, which scripts/dev/benchmark.py makes."""
+"""Build the tables and chart of the results in results/benchmarks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
@@ -14,296 +17,262 @@ from ..paper import NETWORKS
 from .paper_tables import NOT_RUN
 from .records import read_measurements
 
-Rows = list[dict[str, Any]]
-PARTS = ("warps", "memory", "scaling", "data", "networks", "svhn", "birds", "program", "threads")
-_OTHERS = ("torch", "kornia", "monai", "torch-tps")
+Row = dict[str, Any]
+Columns = dict[str, str | Callable[[Row], str]]
+"""Headers, and format strings of a row's values or functions of the row."""
+LIBRARIES = ("torch", "kornia", "monai", "torch-tps")
+_OTHER_SPLINE = "kornia, another spline"
+_STYLES: dict[str, dict[str, Any]] = {
+    "torch": {"color": "C1", "marker": "o"},
+    "kornia": {"color": "C2", "marker": "s"},
+    "monai": {"color": "C4", "marker": "^"},
+    "torch-tps": {"color": "C3", "marker": "D"},
+    _OTHER_SPLINE: {"color": "C2", "marker": "s", "fillstyle": "none"},
+}
 
 
 def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
-    """A Markdown table for each part in ``folder``, "machine", and "table 1": how long the paper's first table takes.
+    """Return a Markdown table for each part, "machine", and "table 1": the hours of Table 1.
 
     Args:
-        folder: the records; what is missing there is "not run".
-        recipes: folder of the recipes' files, for their lengths.
+        folder: directory of the results. A missing part is "not run".
+        recipes: directory of the recipes, for their lengths.
     """
-    records = {part: _record(folder / f"{part}.json") for part in PARTS}
-    makers = {
-        "warps": _warps,
-        "memory": _memory,
-        "scaling": _scaling,
-        "data": _data,
-        "networks": _networks,
-        "svhn": _svhn,
-        "birds": _birds,
-        "program": _program,
-        "threads": _threads,
-    }
+    results = {part: _read(folder / f"{part}.json") for part in PARTS}
     tables = {
-        part: NOT_RUN if record is None else makers[part](record["rows"])
-        for part, record in records.items()
+        part: NOT_RUN if result is None else PARTS[part](result["rows"])
+        for part, result in results.items()
     }
-    networks = records["networks"]
-    tables["table 1"] = NOT_RUN if networks is None else _table_1(networks["rows"], recipes)
-    machine = next((record["machine"] for record in records.values() if record is not None), None)
-    return tables | {"machine": NOT_RUN if machine is None else _machine(machine)}
+    networks = results["networks"]
+    tables["table 1"] = (
+        NOT_RUN if networks is None else _estimate_table_1(networks["rows"], recipes)
+    )
+    machine = next((result["machine"] for result in results.values() if result), None)
+    return tables | {"machine": NOT_RUN if machine is None else _describe(machine)}
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     return read_measurements(path) if path.is_file() else None
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def _describe(machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
-    return f"{machine['cpu']}, {machine['threads']} threads{gpu}; {packages}."
+    gpu = machine["gpu"] or "no GPU"
+    return f"{machine['cpu']}, {machine['threads']} threads, {gpu}; {packages}."
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(columns: Columns, rows: list[Row]) -> str:
+    cells = [[_cell(column, row) for column in columns.values()] for row in rows]
     return "\n".join(
-        "| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]
+        f"| {' | '.join(row)} |" for row in [[*columns], ["---"] * len(columns), *cells]
     )
 
 
-def _size(row: dict[str, Any]) -> str:
-    return "×".join(map(str, row["size"]))
+def _cell(column: str | Callable[[Row], str], row: Row) -> str:
+    try:
+        return column.format_map(row) if isinstance(column, str) else column(row)
+    except KeyError:
+        return "–"
 
 
-def _warps(rows: Rows) -> str:
-    head = [
-        "transform",
-        "size",
-        "gradient of",
-        "where",
-        "ours, ms",
-        *(f"ours / {who}" for who in _OTHERS),
-    ]
-    lines = []
-    for row in rows:
-        where = (
-            "GPU"
-            if row["device"] == "cuda"
-            else f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
-        )
-        ratios = [f"{row[f'ours/{who}']:.2f}" if f"ours/{who}" in row else "–" for who in _OTHERS]
-        size = _size(row) + ", channels last" * row["channels last"]
-        lines.append(
-            [row["transform"], size, row["gradient"], where, f"{row['ours ms']:.2f}", *ratios]
-        )
-    return _table(head, lines)
+def _two_tables(first: Columns, second: Columns, rows: list[Row]) -> str:
+    """Return a table of the rows with the time of a network, and one of the others."""
+    networks, data = ([row for row in rows if ("ms" in row) is has_ms] for has_ms in (True, False))
+    return f"{_table(first, networks)}\n\n{_table(second, data)}"
 
 
-def _memory(rows: Rows) -> str:
-    lines = []
-    for row in rows:
-        others = (
-            [f"{row['torch MB']:,.0f}", f"{row['ours/torch']:.2f}"]
-            if "ours/torch" in row
-            else ["–", "–"]
-        )
-        lines.append(
-            [row["transform"], _size(row), row["gradient"], f"{row['ours MB']:,.0f}", *others]
-        )
-    return _table(
-        ["transform", "size", "gradient of", "ours, MB", "torch, MB", "ours / torch"], lines
-    )
+def _size(row: Row) -> str:
+    return "×".join(map(str, row["size"])) + ", channels last" * row.get("channels last", False)
 
 
-def _scaling(rows: Rows) -> str:
-    return _table(
-        ["grows", "value", "ours, ms", "torch, ms"],
-        [
-            [row["over"], str(row["value"]), f"{row['ours ms']:.2f}", f"{row.get('torch ms', '–')}"]
-            for row in rows
-        ],
-    )
+def _place(row: Row) -> str:
+    if row["device"] == "cuda":
+        return "GPU"
+    return f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
 
 
-def _data(rows: Rows) -> str:
-    others = ("torchvision, tensors", "torchvision, PIL")
-    return _table(
-        ["distortion", "ours, images/s", *(f"times as fast as {who}" for who in others)],
-        [
-            [
-                row["distortion"].upper(),
-                f"{row['ours images/s']:,}",
-                *(f"{row[f'ours/{who}']:.0f}" for who in others),
-            ]
-            for row in rows
-        ],
-    )
+def _share(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{100 * row[name] / row['ms']:.0f} %"
 
 
-def _networks(rows: Rows) -> str:
-    sizes = sorted({row["size"] for row in rows})
-    speeds: dict[tuple[str, int], str] = defaultdict(lambda: "–")
-    for row in rows:
-        faster = f" ({row['times faster']:.2f}×)" if "times faster" in row else ""
-        speeds[row["network"], row["size"]] = f"{row['steps/s']}{faster}"
-    return _table(
-        ["network", *(f"{size}×{size}" for size in sizes)],
-        [[name, *(speeds[name, size] for size in sizes)] for name in NETWORKS],
-    )
+_WARPS: Columns = {
+    "transform": "{transform}",
+    "size": _size,
+    "gradient of": "{gradient}",
+    "where": _place,
+    "ours, ms": "{ours ms:.2f}",
+    **{f"ours / {name}": f"{{ours/{name}:.2f}}" for name in LIBRARIES},
+}
+_MEMORY: Columns = {
+    "transform": "{transform}",
+    "size": _size,
+    "gradient of": "{gradient}",
+    "ours, MB": "{ours MB:,.0f}",
+    "torch, MB": "{torch MB:,.0f}",
+    "ours / torch": "{ours/torch:.2f}",
+}
+_SCALING: Columns = {
+    "grows": "{over}",
+    "value": "{value}",
+    "ours, ms": "{ours ms:.2f}",
+    "torch, ms": "{torch ms}",
+}
+_DATA: Columns = {
+    "distortion": lambda row: row["distortion"].upper(),
+    "ours, images/s": "{ours images/s:,}",
+    "times as fast as torchvision, tensors": "{ours/torchvision, tensors:.0f}",
+    "times as fast as torchvision, PIL": "{ours/torchvision, PIL:.0f}",
+}
+_SVHN_NETWORKS: Columns = {
+    "network": "{network}",
+    "px": "{size}",
+    "where": _place,
+    "batch": "{batch}",
+    "ms": "{ms:,.0f}",
+    "times the CNN": "{times CNN:.2f}",
+    "in bfloat16, ms": "{bfloat16 ms:,.0f}",
+    "of it localisation": _share("localisation ms"),
+    "of it warps": _share("warps ms"),
+}
+_SVHN_DATA: Columns = {
+    "px": "{size}",
+    "crops made, images/s": "{crops made/s:,}",
+    "second start, ms": "{second start ms:.0f}",
+    "batches, images/s": "{plain images/s:,}",
+    "augmented, images/s": "{augmented images/s:,}",
+}
+_BIRDS_NETWORKS: Columns = {
+    "transformers": "{transformers}",
+    "image, px": "{size}",
+    "images/s": "{images/s}",
+    "of it the transformer": _share("transformer ms"),
+    "the streams, ms": lambda row: f"{row['ms'] - row.get('transformer ms', 0):,.0f}",
+    "kept for backward, MB an image": "{kept MB/image:,.0f}",
+}
+_BIRDS_DATA: Columns = {
+    "px": "{size}",
+    "decoded and resized, images/s": "{decoded/s:,}",
+    "batches, images/s": "{cut/s:,}",
+}
+_THREADS: Columns = {
+    "busy programs beside": "{busy programs}",
+    "threads' wait": "{wait}",
+    "steps/s": "{steps/s}",
+}
 
 
-def _svhn(rows: Rows) -> str:
-    networks, data = (
-        [row for row in rows if "network" in row],
-        [row for row in rows if "network" not in row],
-    )
-    device = {"cpu": "CPU", "cuda": "GPU"}
-    first = _table(
-        [
-            "network",
-            "px",
-            "where",
-            "batch",
-            "ms",
-            "times the CNN",
-            "in bfloat16, ms",
-            "of it localisation",
-            "of it warps",
-        ],
-        [
-            [
-                row["network"],
-                str(row["size"]),
-                f"{device[row['device']]}, {row['threads']} threads",
-                str(row["batch"]),
-            ]
-            + [f"{row['ms']:,.0f}", f"{row['times CNN']:.2f}", f"{row['bfloat16 ms']:,.0f}"]
-            + [
-                f"{100 * row[part] / row['ms']:.0f} %" if part in row else "–"
-                for part in ("localisation ms", "warps ms")
-            ]
-            for row in networks
-        ],
-    )
-    second = _table(
-        [
-            "px",
-            "crops made, images/s",
-            "second start, ms",
-            "batches, images/s",
-            "augmented, images/s",
-        ],
-        [
-            [str(row["size"]), f"{row['crops made/s']:,}", f"{row['second start ms']:.0f}"]
-            + [f"{row[f'{what} images/s']:,}" for what in ("plain", "augmented")]
-            for row in data
-        ],
-    )
-    return f"{first}\n\n{second}"
+def _networks(rows: list[Row]) -> str:
+    """Return a table with a column for each size."""
+    columns: Columns = {"network": "{network}"}
+    speeds: dict[str, Row] = {name: {"network": name} for name in NETWORKS}
+    for row in sorted(rows, key=lambda row: row["size"]):
+        size = f"{row['size']}×{row['size']}"
+        columns[size] = f"{{{size}}}"
+        speedup = f" ({row['times faster']:.2f}×)" if "times faster" in row else ""
+        speeds[row["network"]][size] = f"{row['steps/s']}{speedup}"
+    return _table(columns, list(speeds.values()))
 
 
-def _birds(rows: Rows) -> str:
-    networks, data = (
-        [row for row in rows if "transformers" in row],
-        [row for row in rows if "transformers" not in row],
-    )
-    first = _table(
-        [
-            "transformers",
-            "image, px",
-            "images/s",
-            "of it the transformer",
-            "the streams, ms",
-            "kept for backward, MB an image",
-        ],
-        [
-            [str(row["transformers"]), str(row["size"]), str(row["images/s"])]
-            + (
-                [f"{100 * row['transformer ms'] / row['ms']:.0f} %"]
-                if row["transformers"]
-                else ["–"]
-            )
-            + [f"{row['ms'] - row.get('transformer ms', 0):,.0f}", f"{row['kept MB/image']:,.0f}"]
-            for row in networks
-        ],
-    )
-    second = _table(
-        ["px", "decoded and resized, images/s", "batches, images/s"],
-        [[str(row["size"]), f"{row['decoded/s']:,}", f"{row['cut/s']:,}"] for row in data],
-    )
-    return f"{first}\n\n{second}"
-
-
-def _table_1(rows: Rows, recipes: Path) -> str:
-    """Projected from the steps per second: R, P and E have 28 px, RTS has 42."""
-    seconds_per_step = sum((3 if row["size"] == 28 else 1) / row["steps/s"] for row in rows)
-    lines = []
-    for recipe in ("fast", "long", "paper"):
-        steps = OmegaConf.load(recipes / f"{recipe}.yaml")["recipe"]["max_steps"]  # type: ignore[index]
-        lines.append(
-            f"- `recipe={recipe}`, {steps:,} steps: {seconds_per_step * steps / 3600:,.0f} hours"
-        )
-    return "\n".join(lines)
-
-
-def _program(rows: Rows) -> str:
+def _program(rows: list[Row]) -> str:
     lines = [f"- `train.py --help`: {row['seconds']} s" for row in rows if "command" in row]
     for row in rows:
         if "model" in row:
             share = 100 * row["share outside forward, backward, step"]
             lines.append(
-                f"- `model={row['model']}` on RTS: {row['seconds to the first step']} s to the first step, "
-                f"{row['steps/s']} steps/s, {share:.0f} % of the time outside forward, backward and step"
+                f"- `model={row['model']}` on RTS: {row['seconds to the first step']} s to the "
+                f"first step, {row['steps/s']} steps/s, {share:.0f} % of the time outside "
+                "forward, backward and step"
             )
     return "\n".join(lines)
 
 
-def _threads(rows: Rows) -> str:
-    return _table(
-        ["busy programs beside", "threads' wait", "steps/s"],
-        [[str(row["busy programs"]), row["wait"], str(row["steps/s"])] for row in rows],
-    )
+PARTS: dict[str, Callable[[list[Row]], str]] = {
+    "warps": partial(_table, _WARPS),
+    "memory": partial(_table, _MEMORY),
+    "scaling": partial(_table, _SCALING),
+    "data": partial(_table, _DATA),
+    "networks": _networks,
+    "svhn": partial(_two_tables, _SVHN_NETWORKS, _SVHN_DATA),
+    "birds": partial(_two_tables, _BIRDS_NETWORKS, _BIRDS_DATA),
+    "program": _program,
+    "threads": partial(_table, _THREADS),
+}
+"""Parts of the benchmark, and what makes a table of their rows."""
+
+
+def _estimate_table_1(rows: list[Row], recipes: Path) -> str:
+    """Return the hours of Table 1 by recipe. R, P and E have 28 px, RTS has 42."""
+    seconds_per_step = sum((3 if row["size"] == 28 else 1) / row["steps/s"] for row in rows)
+    lines = []
+    for recipe in ("fast", "long", "paper"):
+        steps = OmegaConf.load(recipes / f"{recipe}.yaml")["recipe"]["max_steps"]  # type: ignore[index]
+        hours = seconds_per_step * steps / 3600
+        lines.append(f"- `recipe={recipe}`, {steps:,} steps: {hours:,.0f} hours")
+    return "\n".join(lines)
 
 
 def benchmark_chart(folder: Path) -> Figure | None:
-    """How much longer others take for a warp, and how the time grows; None without the records."""
-    warps, scaling = _record(folder / "warps.json"), _record(folder / "scaling.json")
+    """Plot the time of other libraries for a warp, and how the time grows.
+
+    Returns:
+        The chart, or None without results.
+    """
+    warps, scaling = _read(folder / "warps.json"), _read(folder / "scaling.json")
     if warps is None or scaling is None:
         return None
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    bars, *plots = (figure.add_subplot(2, 2, place) for place in (1, 2, 3, 4))
-    labels: list[str] = []
-    colours = dict(zip(_OTHERS, ("C1", "C2", "C4", "C3"), strict=True))
-    for row in warps["rows"]:
-        in_network = row["gradient"] == ("theta and x" if row["size"][1] > 3 else "theta")
-        if row["threads"] != 1 or row["device"] != "cpu" or not in_network:
-            continue
-        others = [who for who in _OTHERS if f"ours/{who}" in row]
-        for place, who in enumerate(others):
-            times = 1 / row[f"ours/{who}"]
-            bars.barh(
-                len(labels) + place * 0.35 - 0.17 * (len(others) - 1),
-                times,
-                0.33,
-                color=colours[who],
-            )
-        labels.append(f"{row['transform']} {_size(row)}" + ", channels last" * row["channels last"])
-    bars.set_yticks(range(len(labels)), labels)
-    bars.invert_yaxis()
-    bars.set_xscale("log")
-    bars.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    bars.xaxis.set_major_formatter("{x:g}")
-    bars.xaxis.set_minor_locator(NullLocator())
-    bars.axvline(1, color="black", linewidth=1)
-    bars.set_xlabel("time of others, as a multiple of ours (one thread)")
-    for who in _OTHERS:
-        bars.barh(0, 0, color=colours[who], label=who)
-    bars.legend(fontsize=8)
-    overs = list(dict.fromkeys(row["over"] for row in scaling["rows"]))
-    for axes, over in zip(plots, overs, strict=False):
-        rows = [row for row in scaling["rows"] if row["over"] == over]
-        for who, colour in (("ours", "C0"), ("torch", "C1")):
-            points = [(row["value"], row[f"{who} ms"]) for row in rows if f"{who} ms" in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=who)
-        axes.set(xscale="log", yscale="log", xlabel=over, ylabel="forward and backward, ms")
-        axes.set_xticks([row["value"] for row in rows], [f"{row['value']}" for row in rows])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.legend(fontsize=8)
+    figure = Figure(figsize=(11, 8.4), layout="constrained")
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    left, right = panels
+    _plot_ratios(left.add_subplot(), warps["rows"])
+    overs = list(dict.fromkeys(row["over"] for row in scaling["rows"]))[:3]
+    for axes, over in zip(right.subplots(3, 1), overs, strict=False):
+        _plot_growth(axes, over, [row for row in scaling["rows"] if row["over"] == over])
     return figure
+
+
+def _plot_ratios(axes: Axes, rows: list[Row]) -> None:
+    """Plot a dot for each library and warp, as warps are used in a network, on one thread."""
+    labels: list[str] = []
+    points: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for row in rows:
+        in_network = "theta and x" if row["size"][1] > 3 else "theta"
+        if (row["threads"], row["device"], row["gradient"]) != (1, "cpu", in_network):
+            continue
+        for name in LIBRARIES:
+            if f"ours/{name}" in row:
+                other = name if (name, row["transform"]) != ("kornia", "tps") else _OTHER_SPLINE
+                points[other].append((1 / row[f"ours/{name}"], len(labels)))
+        labels.append(f"{row['transform']} {_size(row)}")
+    for name, style in _STYLES.items():
+        if name in points:
+            axes.plot(*zip(*points[name], strict=True), linestyle="none", label=name, **style)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    _format_log_axis(axes.xaxis)
+    axes.grid(alpha=0.6)
+    axes.set_title("Time of other libraries")
+    axes.set_xlabel("time of library / time of ours (one thread)")
+    axes.legend(loc="lower right")
+
+
+def _plot_growth(axes: Axes, over: str, rows: list[Row]) -> None:
+    for name, colour in (("ours", "C0"), ("torch", "C1")):
+        points = [(row["value"], row[f"{name} ms"]) for row in rows if f"{name} ms" in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    axes.set(xscale="log", yscale="log", ylabel="forward and backward, ms")
+    axes.set_title(f"Time by {over}")
+    axes.set_xticks([row["value"] for row in rows], [f"{row['value']:,}" for row in rows])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _format_log_axis(axes.yaxis)
+    axes.grid(alpha=0.6)
+    axes.legend()
+
+
+def _format_log_axis(axis: Any) -> None:
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())

@@ -1,6 +1,6 @@
-"""The report: one HTML page with the paper's numbers beside ours, and what run folders show of how they came about.
+"""Write the report: one HTML page with the paper's numbers, ours, and images of runs.
 
-The page asks nothing of the network: styles, charts (SVG) and pictures (WebP) are in it.
+The page loads nothing. It contains its styles, charts (SVG) and images (WebP).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import os
 import re
 import statistics
-from collections import defaultdict
+import textwrap
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from ..paper import BIRDS, describe_data
@@ -31,11 +32,13 @@ from ..visualization.crops import read_png
 from .analyses import bird_part_coverage, crop_names, steps_chart
 from .benchmarks import benchmark_chart
 from .paper_tables import PaperTable, TableCell, confidence_interval, paper_tables
-from .records import changed_settings, overrides_for, read_records, read_result
+from .records import changed_settings, overrides_for, read_records, read_result, recipe_steps
 
-FILMS, FRAMES, WIDTH = 4, 16, 1060
-"""A section shows so many films of so many frames at most, so many pixels wide: the page stays light."""
-_FILM_BYTES = 300_000
+MAX_STRIPS, MAX_FRAMES, MAX_WIDTH = 4, 16, 1060
+"""Number of strips in a section, of frames in a strip, and their width in pixels."""
+_MAX_STRIP_BYTES = 300_000
+_MIN_SHARE = 0.1
+"""Runs with a smaller share of the steps of their recipe are left out, such as those of debug=*."""
 _GROUPS = {
     "mnist": "distorted MNIST",
     "svhn": "house numbers",
@@ -45,44 +48,58 @@ _GROUPS = {
     "birds": "birds",
 }
 """Names of the tables in titles."""
+_CYCLE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
 _COLOURS = {
     "#000000": "currentColor",
     "#ffffff": "var(--surface)",
     "#cccccc": "var(--line)",
     "#b0b0b0": "var(--line)",
-} | {
-    colour: f"var(--series-{n})"
-    for n, colour in enumerate(("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b"))
+    **{colour: f"var(--series-{n})" for n, colour in enumerate(_CYCLE)},
 }
-"""Colours of matplotlib, and what they are on the page: those suit light and dark."""
+"""Colours of matplotlib, and variables of the page that suit a light and a dark background."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run's folder: its record, where it belongs, and its validation errors in percent by the steps before them."""
+    """A run directory.
+
+    Attributes:
+        folder: the directory.
+        record: the result of the run.
+        group: the data, such as "distorted MNIST, RTS".
+        network: the paper's name of the network.
+        changes: settings that differ from the options of the run.
+        errors: validation errors in percent by step.
+    """
 
     folder: Path
     record: dict[str, Any]
     group: str
     network: str
-    other: list[str]
+    changes: list[str]
     errors: dict[int, float]
 
     @property
     def title(self) -> str:
-        return ", ".join(filter(None, [self.network, self.group, *self.other]))
+        return ", ".join(filter(None, [self.network, self.group, *self.changes]))
 
-    def pictures(self, name: str) -> dict[int, Path]:
-        """By the step in their names."""
-        return {
-            int(path.stem[-7:]): path
-            for path in sorted((self.folder / "crops").glob(f"{name}_{'[0-9]' * 7}.png"))
-        }
+    @property
+    def section(self) -> str:
+        """The section of the page with the crops of this run, "" without a transformer."""
+        if self.record["transform"] == "none":
+            return ""
+        experiment = self.record["experiment"].partition("_")[0]
+        return experiment if experiment in ("colocalisation", "birds") else "digits"
+
+    def images(self, name: str) -> dict[int, Path]:
+        """Return the images of a kind by step."""
+        paths = sorted((self.folder / "crops").glob(f"{name}_{'[0-9]' * 7}.png"))
+        return {int(path.stem[-7:]): path for path in paths}
 
 
 @dataclass(frozen=True)
 class FrameStrip:
-    """What a run's transformer reads, at ``steps``: frames below each other in one picture."""
+    """The crops of a run at several ``steps``: frames below each other in one image."""
 
     run: Run
     source: str
@@ -91,7 +108,7 @@ class FrameStrip:
 
     @property
     def key_frames(self) -> list[int]:
-        """Numbers of some frames: the first, the last, and two between."""
+        """Indices of the first and the last frame, and of two between."""
         last = len(self.steps) - 1
         return sorted({0, min(1, last), last // 2, last})
 
@@ -99,60 +116,47 @@ class FrameStrip:
 def write_report(
     out: Path, results: Path, runs: Iterable[Path], conf: Path, docs: Path
 ) -> list[str]:
-    """Writes the page to ``out``; returns what could not be shown, each with its reason, as the page says too.
+    """Write the page to ``out``.
 
     Args:
         out: the HTML file.
-        results: the folder of the records.
-        runs: folders that hold run folders, or are one.
-        conf: the folder of the configuration.
-        docs: the folder of the documents that the page links to.
+        results: directory of the result files.
+        runs: directories that contain run directories, or run directories.
+        conf: directory of the configuration.
+        docs: directory of the documents that the page links to.
+
+    Returns:
+        What could not be shown and why. The page lists it too.
 
     Raises:
-        UsageError: a folder is missing or in the page's place, or a file in ``results`` is not a record.
+        UsageError: a directory is missing, ``out`` is a directory, or a file in ``results`` is
+            not a result.
     """
     if out.is_dir():
-        raise UsageError(
-            f"--out must be a file, got the directory {out}. Use --out={out / 'index.html'}."
-        )
+        hint = f"Use --out={out / 'index.html'}."
+        raise UsageError(f"--out must be a file, got the directory {out}. {hint}")
     if not results.is_dir():
-        raise UsageError(
-            f"{results} is not a directory of results. Use scripts/make_tables.py --add RUN_DIRECTORY."
-        )
+        hint = "Use scripts/make_tables.py --add RUN_DIRECTORY."
+        raise UsageError(f"{results} is not a directory of results. {hint}")
     problems: list[str] = []
     tables = paper_tables(results, conf)
     found = _read_runs(runs, tables, conf, problems)
-    birds = [record for experiment in BIRDS for record in read_records(results / experiment)]
+    sections = {
+        name: _select_runs([run for run in found if run.section == name])
+        for name in ("digits", "colocalisation", "birds")
+    }
     content = {
         "tables": tables,
         "compare_to_paper": compare_to_paper,
-        "tally": _count_outcomes(tables.values()),
+        "outcomes": count_outcomes(tables.values()),
         "runs": found,
-        "curves": _curves(found),
-        "lengths": _lengths(results, conf),
-        "speed": _speed(results / "benchmarks"),
-        "films": {
-            family: _films([run for run in found if _family(run.record) == family], problems)
-            for family in ("digits", "colocalisation", "birds")
-        },
-        "means": _means([run for run in found if _family(run.record) == "digits"], problems),
-        "parts": [
-            (
-                f"{BIRDS[experiment]}: {title}",
-                parts,
-                crop_names(parts),
-                _parts_chart(parts, f"parts-{experiment}-{n}"),
-            )
-            for experiment in BIRDS
-            for n, (title, parts) in enumerate(bird_part_coverage(birds, conf, experiment).items())
-            if parts
-        ],
-        "documents": {
-            Path(os.path.relpath(path, out.parent)).as_posix(): path.read_text()
-            .partition("\n")[0]
-            .lstrip("# ")
-            for path in sorted(docs.glob("**/*.md"))
-        },
+        "curves": _plot_curves(found),
+        "lengths": _plot_lengths(results, conf),
+        "speed": _plot_speed(results / "benchmarks"),
+        "strips": {name: _make_strips(runs, problems) for name, runs in sections.items()},
+        "means": _read_mean_images(sections["digits"], problems),
+        "parts": _plot_parts(results, conf),
+        "documents": _find_documents(docs, out),
         "problems": problems,
     }
     environment = Environment(
@@ -167,103 +171,100 @@ def write_report(
     return problems
 
 
-def compare_to_paper(cell: TableCell, higher_is_better: bool) -> tuple[str, str] | None:
-    """How ours compares with the paper's number, as a class of styles and in words; None where there is nothing to compare.
+def compare_to_paper(cell: TableCell, higher_is_better: bool) -> tuple[str, str]:
+    """Compare a cell with the paper.
 
-    A difference that vanishes at the paper's precision is none, and one inside our interval may be chance.
+    A difference below the paper's precision, or inside our interval, counts as equal.
+
+    Returns:
+        "better", "same", "worse", "incomparable" or "not-run", and a short text: the difference,
+        or why there is no comparison.
     """
-    if cell.paper is None or not cell.runs:
-        return None
+    if not cell.runs:
+        return "not-run", ""
+    if cell.paper is None or cell.caveat:
+        return "incomparable", cell.caveat
     mean, half = confidence_interval(cell.values)
     decimals = 1 if isinstance(cell.paper, float) else 0
-    difference = f"{mean - cell.paper:+.{decimals + 1 if decimals else 0}f}".replace("-", "−")
+    difference = f"{mean - cell.paper:+.{2 * decimals}f}".replace("-", "−")
     if round(mean, decimals) == cell.paper:
         return "same", "= equal"
     if half is not None and abs(mean - cell.paper) <= half:
         return "same", f"{difference} within ±"
-    better = (mean > cell.paper) == higher_is_better
-    return ("better", f"{difference} better") if better else ("worse", f"{difference} worse")
+    outcome = "better" if (mean > cell.paper) == higher_is_better else "worse"
+    return outcome, f"{difference} {outcome}"
 
 
-def _count_outcomes(tables: Iterable[PaperTable]) -> dict[str, int]:
-    """How many cells of ours there are, were run, and how they compare."""
-    cells = [
-        (cell, table)
+def count_outcomes(tables: Iterable[PaperTable]) -> Counter[str]:
+    """Return the number of our cells by the outcome of :func:`compare_to_paper`."""
+    return Counter(
+        compare_to_paper(cell, table.higher_is_better)[0]
         for table in tables
-        for network in table.networks
-        for _, row in network.rows
-        for cell in row
-    ]
-    told = [compare_to_paper(cell, table.higher_is_better) for cell, table in cells]
-    counted = {
-        kind: sum(one is not None and one[0] == kind for one in told)
-        for kind in ("better", "same", "worse")
+        for cell in table.cells
+    )
+
+
+def _find_documents(docs: Path, out: Path) -> dict[str, str]:
+    """Return the titles of the documents by their path relative to the page."""
+    return {
+        Path(os.path.relpath(path, out.parent)).as_posix(): path.read_text()
+        .partition("\n")[0]
+        .lstrip("# ")
+        for path in sorted(docs.glob("**/*.md"))
     }
-    return {"cells": len(cells), "run": sum(bool(cell.runs) for cell, _ in cells)} | counted
 
 
 def _read_runs(
     folders: Iterable[Path], tables: dict[str, PaperTable], conf: Path, problems: list[str]
 ) -> list[Run]:
-    """All finished runs in ``folders``, those with the settings of the tables first."""
+    """Return all finished runs in ``folders``, those with the settings of the tables first."""
     runs = []
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(
-                f"--runs must be directories of runs, got {folder}, which does not exist."
-            )
+            raise UsageError(f"--runs must be directories, got {folder}, which does not exist.")
         for path in sorted(folder.rglob("metrics.json")):
             try:
                 runs.append(_read_run(path.parent, tables, conf))
             except UsageError as error:
                 reason = " ".join(str(error).split())
                 problems.append(reason if str(path.parent) in reason else f"{path}: {reason}")
-            except (
-                KeyError,
-                TypeError,
-                ValueError,
-                AttributeError,
-            ) as error:  # a field is missing or of another type
-                problems.append(
-                    f"{path} is not the result file of a run: {type(error).__name__}: {error}."
-                )
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                # A field is missing or has another type.
+                reason = f"{type(error).__name__}: {error}"
+                problems.append(f"{path} is not the result of a run: {reason}.")
     return sorted(
-        runs, key=lambda run: (bool(run.other), run.group, run.network, run.record["seed"])
+        runs, key=lambda run: (bool(run.changes), run.group, run.network, run.record["seed"])
     )
 
 
 def _read_run(folder: Path, tables: dict[str, PaperTable], conf: Path) -> Run:
     record = read_result(folder / "metrics.json")
+    steps, full_steps = record["steps"], recipe_steps(record, conf)
+    if steps < _MIN_SHARE * full_steps:
+        raise UsageError(f"{folder} has only {steps:,} of the {full_steps:,} steps of its recipe.")
     options = overrides_for(record, conf)
     group, network = record["experiment"], f"{record['model']} {record['transform']}"
     for name, table in tables.items():
-        for one in table.networks:
-            # A model's name says enough: the quickstart's runs are of Table 1's networks.
-            wanted = one.options.items() - (
-                {("experiment", one.options["experiment"])} if "model" in one.options else set()
-            )
-            if wanted and wanted <= options.items():
-                group, network = _GROUPS[name], "" if name == "colocalisation" else one.name
-    of_data = describe_data(record["config"]["data"])
+        for rows in table.networks:
+            required = dict(rows.options)
+            if "model" in required:  # the quickstart trains a network of Table 1
+                del required["experiment"]
+            if required and required.items() <= options.items():
+                group = _GROUPS[name]
+                network = "" if name == "colocalisation" else rows.name
+    data = describe_data(record["config"]["data"])
     if "data.distortion" in options:
-        of_data[0] = of_data[0].upper()
-    group = ", ".join([group, *of_data])
-    return Run(
-        folder,
-        record,
-        group,
-        network,
-        changed_settings(record, conf),
-        _errors(folder / "metrics.csv"),
-    )
+        data[0] = data[0].upper()
+    changes = changed_settings(record, conf)
+    changes = [change for change in changes if not change.startswith("recipe.validate_every=")]
+    if steps < full_steps:
+        changes.append(f"{steps:,} of {full_steps:,} steps")
+    errors = _read_errors(folder / "metrics.csv")
+    return Run(folder, record, ", ".join([group, *data]), network, changes, errors)
 
 
-def _errors(path: Path) -> dict[int, float]:
-    """Validation errors by the number of steps before them; none without the file.
-
-    Raises:
-        UsageError: the file is not what a run writes.
-    """
+def _read_errors(path: Path) -> dict[int, float]:
+    """Return validation errors by step, none if the file is missing."""
     if not path.is_file():
         return {}
     try:
@@ -271,165 +272,143 @@ def _errors(path: Path) -> dict[int, float]:
             rows = [row for row in csv.DictReader(lines) if row["val/error"]]
         return {int(row["step"]) + 1: float(row["val/error"]) for row in rows}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UsageError(
-            f"{path} is not the metrics.csv of a run: {type(error).__name__}: {error}."
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} is not the metrics.csv of a run: {reason}.") from error
 
 
-def _family(record: dict[str, Any]) -> str:
-    """Which section shows a run's crops."""
-    if record["transform"] == "none":
-        return ""
-    return next(
-        (name for name in ("colocalisation", "birds") if record["experiment"].startswith(name)),
-        "digits",
-    )
-
-
-def _first_seed_only(runs: list[Run]) -> list[Run]:
-    """The first run of each title, as its seeds show much the same; of each data set the first before any second."""
+def _select_runs(runs: list[Run]) -> list[Run]:
+    """Return the first seed of each title, one network of every data set before a second one."""
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.title, run)
-    of_group: dict[tuple[bool, str], int] = defaultdict(int)
-    places: dict[str, tuple[bool, int]] = {}
-    for title, run in first.items():
-        place = bool(run.other), run.group
-        places[title] = bool(run.other), of_group[place]
-        of_group[place] += 1
-    return [first[title] for title in sorted(first, key=places.__getitem__)]
+    counts: Counter[tuple[bool, str]] = Counter()
+    ranked = []
+    for run in first.values():
+        key = (bool(run.changes), run.group)
+        ranked.append((bool(run.changes), counts[key], run))
+        counts[key] += 1
+    return [run for *_, run in sorted(ranked, key=lambda item: item[:2])]
 
 
-def _films(runs: list[Run], problems: list[str]) -> list[FrameStrip]:
-    films: list[FrameStrip] = []
-    for run in _first_seed_only(runs):
-        if len(films) < FILMS and (film := _film(run, problems)) is not None:
-            films.append(film)
-    return films
+def _make_strips(runs: list[Run], problems: list[str]) -> list[FrameStrip]:
+    strips: list[FrameStrip] = []
+    for run in runs:
+        if len(strips) < MAX_STRIPS and (strip := _make_strip(run, problems)):
+            strips.append(strip)
+    return strips
 
 
-def _film(run: Run, problems: list[str]) -> FrameStrip | None:
-    """Some crops of a run in one picture; fewer where they weigh too much."""
-    paths = run.pictures("crops")
-    pictures = [
-        (n, picture)
-        for n in _subsample(sorted(paths), FRAMES)
-        if (picture := _load_image(paths[n], problems)) is not None
-    ]
-    if not pictures:
-        return None
-    size = pictures[-1][1].size
-    while True:
-        sheet = Image.new("RGB", (size[0], size[1] * len(pictures)))
-        for n, (_, picture) in enumerate(pictures):
-            sheet.paste(picture.resize(size), (0, n * size[1]))
-        source = _webp(sheet)
-        if len(source) < _FILM_BYTES or len(pictures) == 1:
-            return FrameStrip(run, source, size, [step for step, _ in pictures])
-        pictures = _subsample(pictures, len(pictures) // 2)
+def _make_strip(run: Run, problems: list[str]) -> FrameStrip | None:
+    """Return the crops of a run as one image, with fewer frames if it becomes too large."""
+    paths = run.images("crops")
+    steps = _subsample(sorted(paths), MAX_FRAMES)
+    images = {step: _load_image(paths[step], problems) for step in steps}
+    frames = [(step, image) for step, image in images.items() if image is not None]
+    while frames:
+        width, height = frames[-1][1].size
+        sheet = Image.new("RGB", (width, height * len(frames)))
+        for n, (_, image) in enumerate(frames):
+            sheet.paste(image.resize((width, height)), (0, n * height))
+        source = _encode_webp(sheet)
+        if len(source) < _MAX_STRIP_BYTES or len(frames) == 1:
+            return FrameStrip(run, source, (width, height), [step for step, _ in frames])
+        frames = _subsample(frames, len(frames) // 2)
+    return None
 
 
 def _subsample(items: list[Any], most: int) -> list[Any]:
-    """The last, the first, and more from the beginning than from the end, as what is learned first changes the most."""
+    """Return the last, the first and others, more of them early, where crops change most."""
     last = len(items) - 1
     places = {last} | {round(last * (n / (most - 1)) ** 1.5) for n in range(most) if most > 1}
     return [items[place] for place in sorted(places) if items]
 
 
-def _means(runs: list[Run], problems: list[str]) -> list[tuple[Run, int, str, tuple[int, int]]]:
-    """The last mean images of each class: of which run, after how many steps, the picture and its size."""
+def _read_mean_images(
+    runs: list[Run], problems: list[str]
+) -> list[tuple[Run, int, str, tuple[int, int]]]:
+    """Return the last mean images of each class: run, step, source and size."""
     means: list[tuple[Run, int, str, tuple[int, int]]] = []
-    for run in _first_seed_only(runs):
-        paths = run.pictures("mean_images")
-        if (
-            paths
-            and len(means) < FILMS
-            and (picture := _load_image(paths[max(paths)], problems)) is not None
-        ):
-            means.append((run, max(paths), _webp(picture), picture.size))
+    for run in runs:
+        paths = run.images("mean_images")
+        if paths and len(means) < MAX_STRIPS:
+            image = _load_image(paths[max(paths)], problems)
+            if image is not None:
+                means.append((run, max(paths), _encode_webp(image), image.size))
     return means
 
 
 def _load_image(path: Path, problems: list[str]) -> Image.Image | None:
-    """A picture no wider than the page's, of strips more than twice as wide the left half.
+    """Return an image of the width of the page at most; None if it cannot be read.
 
-    None, and a problem, where it cannot be read.
+    Of images more than twice as wide, only the left half is shown.
     """
     try:
-        picture = read_png(path)
+        image = read_png(path)
     except ValueError as error:
         problems.append(str(error))
         return None
-    if picture.width >= 2 * WIDTH:
-        picture = picture.crop((0, 0, picture.width // 2, picture.height))
-    scale = min(1, WIDTH / picture.width)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    if image.width >= 2 * MAX_WIDTH:
+        image = image.crop((0, 0, image.width // 2, image.height))
+    scale = min(1, MAX_WIDTH / image.width)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _webp(picture: Image.Image) -> str:
-    """As a data URI."""
+def _encode_webp(image: Image.Image) -> str:
+    """Return an image as a data URI."""
     file = io.BytesIO()
-    picture.save(file, "WEBP", quality=60)
+    image.save(file, "WEBP", quality=60)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _curves(runs: list[Run]) -> list[tuple[str, Markup]]:
-    """A chart for each data set: validation error over the steps, a line for each network."""
-    groups: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+def _plot_curves(runs: list[Run]) -> list[tuple[str, Markup]]:
+    """Return a chart for each data set, with a line for each network and recipe."""
+    groups: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         if len(run.errors) > 1:
-            precision = "" if run.record["precision"] == "32-true" else run.record["precision"]
-            words = [
-                run.network,
-                run.record["recipe"],
-                precision,
-                *(setting.partition(".")[2] for setting in run.other),
-            ]
-            about = ", ".join(filter(None, words))
-            groups[run.group][f"{about}, {run.record['steps']:,} steps"].append(run)
-    tables = list(_GROUPS.values())
+            precision = run.record["precision"]
+            words = [run.network, run.record["recipe"], "" if precision == "32-true" else precision]
+            changes = [change.partition(".")[2] for change in run.changes if "=" in change]
+            steps = f"{run.record['steps']:,} steps"
+            line = ", ".join(filter(None, [*words, *changes, steps]))
+            groups[run.group][line].setdefault(run.record["seed"], run)
+    order = list(_GROUPS.values())
 
     def place(group: str) -> tuple[int, str]:
         table = group.partition(",")[0]
-        return tables.index(table) if table in tables else len(tables), group
+        return order.index(table) if table in order else len(order), group
 
     return [
-        (group, _curve(group, groups[group], f"curve-{n}"))
+        (group, _plot_group(group, groups[group], f"curve-{n}"))
         for n, group in enumerate(sorted(groups, key=place))
     ]
 
 
-def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
-    figure = Figure(figsize=(5, 3.2 + 0.2 * len(lines)), layout="constrained")
+def _plot_group(group: str, lines: dict[str, dict[int, Run]], name: str) -> Markup:
+    figure = Figure(figsize=(5, 3.2 + 0.32 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
-    said = [f"Validation error, {group}"]
-    lowest = min(error for runs in lines.values() for run in runs for error in run.errors.values())
-    for n, (label, runs) in enumerate(lines.items()):
+    description = [f"Validation error, {group}"]
+    lowest = 100.0
+    for n, (label, seeds) in enumerate(lines.items()):
+        runs = list(seeds.values())
         steps = sorted(set.intersection(*(set(run.errors) for run in runs)))
-        seeds = [[run.errors[step] for run in runs] for step in steps]
-        means = [statistics.fmean(values) for values in seeds]
-        label += (
-            f", seeds {', '.join(str(run.record['seed']) for run in runs)}" if len(runs) > 1 else ""
-        )
-        colour = f"C{n % 6}"
-        axes.plot(
-            steps,
-            means,
-            color=colour,
-            linestyle=("-", "--", ":")[n // 6 % 3],
-            marker=".",
-            label=label,
-        )
-        if len(runs) > 1:
-            axes.fill_between(
-                steps, list(map(min, seeds)), list(map(max, seeds)), color=colour, alpha=0.25
-            )
-        if steps:
-            said.append(
-                f"{label}: {means[0]:.2f} % after {steps[0]:,}, {means[-1]:.2f} % at the end"
-            )
+        if not steps:
+            continue
+        errors = [[run.errors[step] for run in runs] for step in steps]
+        means = [statistics.fmean(values) for values in errors]
+        lowest = min(lowest, *map(min, errors))
+        if len(seeds) > 1:
+            label += f", seeds {', '.join(map(str, seeds))}"
+        colour, linestyle = f"C{n % 6}", ("-", "--", ":")[n // 6 % 3]
+        text = textwrap.fill(label, 52)
+        axes.plot(steps, means, color=colour, linestyle=linestyle, marker=".", label=text)
+        if len(seeds) > 1:
+            lower, upper = [min(values) for values in errors], [max(values) for values in errors]
+            axes.fill_between(steps, lower, upper, color=colour, alpha=0.25)
+        ends = f"{means[0]:.2f} % after {steps[0]:,}, {means[-1]:.2f} % at the end"
+        description.append(f"{label}: {ends}")
     axes.set(xlabel="training steps", ylabel="validation error, %")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if lowest > 0:  # a logarithmic axis has no place for 0
         axes.set_yscale("log")
@@ -438,57 +417,57 @@ def _curve(group: str, lines: dict[str, list[Run]], name: str) -> Markup:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", frameon=False)
-    return _svg(figure, name, "; ".join(said))
+    return _to_svg(figure, name, "; ".join(description))
 
 
-def _lengths(results: Path, conf: Path) -> Markup:
+def _plot_lengths(results: Path, conf: Path) -> Markup:
     records = read_records(results / "mnist") + read_records(results / "recipes")
-    return _svg(
-        steps_chart(records, conf),
-        "lengths",
-        "Test error against the length of training, for each recipe",
-    )
+    return _to_svg(steps_chart(records, conf), "lengths", "Test error by length of training")
 
 
-def _parts_chart(parts: dict[str, dict[str, float]], name: str) -> Markup:
+def _plot_speed(folder: Path) -> Markup | None:
+    chart = benchmark_chart(folder)
+    label = "Time of other libraries relative to ours, and time by size"
+    return None if chart is None else _to_svg(chart, "speed", label)
+
+
+def _plot_parts(results: Path, conf: Path) -> list[tuple[str, dict, list[str], Markup]]:
+    """Return title, percentages, crops and chart of each recipe that birds were trained with."""
+    records = [record for name in BIRDS for record in read_records(results / name)]
+    charts: list[tuple[str, dict, list[str], Markup]] = []
+    for experiment, network in BIRDS.items():
+        for title, parts in bird_part_coverage(records, conf, experiment).items():
+            if parts:
+                name, crops = f"parts-{len(charts)}", crop_names(parts)
+                chart = _plot_part_coverage(parts, crops, name)
+                charts.append((f"{network}: {title}", parts, crops, chart))
+    return charts
+
+
+def _plot_part_coverage(parts: dict[str, Any], crops: list[str], name: str) -> Markup:
     figure = Figure(figsize=(5, 1.1 + 0.27 * len(parts)), layout="constrained")
     axes = figure.add_subplot()
     rows = {part: -n for n, part in enumerate(parts)}
-    markers = dict(zip(crop_names(parts), "os^Dv*Xx"))
-    for crop, marker in markers.items():
+    for crop, marker in zip(crops, "os^Dv*Xx"):
         points = [(values[crop], rows[part]) for part, values in parts.items() if crop in values]
-        axes.plot(*zip(*points), marker, label=crop, alpha=0.85)
+        axes.plot(*zip(*points, strict=True), marker, label=crop, alpha=0.85)
     axes.set_yticks(list(rows.values()), list(rows))
     axes.set(xlim=(-3, 103), xlabel="in the crop, % of test images")
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", ncols=3, frameon=False)
-    return _svg(
-        figure,
-        name,
-        "How often each part of a bird is in each crop; the figures are in the table below",
-    )
+    label = "How often each part of a bird is in each crop; the table below has the numbers"
+    return _to_svg(figure, name, label)
 
 
-def _speed(folder: Path) -> Markup | None:
-    if (chart := benchmark_chart(folder)) is None:
-        return None
-    return _svg(
-        chart, "speed", "Time of other implementations as a multiple of ours, and time against size"
-    )
-
-
-def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """A chart as part of the page: its text is text, its colours are the page's, its ids are its own, and a label tells it."""
+def _to_svg(figure: Figure, name: str, label: str) -> Markup:
+    """Return a chart as SVG with text, the colours of the page, unique ids and a label."""
     file = io.StringIO()
     figure.patch.set_visible(False)
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(
-            file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = file.getvalue()
-    svg = re.sub(
-        "#[0-9a-f]{6}", lambda colour: _COLOURS.get(colour[0], colour[0]), svg[svg.index("<svg") :]
-    )
+        figure.savefig(file, format="svg", metadata=metadata)
+    svg = file.getvalue().partition("<svg ")[2]
+    svg = re.sub("#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r"(font: [^';\"]*px )[^;\"]*", r"\1var(--sans)", svg)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+    return Markup(f'<svg role="img" aria-label="{escape(label)}" {svg}')

@@ -1,4 +1,4 @@
-"""The paper's tables, with our numbers from the records of finished runs beside its own."""
+"""Build the paper's tables from result files, with the paper's numbers and ours."""
 
 from __future__ import annotations
 
@@ -11,115 +11,101 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..paper import (
-    ADDITION,
-    ADDITION_NETWORKS,
-    BIRDS,
-    CLUTTERED,
-    COLOCALISATION,
-    NETWORKS,
-    SVHN_NETWORKS,
-    TABLE_1,
-    TABLE_2,
-    TABLE_3,
-    VOLUME_NETWORKS,
-)
-from .records import matches_config, overrides_for, read_records
+from .. import paper
+from .records import matches_config, overrides_for, read_records, recipe_steps
 
 NOT_RUN = "not run"
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+Record = dict[str, Any]
+MIN_SEEDS = 3
+"""With fewer seeds, values are shown without an interval and are not compared with the paper."""
+_FULL_SVHN = 200_000  # train and extra have 235,755 images, less those for validation
+# Two-sided 95 % quantiles of Student's t for 2 to 10 degrees of freedom.
+_T_95 = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def confidence_interval(values: list[float]) -> tuple[float, float | None]:
-    """Mean and half-width of its 95 % interval (t); None for a single value.
+    """Return the mean and the half-width of its 95 % interval (t), None for one or two values.
 
-    Of more than eleven values the interval is a little too wide: its quantile is that of eleven.
+    More than eleven values use the quantile of eleven, which makes the interval slightly too wide.
     """
     mean = statistics.fmean(values)
-    if len(values) < 2:
+    if len(values) < MIN_SEEDS:
         return mean, None
-    quantile = _T_95[min(len(values) - 2, len(_T_95) - 1)]
+    quantile = _T_95[min(len(values), 11) - MIN_SEEDS]
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def format_mean(values: list[float]) -> str:
-    """Errors of several seeds as ``mean ± half-width (n)``, or "not run"."""
+def format_mean(values: list[float], spec: str = ".2f") -> str:
+    """Return ``mean ± half-width (n)``, the values themselves for one or two, or "not run"."""
     if not values:
         return NOT_RUN
     mean, half = confidence_interval(values)
-    return f"{mean:.2f} (1)" if half is None else f"{mean:.2f} ± {half:.2f} ({len(values)})"
+    if half is None:
+        return ", ".join(format(value, spec) for value in values)
+    return f"{mean:{spec}} ± {half:{spec}} ({len(values)})"
 
 
 def format_percent(values: list[float]) -> str:
-    """Percentages of several seeds as ``mean ± half-width (n)`` of whole numbers, of one as a number."""
-    if len(values) < 2:
-        return f"{values[0]:.0f}" if values else NOT_RUN
-    mean, half = confidence_interval(values)
-    return f"{mean:.0f} ± {half:.0f} ({len(values)})"
+    """Return percentages as :func:`format_mean` does, in whole numbers."""
+    return format_mean(values, ".0f")
 
 
-def _error(record: dict[str, Any]) -> float:
-    return record["metrics"]["test/error"]
+def markdown_row(cells: Iterable[Any]) -> str:
+    """Return a row of a Markdown table."""
+    return "|" + "|".join(f" {cell} " if cell != "" else " " for cell in cells) + "|"
 
 
-def _recipe_label(record: dict[str, Any]) -> tuple:
-    """What a run was trained with; where a data set may be there in part, on how many images."""
-    part = (
-        f"; {record['samples']['train']:,} images"
-        if record["model"] in dict(SVHN_NETWORKS.values())
-        else ""
-    )
-    return record["recipe"], record["steps"], part, f"{record['recipe']}, {record['steps']:,}{part}"
-
-
-def species_of(record: dict[str, Any]) -> str:
-    """Which of CUB's species a run of birds was of."""
-    species = record["config"]["data"]["species"]
-    return "all species" if species is None else f"species {species}"
+def markdown_table(header: list[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join([markdown_row(header), "|" + "---|" * len(header), *map(markdown_row, rows)])
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """A place in one of the paper's tables.
+    """A cell of one of the paper's tables.
 
-    Args:
-        column: its column's head.
-        paper: the paper's number, None where it has none.
-        runs: records of our runs for it; none is "not run".
-        values: the figure of each run.
-        text: what a table says.
-        options: the options of ``train.py`` that such a run has, but for the seed.
+    Attributes:
+        column: the header of its column.
+        paper: the paper's number, or None.
+        runs: results of our runs.
+        values: the metric of each run.
+        text: content of the cell.
+        options: the options of ``train.py`` for such a run, without the seed.
+        caveat: why the values are not comparable with the paper's number; empty if they are.
     """
 
     column: str
     paper: float | None
-    runs: list[dict[str, Any]]
+    runs: list[Record]
     values: list[float]
     text: str
     options: dict[str, Any]
+    caveat: str = ""
 
     @property
     def command(self) -> str:
-        """What runs it again, or for the first time."""
+        """The command that runs it again, or for the first time."""
         options = [
             f"{name}={value}"
             for name, value in self.options.items()
             if (name, value) != ("transform", "none")
         ]
-        seeds = sorted({run["seed"] for run in self.runs})
+        seeds = sorted({run["seed"] for run in self.runs}) or [1]
         sweep = ["-m"] if len(seeds) > 1 else []
-        return shlex.join(
-            ["python", "train.py", *sweep, *options, f"seed={','.join(map(str, seeds or [1]))}"]
-        )
+        seed = f"seed={','.join(map(str, seeds))}"
+        return shlex.join(["python", "train.py", *sweep, *options, seed])
 
 
 @dataclass(frozen=True)
 class NetworkRows:
-    """A network of one of the paper's tables: its ``name``, the paper's ``numbers`` if there are any, and ``rows`` of ours.
+    """The rows of one network in one of the paper's tables.
 
-    Each row has what it was trained with, and its cells. One that is here but was not run has a single row that says so,
-    one of others than the paper's authors has none. ``options`` are those of ``train.py`` that all of its runs have.
+    Attributes:
+        name: the paper's name of the network.
+        options: the options of ``train.py`` that all of its runs share.
+        numbers: the paper's numbers; None if the paper has none for this network.
+        rows: label and cells of each of our rows. A network of this project without a run has one
+            row, a network of other authors none.
     """
 
     name: str
@@ -130,7 +116,15 @@ class NetworkRows:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the paper's tables, with our runs."""
+    """One of the paper's tables, with our runs.
+
+    Attributes:
+        header: of the first two columns.
+        columns: headers of the other columns.
+        paper_row: label of the paper's rows.
+        networks: the rows.
+        higher_is_better: whether the metric is not an error.
+    """
 
     header: tuple[str, str]
     columns: list[str]
@@ -138,261 +132,249 @@ class PaperTable:
     networks: list[NetworkRows]
     higher_is_better: bool
 
+    @property
+    def cells(self) -> list[TableCell]:
+        """All cells with our numbers."""
+        return [cell for network in self.networks for _, row in network.rows for cell in row]
+
     def markdown(self) -> str:
-        """As a Markdown table, with the paper's numbers in italics."""
-        lines = [
-            f"| {' | '.join([*self.header, *self.columns])} |",
-            "|---|---|" + "---|" * len(self.columns),
-        ]
+        """Return the table as Markdown, with the paper's numbers in italics."""
+        rows = []
         for network in self.networks:
             name = f"**{network.name}**"
             if network.numbers is not None:
-                numbers = [f"*{'–' if number is None else number}*" for number in network.numbers]
-                lines.append(f"| {' | '.join([name, f'*{self.paper_row}*', *numbers])} |")
+                numbers = ["–" if number is None else number for number in network.numbers]
+                rows.append([name, *(f"*{text}*" for text in [self.paper_row, *numbers])])
                 name = ""
-            for about, cells in network.rows:
-                lines.append(
-                    f"| {name + ' ' * bool(name)}| {' | '.join([about, *(cell.text for cell in cells)])} |"
-                )
-        return "\n".join(lines)
+            rows += [[name, label, *(cell.text for cell in row)] for label, row in network.rows]
+        return markdown_table([*self.header, *self.columns], rows)
 
 
-def _build_table(
-    records: Iterable[dict[str, Any]],
-    conf: Path,
-    *,
-    columns: Mapping[Any, str],
-    setting: str | None,
-    networks: Mapping[str, dict[str, Any]],
-    paper: Mapping[str, Mapping[Any, float] | None],
-    paper_row: str = "paper",
-    header: tuple[str, str] = ("network", "recipe, steps"),
-    figure: Callable[[dict[str, Any]], float] = _error,
-    text: Callable[[list[float]], str] = format_mean,
-    row: Callable[[dict[str, Any]], tuple] = _recipe_label,
-    higher_is_better: bool = False,
-) -> PaperTable:
-    """The one aggregation of all tables of the paper.
+def _error(record: Record) -> float:
+    return record["metrics"]["test/error"]
 
-    Args:
-        records: of all runs; those that are not :func:`matches_config` stay out.
-        conf: the folder of the configuration.
-        columns: heads by the values of ``setting``, an option of the data; of None where there is a single column.
-        networks: the options that the runs of each have.
-        paper: its numbers for each network; None for a network without.
-        paper_row: what the paper's rows were trained with.
+
+def _label_recipe(record: Record) -> tuple:
+    """Return a sort key and the label of a row: recipe, steps and, for SVHN, number of images."""
+    images = ""
+    if record["model"] in dict(paper.SVHN_NETWORKS.values()):
+        images = f"; {record['samples']['train']:,} images"
+    recipe, steps = record["recipe"], record["steps"]
+    return recipe, steps, images, f"{recipe}, {steps:,}{images}"
+
+
+def _label_birds(record: Record) -> tuple:
+    recipe, steps, species = record["recipe"], record["steps"], describe_species(record)
+    backbone, images = record["config"]["model"]["backbone"], record["samples"]["train"]
+    label = f"{backbone}; {recipe}, {steps:,}; {species}, {images:,} images"
+    return backbone, recipe, steps, species, images, label
+
+
+def describe_species(record: Record) -> str:
+    """Return which of CUB's species a run was trained on."""
+    species = record["config"]["data"]["species"]
+    return "all species" if species is None else f"species {species}"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Rows and columns of one of the paper's tables.
+
+    Attributes:
+        folders: pattern of the directories in results/ with the runs.
+        networks: the options of ``train.py`` for each of our networks.
+        numbers: the paper's numbers of each network by column; None if it has none.
+        columns: headers by the values of ``setting``, or by None for a single column.
+        setting: the option of the data that differs between columns.
+        paper_row: label of the paper's rows.
         header: of the first two columns.
-        figure: of a run.
-        text: of the figures in a cell.
-        row: what tells rows of one network apart, for sorting, and last what the table says of it.
-        higher_is_better: whether the figure is not an error.
+        metric: of a run.
+        format_values: text of a cell.
+        label_row: returns a sort key that ends with the label of the row.
+        higher_is_better: whether the metric is not an error.
     """
-    found: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        if matches_config(record, conf):
-            options, (*place, about) = overrides_for(record, conf), row(record)
-            precision = options.get("trainer.precision", "")
-            key = (*place, precision, ", ".join(filter(None, (about, precision))))
-            for name in (
-                name
-                for name, of_network in networks.items()
-                if of_network.items() <= options.items()
-            ):
-                found[name, key, options[setting] if setting else None].append(record)
 
-    def cells(name: str, key: tuple | None) -> list[TableCell]:
-        runs = {column: found[name, key, column] if key else [] for column in columns}
-        options = next(
-            (overrides_for(of_column[0], conf) for of_column in runs.values() if of_column),
-            networks[name],
-        )
-        made = []
-        for column, head in columns.items():
-            values = [figure(run) for run in runs[column]]
-            of_cell = options | ({setting: column} if setting else {})
-            made.append(
-                TableCell(
-                    head,
-                    (paper[name] or {}).get(column),
-                    runs[column],
-                    values,
-                    text(values),
-                    of_cell,
-                )
-            )
-        return made
-
-    made = []
-    for name, of_paper in paper.items():
-        numbers = None if of_paper is None else [of_paper.get(column) for column in columns]
-        keys = sorted({key for who, key, _ in found if who == name})
-        rows = [(key[-1], cells(name, key)) for key in keys]
-        if not rows and name in networks:
-            rows = [("ours", cells(name, None))]
-        made.append(NetworkRows(name, dict(networks.get(name, {})), numbers, rows))
-    return PaperTable(header, list(columns.values()), paper_row, made, higher_is_better)
+    folders: str
+    networks: Mapping[str, dict[str, Any]]
+    numbers: Mapping[str, Mapping[Any, float | None] | None]
+    columns: Mapping[Any, str]
+    setting: str | None = None
+    paper_row: str = "paper"
+    header: tuple[str, str] = ("network", "recipe, steps")
+    metric: Callable[[Record], float] = _error
+    format_values: Callable[[list[float]], str] = format_mean
+    label_row: Callable[[Record], tuple] = _label_recipe
+    higher_is_better: bool = False
 
 
-def mnist_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
-    """Table 1 and the cluttered set: the paper's errors and ours, a row for each recipe and length.
-
-    Args:
-        records: of all runs; those that are not :func:`matches_config` stay out.
-        conf: the folder of the configuration.
-    """
-    return _build_table(
-        records,
-        conf,
-        columns={name: name.upper() for name in ("r", "rts", "p", "e", "tc")},
-        setting="data.distortion",
-        networks=_network_overrides("mnist", NETWORKS),
-        paper={
-            name: {**TABLE_1[name], **({"tc": CLUTTERED[name]} if name in CLUTTERED else {})}
-            for name in NETWORKS
-        },
-        paper_row="paper, 150k",
-    )
-
-
-def _network_overrides(
-    experiment: str, networks: Mapping[str, tuple[str, str]]
-) -> dict[str, dict[str, Any]]:
+def _options(networks: Mapping[str, tuple[str, str]], experiment: str | None = None) -> dict:
     return {
-        name: {"experiment": experiment, "model": model, "transform": transform}
+        name: {"experiment": experiment or model, "model": model, "transform": transform}
         for name, (model, transform) in networks.items()
     }
 
 
-def svhn_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
-    """Table 2, likewise; a row of ours says how many training images it had, as a part of SVHN may have few.
+def birds_options(experiment: str) -> dict[str, Any]:
+    """Return the options of a row of Table 3."""
+    transform = "none" if experiment == "birds_cnn" else "location"
+    size = 448 if "448" in paper.BIRDS[experiment] else 224
+    return {"experiment": experiment, "transform": transform, "data.size": size}
 
-    Args: as for :func:`mnist_table`.
-    """
-    return _build_table(
-        records,
-        conf,
+
+SPECS = {
+    "mnist": TableSpec(
+        folders="mnist",
+        networks=_options(paper.NETWORKS, "mnist"),
+        numbers={
+            name: {**numbers, "tc": paper.CLUTTERED.get(name)}
+            for name, numbers in paper.TABLE_1.items()
+        },
+        columns={name: name.upper() for name in ("r", "rts", "p", "e", "tc")},
+        setting="data.distortion",
+        paper_row="paper, 150k",
+    ),
+    "svhn": TableSpec(
+        folders="svhn_*",
+        networks=_options(paper.SVHN_NETWORKS),
+        numbers=paper.TABLE_2,
         columns={64: "64 px", 128: "128 px"},
         setting="data.size",
-        networks={
-            name: {"experiment": model, "model": model, "transform": transform}
-            for name, (model, transform) in SVHN_NETWORKS.items()
-        },
-        paper=TABLE_2,
         paper_row="paper, 400k",
-    )
-
-
-def addition_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
-    """The row of appendix A.1, likewise.
-
-    Args: as for :func:`mnist_table`.
-    """
-    return _build_table(
-        records,
-        conf,
+    ),
+    "addition": TableSpec(
+        folders="mnist_addition",
+        networks=_options(paper.ADDITION_NETWORKS, "mnist_addition"),
+        numbers={name: {None: error} for name, error in paper.ADDITION.items()},
         columns={None: "error"},
-        setting=None,
-        networks=_network_overrides("mnist_addition", ADDITION_NETWORKS),
-        paper={name: {None: error} for name, error in ADDITION.items()},
-    )
-
-
-def colocalisation_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
-    """The rows of appendix A.2: percentage of images with an IoU above 0.5, a column for each digit.
-
-    Args: as for :func:`mnist_table`.
-    """
-    return _build_table(
-        records,
-        conf,
-        columns={digit: str(digit) for digit in range(10)},
-        setting="data.digit",
+    ),
+    "colocalisation": TableSpec(
+        folders="colocalisation",
         networks={
             name.upper(): {"experiment": "colocalisation", "data.distortion": name}
-            for name in COLOCALISATION
+            for name in paper.COLOCALISATION
         },
-        paper={
-            name.upper(): dict(enumerate(of_paper)) for name, of_paper in COLOCALISATION.items()
+        numbers={
+            name.upper(): dict(enumerate(numbers)) for name, numbers in paper.COLOCALISATION.items()
         },
+        columns={digit: str(digit) for digit in range(10)},
+        setting="data.digit",
         header=("images", "recipe, steps"),
-        figure=lambda record: 100 - _error(record),
-        text=format_percent,
+        metric=lambda record: 100 - _error(record),
+        format_values=format_percent,
         higher_is_better=True,
-    )
-
-
-def volumes_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
-    """Errors on volumes (appendix A.3), likewise; the paper has none.
-
-    Args: as for :func:`mnist_table`.
-    """
-    return _build_table(
-        records,
-        conf,
+    ),
+    "volumes": TableSpec(
+        folders="mnist_3d",
+        networks=_options(paper.VOLUME_NETWORKS, "mnist_3d"),
+        numbers=dict.fromkeys(paper.VOLUME_NETWORKS),
         columns={None: "error"},
-        setting=None,
-        networks=_network_overrides("mnist_3d", VOLUME_NETWORKS),
-        paper=dict.fromkeys(VOLUME_NETWORKS),
-    )
-
-
-def birds_options(experiment: str) -> dict[str, Any]:
-    """The options of a row of Table 3."""
-    transform = "none" if experiment == "birds_cnn" else "location"
-    return {
-        "experiment": experiment,
-        "transform": transform,
-        "data.size": 448 if "448" in BIRDS[experiment] else 224,
-    }
-
-
-def birds_table(records: Iterable[dict[str, Any]], conf: Path) -> PaperTable:
-    """Table 3: accuracy of the paper and ours, with the backbone and the species of each row of ours.
-
-    Args: as for :func:`mnist_table`.
-    """
-
-    def row(record: dict[str, Any]) -> tuple:
-        backbone, species, images = (
-            record["config"]["model"]["backbone"],
-            species_of(record),
-            record["samples"]["train"],
-        )
-        about = f"{backbone}; {record['recipe']}, {record['steps']:,}; {species}, {images:,} images"
-        return backbone, record["recipe"], record["steps"], species, images, about
-
-    return _build_table(
-        records,
-        conf,
+    ),
+    "birds": TableSpec(
+        folders="birds_*",
+        networks={name: birds_options(experiment) for experiment, name in paper.BIRDS.items()},
+        numbers={name: {None: accuracy} for name, accuracy in paper.TABLE_3.items()},
         columns={None: "accuracy"},
-        setting=None,
-        networks={name: birds_options(experiment) for experiment, name in BIRDS.items()},
-        paper={name: {None: accuracy} for name, accuracy in TABLE_3.items()},
         paper_row="paper; all species",
         header=("network", "backbone; recipe, steps; data"),
-        figure=lambda record: record["metrics"]["test/accuracy"],
-        row=row,
+        metric=lambda record: record["metrics"]["test/accuracy"],
+        label_row=_label_birds,
         higher_is_better=True,
-    )
+    ),
+}
+"""Table 1 with the cluttered set, Table 2, appendices A.1 to A.3, and Table 3."""
 
 
 def paper_tables(results: Path, conf: Path) -> dict[str, PaperTable]:
-    """All of the paper's tables, by name, of the records in ``results``.
+    """Return all of the paper's tables by name, made from the files in ``results``.
 
     Raises:
-        UsageError: a file there is not a record.
+        UsageError: a file is not the result of a run.
     """
+    tables = {}
+    for name, spec in SPECS.items():
+        folders = sorted(results.glob(spec.folders))
+        records = [record for folder in folders for record in read_records(folder)]
+        tables[name] = build_table(spec, records, conf)
+    return tables
 
-    def of(family: str) -> list[dict[str, Any]]:
-        return [
-            record for folder in sorted(results.glob(family)) for record in read_records(folder)
-        ]
 
-    return {
-        "mnist": mnist_table(of("mnist"), conf),
-        "svhn": svhn_table(of("svhn_*"), conf),
-        "addition": addition_table(of("mnist_addition"), conf),
-        "colocalisation": colocalisation_table(of("colocalisation"), conf),
-        "volumes": volumes_table(of("mnist_3d"), conf),
-        "birds": birds_table(of("birds_*"), conf),
-    }
+def mnist_table(records: Iterable[Record], conf: Path) -> PaperTable:
+    """Return Table 1 and the errors on cluttered MNIST. For arguments see :func:`build_table`."""
+    return build_table(SPECS["mnist"], records, conf)
+
+
+def build_table(spec: TableSpec, records: Iterable[Record], conf: Path) -> PaperTable:
+    """Build one of the paper's tables.
+
+    Args:
+        spec: the table.
+        records: results of runs. Those that do not match the configuration are left out.
+        conf: directory of the configuration.
+    """
+    runs: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        if not matches_config(record, conf):
+            continue
+        options, (*order, label) = overrides_for(record, conf), spec.label_row(record)
+        precision = options.get("trainer.precision", "")
+        key = (*order, precision, ", ".join(filter(None, (label, precision))))
+        for name, required in spec.networks.items():
+            if required.items() <= options.items():
+                runs[name, key, options[spec.setting] if spec.setting else None].append(record)
+    networks = []
+    for name, numbers in spec.numbers.items():
+        keys = sorted({key for network, key, _ in runs if network == name})
+        rows = [(key[-1], _build_row(spec, name, key, runs, conf)) for key in keys]
+        if not rows and name in spec.networks:
+            rows = [("ours", _build_row(spec, name, None, runs, conf))]
+        paper_numbers = None if numbers is None else [numbers.get(c) for c in spec.columns]
+        networks.append(NetworkRows(name, spec.networks.get(name, {}), paper_numbers, rows))
+    columns = list(spec.columns.values())
+    return PaperTable(spec.header, columns, spec.paper_row, networks, spec.higher_is_better)
+
+
+def _build_row(
+    spec: TableSpec,
+    name: str,
+    key: tuple | None,
+    runs: dict[tuple, list[Record]],
+    conf: Path,
+) -> list[TableCell]:
+    found = {column: runs.get((name, key, column), []) for column in spec.columns}
+    first = next((of_column[0] for of_column in found.values() if of_column), None)
+    options = overrides_for(first, conf) if first else spec.networks[name]
+    cells = []
+    for column, title in spec.columns.items():
+        number = (spec.numbers[name] or {}).get(column)
+        values = [spec.metric(run) for run in found[column]]
+        cells.append(
+            TableCell(
+                column=title,
+                paper=number,
+                runs=found[column],
+                values=values,
+                text=spec.format_values(values),
+                options=options | ({spec.setting: column} if spec.setting else {}),
+                caveat=_find_caveat(number, found[column], conf),
+            )
+        )
+    return cells
+
+
+def _find_caveat(number: float | None, runs: list[Record], conf: Path) -> str:
+    if not runs:
+        return NOT_RUN
+    if number is None:
+        return "no number in the paper"
+    run, full_steps = runs[0], recipe_steps(runs[0], conf)
+    if run["model"] in dict(paper.SVHN_NETWORKS.values()):
+        images = run["samples"]["train"]
+        if images < _FULL_SVHN:
+            return f"{images:,} training images"
+    if run["config"]["data"].get("species") is not None:
+        return describe_species(run)
+    if run["steps"] < full_steps:
+        return f"{run['steps']:,} of {full_steps:,} steps"
+    if len(runs) < MIN_SEEDS:
+        return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return ""

@@ -1,7 +1,8 @@
-"""Result files of finished runs: read, added, and compared with the configuration.
+"""Read, add and compare result files.
 
-A result file may come from somebody else. Nothing in it is evaluated: it is read by ``json``, its
-names must be plain words before one becomes an option, and its label before it names a file.
+A result file may come from somebody else, so nothing in it is evaluated: it is read by ``json``,
+its names must be plain words before they become options, and so must its label before it becomes
+a file name.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ _NOT_COMPARED = (
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return all result files below ``folder``.
+    """Return the results in all files below ``folder``.
 
     Raises:
-        UsageError: a file is not the result file of a run.
+        UsageError: a file is not the result of a run.
     """
     return [read_result(path) for path in sorted(folder.rglob("*.json"))]
 
 
 def read_measurements(path: Path) -> dict[str, Any]:
-    """Return a file of measurements, as of ``scripts/analysis/slopes.py``: a list of ``rows``, and more.
+    """Return a file of measurements, such as those in ``results/slopes``. It has ``rows``.
 
     Raises:
         UsageError: the file is damaged.
@@ -65,13 +66,13 @@ def read_measurements(path: Path) -> dict[str, Any]:
 
 
 def write_measurements(record: dict[str, Any], folder: Path) -> Path:
-    """Write measurements of a run to the ``folder`` of their kind, next to earlier ones.
+    """Write measurements of a run to ``folder``, next to earlier ones of the same run.
 
     Returns:
         The path of the file.
 
     Raises:
-        UsageError: the run's label is not a file name.
+        UsageError: the label of the run is not a file name.
     """
     if not is_file_name(record["label"]):
         raise UsageError(f"label must be printable and without slashes, got {record['label']!r}.")
@@ -84,45 +85,49 @@ def write_measurements(record: dict[str, Any], folder: Path) -> Path:
 
 def measurement_cli(
     description: str,
-    measure: Callable[[Path, str | None], dict[str, Any]],
+    measure: Callable[..., dict[str, Any]],
     folder: Path,
+    samples: int | None = None,
 ) -> None:
     """Run the command line of a script that measures a finished run and writes the measurements.
 
     Args:
         description: text of ``--help``.
-        measure: returns the measurements of a run, given the directory of its data, or None for
-            the one that the run had.
-        folder: where measurements of this kind are kept.
+        measure: called with the run and the keyword ``data_root``; returns the measurements.
+        folder: directory of measurements of this kind.
+        samples: default of ``--samples``, another keyword of ``measure``; None if it has none.
     """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIRECTORY", help="or a file of checkpoints/")
-    parser.add_argument("--data-root", help="where MNIST/raw lies, if not where the run had it")
-    options = parser.parse_args()
+    parser.add_argument("--data-root", help="directory of the data; default: the one of the run")
+    if samples is not None:
+        help_text = f"number of test samples, evenly spread (default: {samples})"
+        parser.add_argument("--samples", type=int, default=samples, help=help_text)
+    options = vars(parser.parse_args())
     try:
-        target = write_measurements(measure(options.run, options.data_root), folder)
+        target = write_measurements(measure(options.pop("run"), **options), folder)
     except UsageError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{target}; `make tables` shows it")
+    print(f"Wrote {target}. Run `make tables` to update the documents.")
 
 
 def add_record(run: Path, results: Path, into: str | None = None) -> Path:
-    """Copy the result file of a finished run to its place below ``results``.
+    """Copy the result file of a finished run to ``results``.
 
     Args:
         run: the run directory.
         results: directory of all results.
-        into: directory for the file below ``results``; None for the experiment's.
+        into: subdirectory for the file; None for one named after the experiment.
 
     Returns:
         The path of the copy.
 
     Raises:
-        UsageError: the run has no result or a damaged one, its place is outside ``results``, or
-            another result has this place.
+        UsageError: the result is missing or damaged, the copy would be outside ``results``, or
+            another result has this name.
     """
     source = run / "metrics.json"
     if not source.is_file():
@@ -150,53 +155,62 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
 
 
 def _settings_differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    # The trainer's settings were not always kept.
+    # Old results lack the settings of the trainer.
     groups = one["config"].keys() & other["config"].keys()
     settings = []
     for record in (one, other):
         config = {group: record["config"][group] or {} for group in groups}
         settings.append(flatten(config, exclude=()))
     if any(one.get(name) != other.get(name) for name in ("precision", "samples")):
-        return True  # data in another place may be other data, such as a part of it
+        return True  # another number of samples: data.root held other data
     return bool(diff_keys(*settings))
 
 
 def matches_config(record: dict[str, Any], conf: Path) -> bool:
-    """Return whether a run had the settings of its options in the directory ``conf``.
+    """Return whether a run had the settings that its options have in ``conf``.
 
-    Distortion, seed and length may differ. Ablations, and runs of a recipe that has changed since,
-    are not what a table calls by the option's name.
+    Distortion, seed and length may differ. Ablations do not match, nor do runs of a recipe that
+    has changed since. The paper's tables leave them out.
+
+    Args:
+        record: the result of the run.
+        conf: directory of the configuration.
     """
     return not changed_settings(record, conf)
 
 
 def changed_settings(record: dict[str, Any], conf: Path) -> list[str]:
-    """Return the settings of a run that its options do not have in ``conf``, as ``name=value``."""
+    """Return the settings of a run that differ from its options in ``conf``, as ``name=value``."""
     expected = standard_settings(record, conf)
     settings = flatten({group: record["config"][group] or {} for group in expected})
     return [f"{name}={settings.get(name)}" for name in diff_keys(flatten(expected), settings)]
 
 
 def overrides_for(record: dict[str, Any], conf: Path) -> dict[str, Any]:
-    """Return the options of ``train.py`` for a run, without seed and :func:`changed_settings`."""
+    """Return the options of ``train.py`` for a run, but for seed and :func:`changed_settings`."""
     groups = {group: record[group] for group in _GROUPS}
     names = ("distortion", "digit", "size", "species")
     data = {f"data.{name}": record["config"]["data"].get(name) for name in names}
     options = groups | {name: value for name, value in data.items() if value is not None}
     trainer = _compose(conf, _options(record)).trainer
-    had = {"max_steps": record["steps"], "precision": record["precision"]}
-    changed = {name: value for name, value in had.items() if value != trainer[name]}
+    used = {"max_steps": record["steps"], "precision": record["precision"]}
+    changed = {name: value for name, value in used.items() if value != trainer[name]}
     return options | {f"trainer.{name}": value for name, value in changed.items()}
 
 
+def recipe_steps(record: dict[str, Any], conf: Path) -> int:
+    """Return the number of steps that the options of a run have in ``conf``."""
+    return _compose(conf, _options(record)).trainer.max_steps
+
+
 def diff_keys(expected: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """Return the names of settings that differ. One that a run did not know yet was off."""
+    """Return the names of settings that differ. A missing setting counts as switched off."""
     names = expected | settings
     return [name for name in names if (settings.get(name) or None) != (expected.get(name) or None)]
 
 
 def standard_settings(record: dict[str, Any], conf: Path) -> dict[str, Any]:
-    """Return the settings of a run's options as the files in ``conf`` have them."""
+    """Return the settings that the options of a run have in ``conf``."""
     settings = _settings(conf, _options(record), record["seed"], record["steps"])
     # Old results lack the trainer's settings.
     return {group: part for group, part in settings.items() if part and group in record["config"]}
@@ -228,7 +242,7 @@ def flatten(
     prefix: str = "",
     exclude: Iterable[str] = _NOT_COMPARED,
 ) -> dict[str, Any]:
-    """Return settings by their dotted names, without those that may differ from the files."""
+    """Return nested settings by dotted name, without the keys in ``exclude``."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
