@@ -85,8 +85,8 @@ def test_unwritable_run_directory_is_named(start):
 
 
 def test_missing_settings_are_named(start):
-    for program in ("predict", "evaluate"):
-        assert "Error: run: Missing mandatory value." in start(program)[1]
+    assert "Error: images: Missing mandatory value." in start("predict")[1]
+    assert "Error: run: Missing mandatory value." in start("evaluate")[1]
     assert "MORE is not a setting. Write NAME=VALUE." in start("evaluate", "RUN", "MORE")[1]
     home = os.path.expanduser("~")
     assert f"{home}/nothing is not a run directory" in start("evaluate", "run=~/nothing")[1]
