@@ -28,13 +28,16 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from spatial_transformer.training.signals import StopSignals
 from spatial_transformer.utils.errors import RunInProgressError, Stopped, UsageError, did_you_mean
 from spatial_transformer.utils.process import end_with_parent, rank
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+except ImportError:  # the extra "cluster" is not installed, and Hydra does not offer its launcher
+    SlurmLauncher = Launcher
 
 _HINT = "Rerun the same command to resume the sweep."
 _POLL_SECONDS = 5
@@ -195,6 +198,7 @@ class SlurmArray(SlurmLauncher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         import submitit
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
         sweep_dir = str(Path(str(self.config.hydra.sweep.dir)).absolute())  # type: ignore
         for job in _queued_jobs(sweep_dir):
