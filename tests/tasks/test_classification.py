@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from functools import partial
 from types import SimpleNamespace
 
@@ -134,7 +135,8 @@ def test_a_network_without_a_transformer_trains_without_noise(network):
 
 def own_network():
     transformer = SpatialTransformer(FcLocalisation((1, 28, 28), Affine()), Affine())
-    return nn.Sequential(transformer, nn.Flatten(), nn.Linear(784, 10))
+    layers = {"transformer": transformer, "flatten": nn.Flatten(), "linear": nn.Linear(784, 10)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,11 @@ LOCALISATION = 32
 
 
 class SvhnNetwork(nn.Module):
-    """The CNN, with a spatial transformer before each of its first convolutions.
+    """The CNN. Subclasses have a spatial transformer before each of its first convolutions.
 
     Args:
         size: height and width of the image in pixels, a multiple of 16.
-        transform: the family of transformations. The paper's is affine. None is for no transformer.
-        transformers: number of transformers. One has a :class:`SingleLocalisation`. Several have
-            localisation networks of two fully connected layers.
+        transform: the family of transformations. The paper's is affine. None builds the CNN.
         width: factor of all filters and units, except the 32 units of the fully connected layers
             of localisation networks. The paper's is 1.
         dropout: dropout probability after every hidden layer but the first convolution. The
@@ -42,6 +40,8 @@ class SvhnNetwork(nn.Module):
         positions: largest number of digits.
 
     Attributes:
+        transformers: number of transformers. One has a :class:`SingleLocalisation`. Several have
+            localisation networks of two fully connected layers of 32 units.
         features: transformers, convolutions and pooling, in order.
         classifier: the fully connected layers.
         positions: the softmax layers of all positions, as one.
@@ -50,11 +50,12 @@ class SvhnNetwork(nn.Module):
         ValueError: the size cannot be halved four times, or the width is not positive.
     """
 
+    transformers = 0
+
     def __init__(
         self,
         size: int,
         transform: Transform | None = None,
-        transformers: int = 0,
         width: float = 1.0,
         dropout: float = 0.5,
         classes: int = 11,
@@ -72,10 +73,10 @@ class SvhnNetwork(nn.Module):
         channels = 3
         features: list[nn.Module] = []
         for n, filters in enumerate(map(scale, FILTERS)):
-            if transform is not None and n < transformers:
+            if transform is not None and n < self.transformers:
                 shape = (channels, size, size)
                 localisation: nn.Module
-                if transformers == 1:
+                if self.transformers == 1:
                     localisation = SingleLocalisation(shape, transform, scale(LOCALISATION))
                 else:
                     localisation = FcLocalisation(shape, transform, (LOCALISATION, LOCALISATION))
@@ -112,35 +113,20 @@ class SvhnNetwork(nn.Module):
         return logits
 
 
-def cnn(
-    size: int, width: float = 1.0, dropout: float = 0.5, classes: int = 11, positions: int = 5
-) -> SvhnNetwork:
-    """Build the CNN without a transformer. Arguments are those of :class:`SvhnNetwork`."""
-    return SvhnNetwork(size, None, 0, width, dropout, classes, positions)
+class StSingle(SvhnNetwork):
+    """ST-CNN Single: a spatial transformer on the input, and the CNN."""
+
+    transformers = 1
 
 
-def st_single(
-    size: int,
-    transform: Transform,
-    width: float = 1.0,
-    dropout: float = 0.5,
-    classes: int = 11,
-    positions: int = 5,
-) -> SvhnNetwork:
-    """Build ST-CNN Single. Arguments are those of :class:`SvhnNetwork`."""
-    return SvhnNetwork(size, transform, 1, width, dropout, classes, positions)
+class StMulti(SvhnNetwork):
+    """ST-CNN Multi: the CNN with a transformer before each of its first four convolutions."""
+
+    transformers = 4
 
 
-def st_multi(
-    size: int,
-    transform: Transform,
-    width: float = 1.0,
-    dropout: float = 0.5,
-    classes: int = 11,
-    positions: int = 5,
-) -> SvhnNetwork:
-    """Build ST-CNN Multi. Arguments are those of :class:`SvhnNetwork`."""
-    return SvhnNetwork(size, transform, 4, width, dropout, classes, positions)
+cnn, st_single, st_multi = SvhnNetwork, StSingle, StMulti
+"""The names of the networks in configurations and result files."""
 
 
 class SingleLocalisation(nn.Sequential):
