@@ -16,6 +16,7 @@ from spatial_transformer.reporting.paper_tables import (
     format_percent,
     mnist_table,
     paper_tables,
+    summary_of_mnist,
 )
 from spatial_transformer.training.validation import validate
 
@@ -205,3 +206,15 @@ def test_command_of_a_cell_repeats_its_runs(composed, name):
             assert str(run["seed"]) in seeds
             for option in ("distortion", "digit", "size", "species"):
                 assert settings["data"].get(option) == run["config"]["data"].get(option)
+
+
+def test_summary_chooses_our_recipe_by_validation_error(record):
+    fast, long, faithful = record(1.5), record(1.2, "recipe=long"), record(1.3, "recipe=paper")
+    fast["metrics"]["val/best_error"] = 0.9  # that of the others is 1
+    summary = summary_of_mnist(mnist_table([fast, long, faithful], CONF))
+    rows = summary.partition("**ST-FCN affine**")[2].splitlines()[1:3]
+    assert rows == [
+        "| | paper, here | not run | 1.30 | not run | not run | not run |",
+        "| | ours, best | not run | 1.50 | not run | not run | not run |",
+    ]
+    assert summary.count("paper, here") == 1

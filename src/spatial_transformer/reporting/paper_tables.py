@@ -378,3 +378,30 @@ def _find_caveat(number: float | None, runs: list[Record], conf: Path) -> str:
     if len(runs) < MIN_SEEDS:
         return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     return ""
+
+
+def summary_of_mnist(table: PaperTable) -> str:
+    """Return a short form of :func:`mnist_table` as Markdown.
+
+    A network has the numbers of the paper, those of the paper's recipe here if it was run, and
+    those of our best recipe. That is the one with the lowest mean validation error of the cell.
+    """
+    rows = []
+    for network in table.networks:
+        numbers = ["–" if number is None else number for number in network.numbers or []]
+        faithful, best = [], []
+        for cells in zip(*(cells for _, cells in network.rows), strict=True):
+            run = [cell for cell in cells if cell.runs]
+            papers = [cell for cell in run if cell.runs[0]["recipe"] == "paper"]
+            ours = [cell for cell in run if cell.runs[0]["recipe"] != "paper"]
+            faithful.append(papers[0].text if papers else NOT_RUN)
+            best.append(min(ours, key=_validation_error).text if ours else NOT_RUN)
+        rows.append([f"**{network.name}**", "*paper*", *(f"*{number}*" for number in numbers)])
+        if set(faithful) != {NOT_RUN}:
+            rows.append(["", "paper, here", *faithful])
+        rows.append(["", "ours, best", *best])
+    return markdown_table(["network", "recipe", *table.columns], rows)
+
+
+def _validation_error(cell: TableCell) -> float:
+    return statistics.fmean(run["metrics"]["val/best_error"] for run in cell.runs)
