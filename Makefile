@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all test-slurm test-wandb lint types check tables report benchmark notebooks clean
+.PHONY: train test test-all test-slurm test-wandb lint types check docs tables report benchmark notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,6 +17,10 @@ $(BIN)/python:
 # A mark is set when all packages are in; a change of the pins makes the environment again.
 $(VENV)/run.done: requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/docs.done: requirements-docs.txt $(VENV)/run.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 $(VENV)/dev.done: requirements-dev.txt $(VENV)/run.done
@@ -52,6 +56,9 @@ types: $(VENV)/dev.done
 	$(BIN)/mypy
 
 check: lint types test ## lint, types and tests
+
+docs: $(VENV)/docs.done ## the documentation site, docs/_build/html/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 tables: $(VENV)/run.done ## the tables and charts of the documents from the records in results/
 	$(BIN)/python scripts/make_tables.py
