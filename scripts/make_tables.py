@@ -31,7 +31,7 @@ from spatial_transformer.reporting.analyses import (
     times_table,
 )
 from spatial_transformer.reporting.benchmarks import benchmark_chart, benchmark_tables
-from spatial_transformer.reporting.paper_tables import paper_tables
+from spatial_transformer.reporting.paper_tables import paper_tables, summary_of_mnist
 from spatial_transformer.reporting.records import add_record, read_measurements, read_records
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.files import atomic_write
@@ -50,11 +50,12 @@ def documents() -> dict[Path, str]:
     colocalisation = read_records(RESULTS / "colocalisation")
     ablations = read_records(RESULTS / "colocalisation_choices")
     all_runs = [*_read_family("mnist"), *colocalisation, *svhn, *birds]
-    paper = {name: table.markdown() for name, table in paper_tables(RESULTS, CONF).items()}
+    paper = paper_tables(RESULTS, CONF)
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
     conformance = read_measurements(RESULTS / "conformance.json")["rows"]
     tables: dict[str, dict[str, str]] = {
-        "README.md": {**paper, "networks": speed["networks"]},
+        "README.md": {"mnist summary": summary_of_mnist(paper["mnist"])},
+        "docs/results.md": {name: table.markdown() for name, table in paper.items()},
         "docs/reproduction.md": {
             "gains": improvement_table(read_records(MNIST), CONF),
             "orientation": orientation_table(_read_measurements("orientation")),
@@ -62,26 +63,20 @@ def documents() -> dict[Path, str]:
             "times": times_table(all_runs),
         },
         "docs/experiments/distorted-mnist.md": {
-            "mnist": paper["mnist"],
             "pooling": pooling_table(read_records(RESULTS / "pooling")),
             "projective": projective_table(read_records(RESULTS / "projective")),
         },
         "docs/experiments/svhn.md": {
-            "svhn": paper["svhn"],
             "svhn windows": svhn_window_table(svhn, CONF),
         },
         "docs/experiments/addition.md": {
-            "addition": paper["addition"],
             "poses": addition_pose_table(addition, CONF),
             "addition pooling": pooling_table(addition_pooling, addition=True),
         },
         "docs/experiments/colocalisation.md": {
-            "colocalisation": paper["colocalisation"],
             "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
         },
-        "docs/experiments/volumes.md": {"volumes": paper["volumes"]},
         "docs/experiments/birds.md": {
-            "birds": paper["birds"],
             "slopes": slopes_table(_read_measurements("slopes")),
             **{
                 f"parts of {name}": parts_table(birds, CONF, name)
