@@ -62,8 +62,8 @@ display(Markdown(table.markdown()))
 # %% [markdown]
 # ## The same as a chart
 #
-# Dots are our means with their 95 % confidence intervals, crosses are the values of the paper. For a
-# network with several recipes in the table, the dots are those of the last one. The axis is
+# Dots are our means with their 95 % confidence intervals. Crosses are the values of the paper.
+# For a network with several recipes in the table, the dots are those of the last one. The axis is
 # logarithmic.
 
 # %%

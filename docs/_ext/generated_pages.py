@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 CONF, SRC, TESTS = ROOT / "conf", ROOT / "src", ROOT / "tests"
 
 PAPER = {
-    "section 3": "Spatial transformers. One differentiable layer: localisation network, grid, sampler.",
+    "section 3": "Spatial transformers: localisation network, grid and sampler in one layer.",
     "section 3.1": "Localisation network. It regresses θ from a feature map.",
-    "section 3.2": "Parameterised sampling grid. T_θ maps points of the output to points of the input.",
+    "section 3.2": "Parameterised sampling grid. T_θ maps output points to input points.",
     "equation (1)": "The affine transformation of a grid point.",
     "equation (2)": "Attention: isotropic scale and translation.",
     "section 3.3": "Differentiable image sampling.",

@@ -145,7 +145,8 @@ def _check_takes_pictures(trained: Trained) -> None:
     if trained.data.unsupported_reason:
         raise UsageError(
             f"{trained.config.label} cannot be used on your own pictures: "
-            f"{trained.data.unsupported_reason}. Use a run of experiment=mnist, svhn_... or birds_..."
+            f"{trained.data.unsupported_reason}. "
+            "Use a run of experiment=mnist, svhn_... or birds_..."
         )
     _ = trained.data.names  # some data modules read them from files, which may be missing
 
