@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+
 from spatial_transformer.loggers.wandb import STEP
 from spatial_transformer.paper import BIRDS
 from spatial_transformer.reporting.paper_tables import paper_tables

@@ -327,8 +327,9 @@ def test_wrong_images(trained, make_untrained, strokes):
         predict_images(untrained, np.zeros((42, 42)))
 
 
-def test_example_of_the_readme(monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+def test_example_of_the_docs(monkeypatch):
+    page = (REPOSITORY / "docs" / "getting-started.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     (example,) = (block for block in blocks if "predict_images" in block)
     monkeypatch.chdir(REPOSITORY)
     names = {}

@@ -264,9 +264,8 @@ def _table_cell(result: Mapping[str, Any]) -> str:
 @rank_zero_only
 def _can_log_in() -> bool:
     """Return whether there is a key that W&B accepts."""
-    from wandb.errors import CommError
-
     import wandb
+    from wandb.errors import CommError
 
     try:
         return wandb.login(prompt=False)
