@@ -8,8 +8,9 @@ from spatial_transformer.training.runner import train
 
 
 def test_a_terminal_of_80_columns_shows_count_times_and_a_line_per_validation(
-    composed, drawn_mnist, monkeypatch, capsys
+    composed, drawn_mnist, monkeypatch, capsys, caplog
 ):
+    caplog.set_level("INFO")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("FORCE_COLOR", "1")
     train(composed(*SHORT, "data.root=.", "logger=none", "recipe.validate_every=1"))
@@ -18,6 +19,6 @@ def test_a_terminal_of_80_columns_shows_count_times_and_a_line_per_validation(
     *_, bar = [line for line in lines if re.match(r" *2/2 ", line)]
     assert re.search(r"━ [\d.]+ steps/s \d:\d\d:\d\d left \d:\d\d:\d\d", bar)
     assert len(bar.rstrip()) <= 80
-    validations = [line for line in lines if line.startswith("step ")]
+    validations = [line for line in caplog.messages if line.startswith("step ")]
     assert [line.partition("  ")[0] for line in validations] == ["step 1 of 2", "step 2 of 2"]
     assert all(re.search(r"val/error [\d.]+ .* left$", line) for line in validations)

@@ -117,7 +117,7 @@ def test_predict_takes_positions(call, tmp_path):
     ("program", "words", "message"),
     [
         (evaluate_program, [], "run must be set"),
-        (predict_program, [], "images, run must be set"),
+        (predict_program, [], "images must be set"),
         (predict_program, [ST_CNN], "images must be set"),
         (predict_program, [f"run={ST_CNN}"], "images must be set"),
         (evaluate_program, ["nowhere"], "nowhere is not a run directory"),

@@ -201,7 +201,7 @@ def test_interruption_keeps_the_rows(predict_files, pictures, tmp_path, monkeypa
 
 
 def test_wrong_paths(predict_files, pictures, tmp_path):
-    with pytest.raises(UsageError, match="no files in it"):
+    with pytest.raises(UsageError, match="contains no files"):
         predict_files()
     with pytest.raises(UsageError, match="no such folder or file"):
         predict_files(images=str(tmp_path / "nowhere"))

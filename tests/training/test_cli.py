@@ -54,7 +54,7 @@ WRONG = {
     "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
     "logger=null": "logger=null does not exist. Choose one of csv, mlflow, none, tensorboard,",
     "recipe=1.5": "recipe=1.5 does not exist.",
-    "mnist": "mnist is not a setting NAME=VALUE. Did you mean data=mnist or experiment=mnist?",
+    "mnist": "mnist is not a setting. Did you mean data=mnist or experiment=mnist?",
     "--experiment=mnist": "Settings have no dashes: experiment=mnist.",
     "--seed 3": "Settings have no dashes: seed=VALUE.",
     "seed=-1": "seed must be from 0",
@@ -85,8 +85,8 @@ def test_unwritable_run_directory_is_named(start):
 
 
 def test_missing_settings_are_named(start):
-    assert "Error: images: Missing mandatory value." in start("predict")[1]
-    assert "Error: run: Missing mandatory value." in start("evaluate")[1]
+    assert "Error: images must be set: images=VALUE." in start("predict")[1]
+    assert "Error: run must be set: run=VALUE." in start("evaluate")[1]
     assert "MORE is not a setting. Write NAME=VALUE." in start("evaluate", "RUN", "MORE")[1]
     home = os.path.expanduser("~")
     assert f"{home}/nothing is not a run directory" in start("evaluate", "run=~/nothing")[1]

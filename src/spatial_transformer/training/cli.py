@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import spatial_transformer.training.config  # noqa: F401  registers the schemas
 
@@ -160,6 +160,8 @@ def _check_words(words: list[str], conf: Path) -> None:
 def explain(error: Exception, conf: Path, name: str) -> str:
     """Return the message for a configuration error."""
     text = str(error).strip()
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be set: {error.full_key}=VALUE."
     if isinstance(error, OmegaConfBaseException):
         reason = text.splitlines()[0].removesuffix(f": {error.full_key}")
         return f"{error.full_key or 'configuration'}: {reason}."
@@ -168,7 +170,7 @@ def explain(error: Exception, conf: Path, name: str) -> str:
         key, equals, value = word.partition("=")
         if equals:
             return f"{word} cannot be parsed. Quote the value: '{key}=\"{value}\"'."
-        files = sorted(conf.glob(f"*/{Path(word).name}.yaml"))
+        files = sorted(conf.glob(f"*/{word}.yaml")) if word.isidentifier() else []
         options = [f"{file.parent.name}={word}" for file in files]
         hint = f"Did you mean {' or '.join(options)}?" if options else "Write NAME=VALUE."
         return f"{word} is not a setting. {hint}"

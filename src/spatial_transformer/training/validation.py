@@ -70,9 +70,10 @@ def validate(config: DictConfig) -> None:
     check_names(config.recipe, Recipe, "recipe.")
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     recipe, choices, task = settings["recipe"], settings["choices"], settings["task"]
-    has_transformer = "transform" in settings["model"]
-    if has_transformer != (choices["transform"] != "none"):
-        hint = "Choose transform=affine, say" if has_transformer else "Set transform=none"
+    needs_transform = "transform" in settings["model"]
+    has_transform = settings["model"].get("transform") is not None
+    if not needs_transform == has_transform == (choices["transform"] != "none"):
+        hint = "Choose transform=affine, say" if needs_transform else "Set transform=none"
         raise UsageError(
             f"model={choices['model']} cannot have transform={choices['transform']}. {hint}."
         )
