@@ -5,10 +5,12 @@ import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
 import report
+from chromium import contrast, open_file
 from conftest import REPOSITORY
 from PIL import Image
 
@@ -384,40 +386,9 @@ def test_script_prints_the_path_of_the_page(runs, tmp_path, monkeypatch, capsys)
         report.main()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs requirements-dev.txt")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("needs Chromium: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    profile = tmp_path_factory.mktemp("profile")
-    offline = ("quic", "background-networking", "component-update", "sync")
-    for option in ("headless=new", "no-sandbox", "no-first-run", f"user-data-dir={profile}"):
-        options.add_argument(f"--{option}")
-    for feature in ("gpu", *offline):
-        options.add_argument(f"--disable-{feature}")
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-
-
 @pytest.fixture
 def open_page(browser, written):
-    def open_(width, scheme="light", motion="no-preference"):
-        metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
-        media = [{"name": name, "value": value} for name, value in features.items()]
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-        browser.get("about:blank")  # a left-over hash would keep the page from loading
-        browser.get(written.as_uri())
-        return browser
-
-    return open_
+    return partial(open_file, browser, written)
 
 
 def box(browser, element):
@@ -425,18 +396,6 @@ def box(browser, element):
         "const r = arguments[0].getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]"
     )
     return browser.execute_script(script, element)
-
-
-def contrast(one, other):
-    """Return the contrast of two CSS colours by WCAG 2."""
-
-    def luminance(colour):
-        channels = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.browser
