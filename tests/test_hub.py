@@ -16,7 +16,7 @@ import torch
 def load(entry, **settings):
     return torch.hub.load(".", entry, source="local", **settings)
 
-for entry in ("st_cnn_mnist", "st_fcn_mnist"):
+for entry in ("st_cnn_mnist", "st_fcn_mnist", "cnn_mnist"):
     for pretrained in (True, False):
         assert load(entry, pretrained=pretrained)(torch.rand(2, 1, 42, 42)).shape == (2, 10)
 x = torch.rand(2, 1, 8, 8)
@@ -33,7 +33,7 @@ OTHERS = (
     *("PIL", "h5py", "hydra", "matplotlib", "omegaconf", "pandas", "pooch", "pydantic"),
     *("pytorch_lightning", "rich", "timm", "torchmetrics", "torchvision", "wandb", "yaml"),
 )
-every_network = pytest.mark.parametrize("entry", ["st_cnn_mnist", "st_fcn_mnist"])
+every_network = pytest.mark.parametrize("entry", ["st_cnn_mnist", "st_fcn_mnist", "cnn_mnist"])
 
 
 def load(entry, **settings):
@@ -81,5 +81,5 @@ def test_an_unknown_transform_is_refused():
 def test_every_entry_is_documented():
     public = {name: value for name, value in vars(hubconf).items() if not name.startswith("_")}
     entries = {name for name, value in public.items() if callable(value)}
-    assert entries == {"st_cnn_mnist", "st_fcn_mnist", "spatial_transformer"}
+    assert entries == {"st_cnn_mnist", "st_fcn_mnist", "cnn_mnist", "spatial_transformer"}
     assert all(getattr(hubconf, name).__doc__ for name in entries)
