@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all test-slurm test-wandb lint types check docs tables report benchmark notebooks clean
+.PHONY: train test test-all test-slurm test-wandb lint types check docs tables report demo benchmark notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -65,6 +65,9 @@ tables: $(VENV)/run.done ## the tables and charts of the documents from the reco
 
 report: $(VENV)/run.done ## one page of results and pictures, report/index.html
 	$(BIN)/python scripts/report.py $(ARGS)
+
+demo: $(VENV)/run.done ## one page to try three networks in a browser, demo/index.html
+	$(BIN)/python scripts/make_demo.py $(ARGS)
 
 benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
 	$(BIN)/python scripts/dev/benchmark.py $(ARGS)
