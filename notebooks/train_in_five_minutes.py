@@ -21,6 +21,7 @@
 # `DATA_ROOT` to the directory that contains `MNIST/raw`.
 
 # %%
+import logging
 import os
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from spatial_transformer.inference.load import load_trained
 from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.runner import train
 
+logging.basicConfig(level="INFO", format="%(message)s")  # print the progress
 os.chdir(
     next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
 )

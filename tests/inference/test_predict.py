@@ -24,7 +24,7 @@ from spatial_transformer.training.runner import train
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.visualization.drawing import REGION
 
-PACKED = sorted((REPOSITORY / "checkpoints").glob("*.pt"))
+PACKED = sorted((REPOSITORY / "checkpoints").glob("st_*.pt"))
 ST_CNN = REPOSITORY / "checkpoints" / "st_cnn_mnist.pt"
 
 
