@@ -294,7 +294,7 @@ def test_runs_of_a_sweep_have_two_devices_each(settings, tmp_path, start):
     sweep = tmp_path / "sweep"
     words = [f"hydra.sweep.dir={sweep}", "seed=1,2", "hydra.sweep.subdir=seed${seed}"]
     output, _ = wait(start(sweep, "-m", *settings, *words))
-    assert output.count("2 runs, 0 already finished") == 1
+    assert output.count("2 runs, 0 finished") == 1
     assert output.count("test error") == 2 + 2, "once by each run, once in the table"
     assert {path.name for path in sweep.iterdir() if path.is_dir()} == {"seed1", "seed2"}
     assert seen(sweep, "train")[1] == 4
