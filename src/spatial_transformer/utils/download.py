@@ -44,7 +44,7 @@ def download_archive(url: str, target: Path, required: str, known_hash: str | No
 def unpack(archive: Path, name: str, target: Path) -> None:
     """Unpack the directory ``name`` of a gzipped tar file into the directory ``target``.
 
-    Only regular files and directories are accepted, whatever :mod:`tarfile` would allow. Without
+    Only regular files and directories are accepted, also where :mod:`tarfile` allows more. Without
     links, and with relative names that do not go up, nothing is written outside of ``target``.
     """
     with gzip.open(archive) as stream:
