@@ -109,15 +109,16 @@ class Transform(nn.Module, ABC):
 
     @abstractmethod
     def _coefficients(self, theta: Tensor) -> Tensor:
-        """Return the rows of M_theta: ``(B, n_params)`` -> ``(B * rows, K)``."""
+        """Return the matrices M_theta: ``(B, n_params)`` -> ``(B, rows, K)``."""
 
     def _basis(self, points: Tensor) -> Tensor:
         """Return the basis B at target points: ``(dims, N)`` -> ``(K, N)``."""
         return torch.cat([points, torch.ones_like(points[:1])])  # homogeneous coordinates
 
-    def _source_points(self, product: Tensor) -> Tensor:
-        """Return the source points of M_theta B: ``(B * rows, N)`` -> ``(B * dims, N)``."""
-        return product
+    def _source_points(self, theta: Tensor, basis: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the source points M_theta B, ``(B, *size, dims)``."""
+        rows = self._coefficients(theta).flatten(0, 1) @ basis  # one product for the whole batch
+        return rows.view(-1, self.dims, *size).movedim(1, -1)
 
     def grid(self, theta: Tensor, size: Sequence[int], basis: Tensor | None = None) -> Tensor:
         """Return the source points of all pixels of an output.
@@ -144,7 +145,7 @@ class Transform(nn.Module, ABC):
             is_cached = type(theta) is Tensor or torch.compiler.is_compiling()
             make = self.basis if is_cached else self._make_basis
             basis = make(size, grid_dtype(theta.dtype, theta.device), theta.device)
-        return self._map(theta, basis).view(-1, self.dims, *size).movedim(1, -1)
+        return self._map(theta, basis, size)
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
         """Return T_theta at target points: ``(N, dims)`` -> ``(B, N, dims)``.
@@ -158,7 +159,7 @@ class Transform(nn.Module, ABC):
         basis = self._basis(points.T.double()).to(
             theta.device, grid_dtype(theta.dtype, theta.device)
         )
-        return self._map(theta, basis).view(-1, self.dims, len(points)).mT
+        return self._map(theta, basis, (len(points),))
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def basis(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -169,14 +170,14 @@ class Transform(nn.Module, ABC):
     def _make_basis(self, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return self._basis(pixel_centres(size, dtype)).to(device)
 
-    def _map(self, theta: Tensor, basis: Tensor) -> Tensor:
-        """Return source points ``(B * dims, N)`` in the dtype of theta."""
+    def _map(self, theta: Tensor, basis: Tensor, size: Sequence[int]) -> Tensor:
+        """Return source points ``(B, *size, dims)`` in the dtype of theta."""
         if theta.dtype != basis.dtype:
-            return self._map(theta.to(basis.dtype), basis).to(theta.dtype)
+            return self._map(theta.to(basis.dtype), basis, size).to(theta.dtype)
         if is_autocast_on(theta):
             with torch.autocast(theta.device.type, enabled=False):
-                return self._map(theta, basis)
-        return self._source_points(self._coefficients(theta) @ basis)
+                return self._map(theta, basis, size)
+        return self._source_points(theta, basis, size)
 
     def _check_theta(self, theta: Tensor) -> Tensor:
         if theta.ndim != 2 or theta.shape[1] != self.n_params:
@@ -212,9 +213,7 @@ class Transform(nn.Module, ABC):
         if not self.is_group:
             raise TypeError(f"{self} has no compose and inverse: the results leave the family.")
         theta = self._check_theta(theta)
-        rows = self._coefficients(theta.to(grid_dtype(theta.dtype, theta.device))).view(
-            theta.shape[0], -1, self.dims + 1
-        )
+        rows = self._coefficients(theta.to(grid_dtype(theta.dtype, theta.device)))
         last = F.pad(torch.zeros_like(rows[:, :1, 1:]), (0, 1), value=1.0)
         return rows if rows.shape[1] > self.dims else torch.cat([rows, last], dim=1)
 
@@ -229,17 +228,37 @@ class Affine(Transform):
     n_params = 6
 
     def identity(self) -> Tensor:
-        return torch.eye(self.dims, self.dims + 1, dtype=torch.float32, device="cpu").flatten()
+        return torch.eye(2, 3, dtype=torch.float32, device="cpu").flatten()
 
     def _coefficients(self, theta: Tensor) -> Tensor:
-        return theta.reshape(-1, self.dims + 1)
+        return self._elements(theta).view(-1, 2, 3)
+
+    def _elements(self, theta: Tensor) -> Tensor:
+        """Return the elements of A_theta, ``(B, 6)``."""
+        return theta
+
+    # The basis is (6, 2N), half of it zeros. So the product has x and y of a pixel side by side, as
+    # grid_sample reads and differentiates them. With three coefficients a row, this is faster.
+
+    def _basis(self, points: Tensor) -> Tensor:
+        axes = torch.eye(2, dtype=points.dtype, device=points.device)
+        return torch.einsum("kn,ij->iknj", super()._basis(points), axes).reshape(6, -1)
+
+    def _source_points(self, theta: Tensor, basis: Tensor, size: Sequence[int]) -> Tensor:
+        return (self._elements(theta) @ basis).view(-1, *size, 2)
 
 
-class Affine3d(Affine):
+class Affine3d(Transform):
     """Affine transformation of volumes, 12 parameters: the rows of a 3x4 matrix (appendix A.3)."""
 
     n_params = 12
     dims = 3
+
+    def identity(self) -> Tensor:
+        return torch.eye(3, 4, dtype=torch.float32, device="cpu").flatten()
+
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        return theta.view(-1, 3, 4)
 
 
 class Attention(Affine):
@@ -264,11 +283,11 @@ class Attention(Affine):
     def identity(self) -> Tensor:
         return torch.tensor([1.0, 0.0, 0.0][-self.n_params :], dtype=torch.float32, device="cpu")
 
-    def _coefficients(self, theta: Tensor) -> Tensor:
+    def _elements(self, theta: Tensor) -> Tensor:
         shift_x, shift_y = theta[:, -2], theta[:, -1]
         zero = torch.zeros_like(shift_x)
         scale = theta[:, 0] if self.scale is None else torch.full_like(shift_x, self.scale)
-        return torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1).view(-1, 3)
+        return torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1)
 
     def _theta(self, matrix: Tensor) -> Tensor:
         return torch.stack([matrix[:, 0, 0], matrix[:, 0, 2], matrix[:, 1, 2]], dim=1)
@@ -301,15 +320,14 @@ class Projective(Transform):
         return torch.eye(3, dtype=torch.float32, device="cpu").flatten()[:8].clone()
 
     def _coefficients(self, theta: Tensor) -> Tensor:
-        return F.pad(theta, (0, 1), value=1.0).view(-1, 3)
+        return F.pad(theta, (0, 1), value=1.0).view(-1, 3, 3)
 
-    def _source_points(self, product: Tensor) -> Tensor:
-        xy: Tensor
-        w: Tensor
-        (xy, w), low = product.view(-1, 3, product.shape[1]).split([2, 1], dim=1), self.min_w
+    def _source_points(self, theta: Tensor, basis: Tensor, size: Sequence[int]) -> Tensor:
+        rows = (self._coefficients(theta).flatten(0, 1) @ basis).view(-1, 3, *size)
+        xy, w, low = rows[:, :2], rows[:, 2:], self.min_w
         # Far behind the horizon the gradient would overflow.
         replaced = low * low / (2 * low - w.clamp(min=-1e9, max=low))
-        return (xy / torch.where(w < low, replaced, w)).flatten(0, 1)
+        return (xy / torch.where(w < low, replaced, w)).movedim(1, -1)
 
     def _theta(self, matrix: Tensor) -> Tensor:
         return (matrix / matrix[:, 2:, 2:]).flatten(1)[:, :8]
@@ -364,7 +382,7 @@ class ThinPlateSpline(Transform):
         identity = torch.eye(2, dtype=theta.dtype, device=theta.device).expand(
             theta.shape[0], -1, -1
         )
-        return torch.cat([displacements, identity], dim=2).flatten(0, 1)
+        return torch.cat([displacements, identity], dim=2)
 
 
 def _radial(a: Tensor, b: Tensor) -> Tensor:
