@@ -26,6 +26,7 @@ RUNS = {  # number of runs with one seed
     "ablation=localisation_lr": 6,
     "ablation=seeds": 1,
     "ablation=transformers": 3,
+    "ablation=trivial_baselines": 3,
     "ablation=transforms": 5,
 }
 TINY = ["model.width=4", "data.eval_batch_size=50", "logger=csv"]
