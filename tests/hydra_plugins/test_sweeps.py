@@ -23,9 +23,14 @@ RUNS = {  # number of runs with one seed
     "sweep=table1": 32,
     "sweep=table2": 6,
     "sweep=table3": 4,
+    "ablation=definitions": 14,
+    "ablation=fixed_crop": 1,
     "ablation=localisation_lr": 6,
+    "ablation=long_parts": 6,
+    "ablation=regress": 4,
     "ablation=seeds": 1,
     "ablation=transformers": 3,
+    "ablation=trivial_baselines": 3,
     "ablation=transforms": 5,
 }
 TINY = ["model.width=4", "data.eval_batch_size=50", "logger=csv"]

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,8 +13,12 @@ from spatial_transformer import (
     ConvLocalisation,
     FcLocalisation,
     Regression,
+    SpatialTransformer,
     ThinPlateSpline,
 )
+from spatial_transformer.geometry import theta_to_box
+from spatial_transformer.networks.localisation import InkLocalisation, MomentLocalisation
+from spatial_transformer.networks.mnist import MnistNetwork
 
 both_networks = pytest.mark.parametrize("network", [FcLocalisation, ConvLocalisation])
 TILES = torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
@@ -145,3 +150,59 @@ def test_regression_is_not_rounded_under_autocast():
 def test_precision_of_theta(weights, theta):
     regression = Regression(4, Affine()).to(weights)
     assert regression(torch.randn(3, 4, dtype=weights)).dtype == theta
+
+
+# Baselines without weights
+
+
+def ellipse(angle, centre, radii, size=42):
+    """Return a filled ellipse ``(1, 1, size, size)``, its longer axis at ``angle`` from upright."""
+    axis = (2 * torch.arange(size) + 1) / size - 1
+    y, x = torch.meshgrid(axis - centre[1], axis - centre[0], indexing="ij")
+    across = x * math.cos(angle) + y * math.sin(angle)
+    along = y * math.cos(angle) - x * math.sin(angle)
+    inside = (across / radii[0]) ** 2 + (along / radii[1]) ** 2 < 1
+    return inside.float()[None, None]
+
+
+@pytest.mark.parametrize("angle", [-1.2, -0.4, 0.0, 0.9])
+def test_moments_bring_an_ellipse_to_a_standard_pose(angle):
+    image = ellipse(angle, centre=(0.2, -0.3), radii=(0.15, 0.45))
+    network = MomentLocalisation(radius=0.4)
+    theta = network(image)
+    scale = math.hypot(0.15, 0.45) / 2 / 0.4  # the variance along a radius r is r^2 / 4
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    assert theta[0].tolist() == pytest.approx([cos, -sin, 0.2, sin, cos, -0.3], abs=0.02)
+    upright = SpatialTransformer(network, Affine())(image)
+    again = network(upright)[0].tolist()
+    assert again == pytest.approx(Affine().identity().tolist(), abs=0.03)
+
+
+def test_moments_of_a_blank_image_are_finite():
+    network = SpatialTransformer(MomentLocalisation(), Affine())
+    assert torch.equal(network(torch.zeros(2, 1, 28, 28)), torch.zeros(2, 1, 28, 28))
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (7, 31), (40, 40)])
+def test_ink_window_is_centred_on_the_densest_patch(row, column):
+    image = torch.rand(2, 1, 60, 60) / 10
+    image[:, :, row : row + 20, column : column + 20] += 0.5
+    boxes = theta_to_box(InkLocalisation()(image), 60)
+    expected = [column - 4, row - 4, column + 24, row + 24]
+    assert boxes.flatten().tolist() == pytest.approx(expected * 2, abs=1e-3)
+
+
+def test_ink_window_is_centred_on_a_narrow_digit():
+    image = torch.zeros(1, 1, 60, 60)
+    image[:, :, 20:40, 30:34] = 1.0
+    boxes = theta_to_box(InkLocalisation()(image), 60)
+    assert boxes[0].tolist() == pytest.approx([18, 16, 46, 44], abs=1e-3)
+
+
+@pytest.mark.parametrize("network", [MomentLocalisation(), InkLocalisation()])
+def test_a_localisation_without_weights_leaves_the_budget_to_the_classifier(network):
+    transform = Affine() if isinstance(network, MomentLocalisation) else Attention()
+    whole = MnistNetwork("fcn", 42, transform, localisation=network)
+    plain = MnistNetwork("fcn", 42)
+    assert [p.shape for p in whole.parameters()] == [p.shape for p in plain.parameters()]
+    assert whole(torch.rand(3, 1, 42, 42)).shape == (3, 10)

@@ -124,6 +124,61 @@ class ConvLocalisation(nn.Sequential):
         )
 
 
+class MomentLocalisation(nn.Module):
+    """Affine theta that normalises an image by its moments: a baseline without weights (ours).
+
+    In the output, the centre of mass is in the centre, the principal axis is upright and the root
+    mean square distance of the ink from the centre is ``radius``. Images are square.
+
+    Args:
+        radius: in units of half the side. The default is the mean of MNIST's training digits.
+    """
+
+    def __init__(self, radius: float = 0.48) -> None:
+        super().__init__()
+        self.radius = radius
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return theta ``(B, 6)`` of images ``(B, 1, H, H)`` whose background is 0."""
+        ink = x[:, 0].float()
+        ink = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
+        axis = (2 * torch.arange(ink.shape[-1], device=x.device) + 1) / ink.shape[-1] - 1
+        columns, rows = ink.sum(1), ink.sum(2)
+        centre_x, centre_y = columns @ axis, rows @ axis
+        variance_x = columns @ axis.square() - centre_x.square()
+        variance_y = rows @ axis.square() - centre_y.square()
+        covariance = (ink @ axis * axis).sum(1) - centre_x * centre_y
+        angle = torch.atan2(-2 * covariance, variance_y - variance_x) / 2  # of the principal axis
+        scale = (variance_x + variance_y).clamp(min=1e-4).sqrt() / self.radius
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        return torch.stack([cos, -sin, centre_x, sin, cos, centre_y], dim=1)
+
+
+class InkLocalisation(nn.Module):
+    """Attention theta of a window on the patch with the most ink: a baseline without weights.
+
+    Args:
+        patch: height and width of the patch in pixels: those of an MNIST digit without its margin.
+        window: height and width of the window in pixels, centred on the patch.
+    """
+
+    def __init__(self, patch: int = 20, window: int = 28) -> None:
+        super().__init__()
+        self.patch, self.window = patch, window
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return theta ``(B, 3)`` of images ``(B, 1, H, H)`` whose background is 0."""
+        ink = F.avg_pool2d(x[:, 0].float(), (self.patch, 1), stride=1)  # rows, then columns: faster
+        ink = F.avg_pool2d(ink, (1, self.patch), stride=1)
+        # Many patches hold the whole of a narrow digit. Their mean position is on its centre.
+        is_best = (ink >= 0.9999 * ink.amax((1, 2), keepdim=True)).float()
+        corners = torch.arange(ink.shape[-1], dtype=torch.float32, device=x.device)
+        corner = torch.stack([is_best.sum(1) @ corners, is_best.sum(2) @ corners], dim=1)
+        centre = (2 * corner / is_best.sum((1, 2))[:, None] + self.patch) / x.shape[-1] - 1
+        side = torch.full_like(centre[:, :1], self.window / x.shape[-1])
+        return torch.cat([side, centre], dim=1)
+
+
 class JoinedLocalisation(nn.Module):
     """Localisation networks of parallel transformers, each with its own weights.
 

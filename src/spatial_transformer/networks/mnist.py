@@ -47,6 +47,7 @@ class MnistNetwork(nn.Module):
         pool: average pooling before the classifier. None is 2 for images larger than a digit (RTS
             and TC) and 1 for others. The paper mentions pooling only after transformers.
         dropout: dropout probability before all layers but the first. The paper's is 0.
+        localisation: replaces the paper's localisation network.
 
     Attributes:
         transformer: the :class:`SpatialTransformer`, or None.
@@ -68,6 +69,7 @@ class MnistNetwork(nn.Module):
         width: int | None = None,
         pool: int | None = None,
         dropout: float = 0.0,
+        localisation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if arch not in ("fcn", "cnn"):
@@ -79,8 +81,9 @@ class MnistNetwork(nn.Module):
         if transform is not None:
             kind = FcLocalisation if arch == "fcn" else ConvLocalisation
             n = 1 if transformers is None else transformers
-            networks = [kind((in_channels, size, size), transform) for _ in range(n)]
-            localisation = networks[0] if transformers is None else JoinedLocalisation(networks)
+            if localisation is None:
+                networks = [kind((in_channels, size, size), transform) for _ in range(n)]
+                localisation = networks[0] if transformers is None else JoinedLocalisation(networks)
             self.transformer = SpatialTransformer(localisation, transform, (size, size), parallel=n)
             in_channels *= n
 

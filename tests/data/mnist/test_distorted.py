@@ -157,6 +157,7 @@ def test_digest_identifies_the_official_files():
         ({"distortion": "r", "canvas": 1025}, "data.canvas must be from 28 to 1024 .* got 1025"),
         ({"distortion": "r", "corner_std": 2.5}, "data.corner_std must be null, .* got 2.5 with r"),
         ({"distortion": "p", "corner_std": -1.0}, "at least 0 .* got -1.0 with p"),
+        ({"distortion": "p", "point_std": 2.0}, "data.point_std must be null, .* got 2.0 with p"),
         ({"batch_size": 55_001}, "data.batch_size must be at most 55,000, .* got 55,001"),
     ],
     ids=str,
@@ -166,10 +167,13 @@ def test_wrong_settings_are_refused(settings, message):
         MnistData(**settings)
 
 
-def test_corner_std_scales_the_displacement(mnist):
-    rest, mild, papers = (
-        mnist("p", corner_std=std).samples("val", INDEX)[0] for std in (0, 2, None)
+@pytest.mark.parametrize(
+    ("distortion", "name", "paper"),
+    [("p", "corner_std", 5 / math.sqrt(2)), ("e", "point_std", 1.5)],
+)
+def test_standard_deviation_scales_the_displacement(mnist, distortion, name, paper):
+    rest, mild, default, expected = (
+        mnist(distortion, **{name: std}).samples("val", INDEX)[0] for std in (0, 1, None, paper)
     )
-    expected = mnist("p", corner_std=5 / math.sqrt(2)).samples("val", INDEX)[0]
-    assert torch.equal(papers, expected)
-    assert 0 < (mild - rest).abs().mean() < (papers - rest).abs().mean()
+    assert torch.equal(default, expected)
+    assert 0 < (mild - rest).abs().mean() < (default - rest).abs().mean()

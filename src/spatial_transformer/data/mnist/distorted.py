@@ -14,7 +14,7 @@ from ...utils.errors import UsageError
 from ...utils.random import sample_keys
 from ..base import BatchedData, PreprocessedPicture, check_fits
 from . import files
-from .distortions import DISTORTIONS, project
+from .distortions import DISTORTIONS
 from .photos import preprocess_photo
 
 VALIDATION_SIZE = 5_000
@@ -42,6 +42,8 @@ class MnistData(BatchedData):
         seed: seed of training distortions and order.
         corner_std: for distortion p, the standard deviation of each coordinate of a corner's
             displacement in pixels. None is :data:`.distortions.CORNER_STD`.
+        point_std: the same for a control point of distortion e. None is
+            :data:`.distortions.POINT_STD`.
 
     Raises:
         UsageError: a setting is out of range.
@@ -59,19 +61,22 @@ class MnistData(BatchedData):
         fresh: bool = True,
         seed: int = 1,
         corner_std: float | None = None,
+        point_std: float | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         if distortion not in DISTORTIONS:
             known = ", ".join(DISTORTIONS)
             raise UsageError(f"data.distortion must be one of {known}, got {distortion}.")
         self.distortion = DISTORTIONS[distortion]
-        if corner_std is not None:
-            if distortion != "p" or corner_std < 0:
+        for name, std, owner in (("corner_std", corner_std, "p"), ("point_std", point_std, "e")):
+            if std is None:
+                continue
+            if distortion != owner or std < 0:
                 raise UsageError(
-                    "data.corner_std must be null, or at least 0 with data.distortion=p, "
-                    f"got {corner_std} with {distortion}."
+                    f"data.{name} must be null, or at least 0 with data.distortion={owner}, "
+                    f"got {std} with {distortion}."
                 )
-            apply = partial(project, corner_std=corner_std)
+            apply = partial(self.distortion.apply, **{name: std})
             self.distortion = replace(self.distortion, apply=apply)
         self.input_size = self.distortion.canvas if canvas is None else canvas
         if not self.distortion.min_canvas <= self.input_size <= MAX_CANVAS:
