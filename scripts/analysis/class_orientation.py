@@ -9,12 +9,16 @@ result in docs/reproduction.md.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spatial_transformer.callbacks.pose_consistency import rotation_angle, to_digit_coordinates
+from spatial_transformer.data.mnist import MnistData
+from spatial_transformer.inference.load import load_trained
 from spatial_transformer.reporting.records import measurement_cli
 from spatial_transformer.utils.errors import UsageError
 
@@ -28,45 +32,72 @@ def spread(degrees: Tensor) -> float:
 
 
 @torch.inference_mode()
+def rotations(trained: Any, localisation: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the labels of all test samples, and the rotation of each digit in the output.
+
+    Args:
+        trained: a trained network with one transformer, on R or RTS.
+        localisation: maps images ``(B, 1, H, H)`` to theta ``(B, n_params)``.
+
+    Returns:
+        Classes ``(N,)`` and degrees ``(N,)``.
+    """
+    data, transform = trained.data, trained.task.network.transformer.transform
+    batches = []
+    for index in torch.arange(data.size("test")).split(1000):
+        images, labels = data.samples("test", index)
+        theta, poses = localisation(images).float(), data.poses("test", index)
+        points = to_digit_coordinates(transform, theta, poses, data.input_size)
+        batches.append(torch.stack([labels, rotation_angle(points)[:, 0]]))
+    labels, degrees = torch.cat(batches, dim=1)
+    return labels, degrees
+
+
+def spreads(labels: Tensor, degrees: Tensor, classes: int) -> list[float]:
+    """Return the spread of the angles of each class, in degrees."""
+    return [spread(degrees[labels == n]) for n in range(classes)]
+
+
+def load(run: Path, data_root: str | None) -> Any:
+    """Load a finished run with one transformer on R or RTS.
+
+    Raises:
+        UsageError: the run is another one.
+    """
+    trained = load_trained(run, data_root=data_root)
+    data: Any = trained.data
+    transformer = getattr(trained.task.network, "transformer", None)
+    if type(data) is not MnistData or data.distortion.pose is None or transformer is None:
+        raise UsageError(f"The run must have one transformer and distortion r or rts, got {run}.")
+    if not trained.record:
+        raise UsageError(f"The run must be finished, got {run}.")
+    data.setup()
+    return trained
+
+
+def describe(trained: Any, samples: int) -> dict[str, Any]:
+    """Return what identifies a run in a file of measurements."""
+    record = {name: trained.record[name] for name in ("label", "commit", "steps")}
+    return record | {"distortion": trained.config.data.distortion, "samples": samples}
+
+
 def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
     """Return the spread of angles in each class, before and after the transformer.
 
     Raises:
         UsageError: the run is not finished, or has not one transformer on R or RTS.
     """
-    from spatial_transformer.callbacks.pose_consistency import rotation_angle, to_digit_coordinates
-    from spatial_transformer.data.mnist import MnistData
-    from spatial_transformer.inference.load import load_trained
-
-    trained = load_trained(run, data_root=data_root)
-    data: Any = trained.data
-    transformer: Any = getattr(trained.task.network, "transformer", None)
-    if type(data) is not MnistData or data.distortion.pose is None or transformer is None:
-        raise UsageError(f"The run must have one transformer and distortion r or rts, got {run}.")
-    if not trained.record:
-        raise UsageError(f"The run must be finished, got {run}.")
-    data.setup()
-    transform = transformer.transform
-    batches = []
-    for index in torch.arange(data.size("test")).split(1000):
-        images, labels = data.samples("test", index)
-        poses = data.poses("test", index)
-        angles = []
-        for theta in (
-            transform.identity().expand(len(index), -1),
-            transformer.localisation(images).float(),
-        ):
-            points = to_digit_coordinates(transform, theta, poses, data.input_size)
-            angles.append(rotation_angle(points)[:, 0])
-        batches.append(torch.stack([labels, *angles]))
-    labels, before, after = torch.cat(batches, dim=1)
-    rows = []
-    for n in range(data.classes):
-        spreads = [round(spread(angles[labels == n]), 2) for angles in (before, after)]
-        rows.append({"class": n, "before": spreads[0], "after": spreads[1]})
-    record = {name: trained.record[name] for name in ("label", "commit", "steps")}
-    record |= {"distortion": trained.config.data.distortion, "samples": len(labels)}
-    return record | {"rows": rows}
+    trained = load(run, data_root)
+    transformer = trained.task.network.transformer
+    identity = transformer.transform.identity()
+    labels, before = rotations(trained, lambda images: identity.expand(len(images), -1))
+    _, after = rotations(trained, transformer.localisation)
+    pairs = zip(*(spreads(labels, d, trained.data.classes) for d in (before, after)), strict=True)
+    rows = [
+        {"class": n, "before": round(one, 2), "after": round(other, 2)}
+        for n, (one, other) in enumerate(pairs)
+    ]
+    return describe(trained, len(labels)) | {"rows": rows}
 
 
 if __name__ == "__main__":
