@@ -17,8 +17,10 @@ from spatial_transformer.reporting.analyses import (
     addition_pose_table,
     colocalisation_ablation_table,
     conformance_table,
+    definitions_table,
     fill_table_markers,
     improvement_table,
+    ink_window_table,
     orientation_table,
     parts_table,
     pooling_table,
@@ -29,9 +31,14 @@ from spatial_transformer.reporting.analyses import (
     steps_chart,
     svhn_window_table,
     times_table,
+    trivial_table,
 )
 from spatial_transformer.reporting.benchmarks import benchmark_chart, benchmark_tables
-from spatial_transformer.reporting.paper_tables import paper_tables, summary_of_mnist
+from spatial_transformer.reporting.paper_tables import (
+    difference_table,
+    paper_tables,
+    summary_of_mnist,
+)
 from spatial_transformer.reporting.records import add_record, read_measurements, read_records
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.files import atomic_write
@@ -45,7 +52,9 @@ BENCHMARKS, MNIST, RECIPES = (RESULTS / name for name in ("benchmarks", "mnist",
 def documents() -> dict[Path, str]:
     """Return the text of each document, with its tables made from the results."""
     svhn, birds = _read_family("svhn"), _read_family("birds")
-    addition = read_records(RESULTS / "mnist_addition")
+    mnist, addition = read_records(MNIST), read_records(RESULTS / "mnist_addition")
+    definitions = mnist + read_records(RESULTS / "definitions")
+    trivial = mnist + read_records(RESULTS / "trivial_baselines")
     addition_pooling = read_records(RESULTS / "addition_pooling")
     colocalisation = read_records(RESULTS / "colocalisation")
     ablations = read_records(RESULTS / "colocalisation_choices")
@@ -57,7 +66,8 @@ def documents() -> dict[Path, str]:
         "README.md": {"mnist summary": summary_of_mnist(paper["mnist"])},
         "docs/results.md": {name: table.markdown() for name, table in paper.items()},
         "docs/reproduction.md": {
-            "gains": improvement_table(read_records(MNIST), CONF),
+            "differences": difference_table(paper["mnist"]),
+            "gains": improvement_table(mnist, CONF),
             "orientation": orientation_table(_read_measurements("orientation")),
             "redraws": redraws_table(_read_measurements("redraws")),
             "times": times_table(all_runs),
@@ -65,6 +75,8 @@ def documents() -> dict[Path, str]:
         "docs/experiments/distorted-mnist.md": {
             "pooling": pooling_table(read_records(RESULTS / "pooling")),
             "projective": projective_table(read_records(RESULTS / "projective")),
+            "definitions": definitions_table(definitions, CONF),
+            "trivial": trivial_table(trivial, CONF),
         },
         "docs/experiments/svhn.md": {
             "svhn windows": svhn_window_table(svhn, CONF),
@@ -74,6 +86,7 @@ def documents() -> dict[Path, str]:
             "addition pooling": pooling_table(addition_pooling, addition=True),
         },
         "docs/experiments/colocalisation.md": {
+            "ink window": ink_window_table(read_measurements(RESULTS / "ink_window.json")["rows"]),
             "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
         },
         "docs/experiments/birds.md": {

@@ -130,7 +130,7 @@ def record(composed: Callable[..., DictConfig]) -> Callable[..., dict]:
             "seed": config.seed,
             "steps": config.trainer.max_steps,
             "precision": config.trainer.precision,
-            "samples": {"train": 1824},
+            "samples": {"train": 1824, "test": 10_000},
             "seconds": 60.0,
             "device": "cpu",
             "metrics": {"test/error": error, "val/best_error": 1.0},

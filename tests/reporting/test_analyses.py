@@ -6,6 +6,7 @@ import gradient_vs_finite_difference
 import make_tables
 import pytest
 import torch
+import trivial_baselines
 from conftest import REPOSITORY
 from PIL import Image
 
@@ -13,8 +14,10 @@ from spatial_transformer.reporting.analyses import (
     addition_pose_table,
     colocalisation_ablation_table,
     conformance_table,
+    definitions_table,
     fill_table_markers,
     improvement_table,
+    ink_window_table,
     orientation_table,
     parts_table,
     pooling_table,
@@ -25,7 +28,9 @@ from spatial_transformer.reporting.analyses import (
     steps_chart,
     svhn_window_table,
     times_table,
+    trivial_table,
 )
+from spatial_transformer.reporting.records import read_measurements
 from spatial_transformer.utils.errors import UsageError
 
 CONF = REPOSITORY / "conf"
@@ -89,6 +94,54 @@ def test_improvements_compare_runs_of_one_recipe_and_length(record):
         "| | fast, 15,000 | not run | 3.75 | not run | not run | not run |",
         "| **ST-FCN projective** | *paper, 150k* | *0.8* | *4.3* | *1.7* | *0.6* | – |",
     ]
+
+
+def test_gains_have_p_if_all_runs_list_their_mistakes(record):
+    runs = [record(4.0, "model=fcn"), record(1.0)]
+    runs[0]["misclassified"], runs[1]["misclassified"] = list(range(40)), list(range(30, 40))
+    assert "| 3.00, p < 0.001 |" in improvement_table(runs, CONF)
+    runs.append(record(1.0, "seed=2"))  # an old file without a list
+    assert "| 3.00 |" in improvement_table(runs, CONF)
+
+
+def test_definitions_table_has_a_row_for_each_definition(record):
+    runs = [
+        record(1.7, "model=fcn", "data.distortion=e"),
+        record(3.1, "model=fcn", "data.distortion=e", "data.fresh=false"),
+        record(2.2, "data.distortion=e", "data.point_std=2"),
+        record(3.6, "data.distortion=p", "data.corner_std=5"),
+        record(9.9, "data.distortion=p", "data.corner_std=5", "recipe=paper"),
+    ]
+    assert rows(definitions_table(runs, CONF))[5:] == [
+        "| | `data.fresh=False` | not run | not run |",
+        "| | `data.corner_std=5` | not run | 3.60 |",
+        "| E | as in Table 1 | 1.70 | not run |",
+        "| | `data.fresh=False` | 3.10 | not run |",
+        "| | `data.point_std=2` | not run | 2.20 |",
+        "| | `data.point_std=2.5` | not run | not run |",
+    ]
+
+
+def test_trivial_baselines_are_between_fcn_and_st_fcn(record):
+    runs = [
+        record(2.5, "model=moment_fcn"),
+        record(6.0, "model=ink_fcn", "transform=attention", "data.distortion=tc"),
+        record(9.9, "recipe=long"),
+    ]
+    assert rows(trivial_table(runs, CONF)) == [
+        "| **FCN** | ours | not run | not run | not run |",
+        "| **moments, FCN** | fast, 15,000 | not run | 2.50 | not run |",
+        "| **window with most ink, FCN** | fast, 15,000 | not run | not run | 6.00 |",
+        "| **ST-FCN affine** | ours | not run | not run | not run |",
+    ]
+
+
+def test_ink_window_finds_digits_without_clutter(mnist_root):
+    found = trivial_baselines.measure(str(mnist_root))["rows"]
+    lines = rows(ink_window_table(found))
+    assert lines[0] == "| T |" + " 100 |" * 10 + " 100.0 |"
+    recorded = read_measurements(REPOSITORY / "results" / "ink_window.json")["rows"]
+    assert found == recorded
 
 
 def test_projective_table_has_a_row_for_each_displacement(record):

@@ -12,6 +12,7 @@ from spatial_transformer.reporting.paper_tables import (
     SPECS,
     build_table,
     confidence_interval,
+    difference_table,
     format_mean,
     format_percent,
     mnist_table,
@@ -206,6 +207,14 @@ def test_command_of_a_cell_repeats_its_runs(composed, name):
             assert str(run["seed"]) in seeds
             for option in ("distortion", "digit", "size", "species"):
                 assert settings["data"].get(option) == run["config"]["data"].get(option)
+
+
+def test_differences_from_the_paper_have_p(record):
+    runs = [record(error, f"seed={n}") for n, error in enumerate((1.19, 1.2, 1.21))]
+    runs += [record(0.5, f"seed={n}", "data.distortion=r") for n in range(2)]
+    rows = difference_table(mnist_table(runs, CONF)).splitlines()
+    assert rows[2:] == ["| **ST-FCN affine** | fast, 15,000 | – | +0.40, p = 0.0055 | – | – | – |"]
+    assert difference_table(mnist_table(runs[:2], CONF)) == "not run"
 
 
 def test_summary_chooses_our_recipe_by_validation_error(record):

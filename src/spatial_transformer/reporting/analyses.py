@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from ..data.mnist.distortions import DISTORTIONS
 from ..utils.errors import UsageError
 from .paper_tables import (
     NOT_RUN,
+    SPECS,
     Record,
+    TableCell,
     birds_options,
+    build_table,
     describe_species,
     format_mean,
     format_percent,
@@ -32,8 +36,10 @@ from .records import (
     flatten,
     matches_config,
     overrides_for,
+    recipe_steps,
     standard_settings,
 )
+from .significance import format_p, paired_p
 
 BOX, ON_BOX = "the box, of which the crop holds", "the crop, of which is box"
 
@@ -92,6 +98,73 @@ def projective_table(records: Iterable[Record]) -> str:
     return markdown_table(header, rows) if errors else NOT_RUN
 
 
+def definitions_table(records: Iterable[Record], conf: Path) -> str:
+    """Return errors of FCN and ST-FCN affine under other definitions of the distortions.
+
+    Args:
+        records: results of ``recipe=fast`` on distorted MNIST. Other recipes are left out.
+        conf: directory of the configuration.
+    """
+    networks = ("FCN", "ST-FCN affine")
+    errors: dict[tuple, list[float]] = defaultdict(list)
+    for record in records:
+        if record["recipe"] == "fast" and record["steps"] == recipe_steps(record, conf):
+            key = (record["model"], record["transform"]), record["config"]["data"]["distortion"]
+            errors[(*key, *changed_settings(record, conf))].append(record["metrics"]["test/error"])
+    rows = []
+    for name in ("r", "rts", "p", "e"):
+        definitions = [(), ("data.fresh=False",), *_DEFINITIONS.get(name, ())]
+        for definition in definitions:
+            cells = [
+                format_mean(errors[(paper.NETWORKS[network], name, *definition)])
+                for network in networks
+            ]
+            setting = ", ".join(f"`{change}`" for change in definition) or "as in Table 1"
+            rows.append(["" if definition else name.upper(), setting, *cells])
+    return markdown_table(["set", "definition", *networks], rows)
+
+
+_DEFINITIONS = {
+    "p": [("data.corner_std=5",)],
+    "e": [("data.point_std=2",), ("data.point_std=2.5",)],
+}
+"""Definitions of conf/ablation/definitions.yaml by distortion, but for ``data.fresh``."""
+
+
+def trivial_table(records: Iterable[Record], conf: Path) -> str:
+    """Return errors of fixed rules in the place of the transformer, next to FCN and ST-FCN.
+
+    Args:
+        records: results on distorted MNIST. Other recipes than "fast" are left out.
+        conf: directory of the configuration.
+    """
+    names = {
+        "FCN": ("fcn", "none"),
+        "moments, FCN": ("moment_fcn", "affine"),
+        "window with most ink, FCN": ("ink_fcn", "attention"),
+        "ST-FCN affine": ("st_fcn", "affine"),
+    }
+    spec = replace(
+        SPECS["mnist"],
+        networks={name: {"model": m, "transform": t} for name, (m, t) in names.items()},
+        numbers=dict.fromkeys(names),
+        columns={name: name.upper() for name in ("r", "rts", "tc")},
+    )
+    return build_table(spec, [run for run in records if run["recipe"] == "fast"], conf).markdown()
+
+
+def ink_window_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return the percentage of images that ``scripts/analysis/trivial_baselines.py`` finds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["distortion"].upper()].append(row["found"])
+    lines = [
+        [name, *(f"{value:.0f}" for value in values), f"{statistics.fmean(values):.1f}"]
+        for name, values in found.items()
+    ]
+    return markdown_table(["images", *range(10), "mean"], lines)
+
+
 def pooling_table(records: Iterable[Record], addition: bool = False) -> str:
     """Return errors by how the image is pooled before the classifier.
 
@@ -128,7 +201,8 @@ def pooling_table(records: Iterable[Record], addition: bool = False) -> str:
 def improvement_table(records: Iterable[Record], conf: Path) -> str:
     """Return by how many points each transformer reduces the error of its base network.
 
-    Runs are compared with runs of the same recipe and length.
+    Runs are compared with runs of the same recipe and length. A gain has the p-value of
+    :func:`.significance.paired_p` if all result files list their misclassified samples.
 
     Args:
         records: results on distorted MNIST.
@@ -145,22 +219,25 @@ def improvement_table(records: Iterable[Record], conf: Path) -> str:
             "–" if a is None or b is None else f"*{a - b:.1f}*"
             for a, b in zip(base.numbers or [], network.numbers or [], strict=True)
         ]
-        rows.append([f"**{name}**", f"*{table.paper_row}*", *numbers])
+        rows.append([f"**{name}**", f"*{network.paper_row}*", *numbers])
         base_rows = dict(base.rows)
         for label, cells in network.rows:
             gains = [
-                _improvement(plain.values, cell.values)
-                for plain, cell in zip(base_rows.get(label, []), cells)
+                _improvement(plain, cell) for plain, cell in zip(base_rows.get(label, []), cells)
             ]
             if any(gain != NOT_RUN for gain in gains):
                 rows.append(["", label, *gains])
     return markdown_table([*table.header, *table.columns], rows)
 
 
-def _improvement(base: list[float], transformed: list[float]) -> str:
-    if not base or not transformed:
+def _improvement(base: TableCell, cell: TableCell) -> str:
+    if not base.runs or not cell.runs:
         return NOT_RUN
-    return f"{statistics.fmean(base) - statistics.fmean(transformed):.2f}"
+    gain = f"{statistics.fmean(base.values) - statistics.fmean(cell.values):.2f}"
+    lists: list[Any] = [[run.get("misclassified") for run in of.runs] for of in (base, cell)]
+    if any(samples is None for runs in lists for samples in runs):
+        return gain
+    return f"{gain}, {format_p(paired_p(*lists))}"
 
 
 def orientation_table(records: Iterable[Record]) -> str:

@@ -31,7 +31,7 @@ from ..utils.files import atomic_write
 from ..visualization.crops import read_png
 from .analyses import bird_part_coverage, crop_names, steps_chart
 from .benchmarks import benchmark_chart
-from .paper_tables import PaperTable, TableCell, confidence_interval, paper_tables
+from .paper_tables import PaperTable, TableCell, paper_tables
 from .records import changed_settings, overrides_for, read_records, read_result, recipe_steps
 
 MAX_STRIPS, MAX_FRAMES, MAX_WIDTH = 4, 16, 1060
@@ -172,27 +172,20 @@ def write_report(
 
 
 def compare_to_paper(cell: TableCell, higher_is_better: bool) -> tuple[str, str]:
-    """Compare a cell with the paper.
-
-    A difference below the paper's precision, or inside our interval, counts as equal.
+    """Compare a cell with the paper at a level of 5 %.
 
     Returns:
-        "better", "same", "worse", "incomparable" or "not-run", and a short text: the difference,
-        or why there is no comparison.
+        "better", "same", "worse", "incomparable" or "not-run", and a short text: the difference
+        and its p-value, or why there is no comparison.
     """
     if not cell.runs:
         return "not-run", ""
-    if cell.paper is None or cell.caveat:
+    if cell.paper is None or cell.p is None:
         return "incomparable", cell.caveat
-    mean, half = confidence_interval(cell.values)
-    decimals = 1 if isinstance(cell.paper, float) else 0
-    difference = f"{mean - cell.paper:+.{2 * decimals}f}".replace("-", "−")
-    if round(mean, decimals) == cell.paper:
-        return "same", "= equal"
-    if half is not None and abs(mean - cell.paper) <= half:
-        return "same", f"{difference} within ±"
-    outcome = "better" if (mean > cell.paper) == higher_is_better else "worse"
-    return outcome, f"{difference} {outcome}"
+    if cell.p >= 0.05:
+        return "same", cell.difference
+    is_above = statistics.fmean(cell.values) > cell.paper
+    return "better" if is_above == higher_is_better else "worse", cell.difference
 
 
 def count_outcomes(tables: Iterable[PaperTable]) -> Counter[str]:

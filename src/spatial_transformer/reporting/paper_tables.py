@@ -6,32 +6,28 @@ import math
 import shlex
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import paper
 from .records import matches_config, overrides_for, read_records, recipe_steps
+from .significance import format_p, published_p, student_quantile
 
 NOT_RUN = "not run"
 Record = dict[str, Any]
 MIN_SEEDS = 3
 """With fewer seeds, values are shown without an interval and are not compared with the paper."""
 _FULL_SVHN = 200_000  # train and extra have 235,755 images, less those for validation
-# Two-sided 95 % quantiles of Student's t for 2 to 10 degrees of freedom.
-_T_95 = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def confidence_interval(values: list[float]) -> tuple[float, float | None]:
-    """Return the mean and the half-width of its 95 % interval (t), None for one or two values.
-
-    More than eleven values use the quantile of eleven, which makes the interval slightly too wide.
-    """
+    """Return the mean and the half-width of its 95 % interval (t), None for one or two values."""
     mean = statistics.fmean(values)
     if len(values) < MIN_SEEDS:
         return mean, None
-    quantile = _T_95[min(len(values), 11) - MIN_SEEDS]
+    quantile = student_quantile(len(values) - 1)
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -83,6 +79,22 @@ class TableCell:
     caveat: str = ""
 
     @property
+    def p(self) -> float | None:
+        """p-value of the difference from the paper's number, None if there is no comparison."""
+        if self.paper is None or self.caveat:
+            return None
+        decimals = 1 if isinstance(self.paper, float) else 0
+        return published_p(self.values, self.paper, self.runs[0]["samples"]["test"], decimals)
+
+    @property
+    def difference(self) -> str:
+        """Our mean minus the paper's number, with p. "–" if there is no comparison."""
+        if self.paper is None or self.p is None:
+            return "–"
+        text = f"{statistics.fmean(self.values) - self.paper:+.2f}, {format_p(self.p)}"
+        return text.replace("-", "−")
+
+    @property
     def command(self) -> str:
         """The command that runs it again, or for the first time."""
         options = [
@@ -103,6 +115,7 @@ class NetworkRows:
     Attributes:
         name: the paper's name of the network.
         options: the options of ``train.py`` that all of its runs share.
+        paper_row: label of the paper's row.
         numbers: the paper's numbers; None if the paper has none for this network.
         rows: label and cells of each of our rows. A network of this project without a run has one
             row, a network of other authors none.
@@ -110,6 +123,7 @@ class NetworkRows:
 
     name: str
     options: dict[str, Any]
+    paper_row: str
     numbers: list[float | None] | None
     rows: list[tuple[str, list[TableCell]]]
 
@@ -121,14 +135,12 @@ class PaperTable:
     Attributes:
         header: of the first two columns.
         columns: headers of the other columns.
-        paper_row: label of the paper's rows.
         networks: the rows.
         higher_is_better: whether the metric is not an error.
     """
 
     header: tuple[str, str]
     columns: list[str]
-    paper_row: str
     networks: list[NetworkRows]
     higher_is_better: bool
 
@@ -144,7 +156,7 @@ class PaperTable:
             name = f"**{network.name}**"
             if network.numbers is not None:
                 numbers = ["–" if number is None else number for number in network.numbers]
-                rows.append([name, *(f"*{text}*" for text in [self.paper_row, *numbers])])
+                rows.append([name, *(f"*{text}*" for text in [network.paper_row, *numbers])])
                 name = ""
             rows += [[name, label, *(cell.text for cell in row)] for label, row in network.rows]
         return markdown_table([*self.header, *self.columns], rows)
@@ -187,6 +199,7 @@ class TableSpec:
         columns: headers by the values of ``setting``, or by None for a single column.
         setting: the option of the data that differs between columns.
         paper_row: label of the paper's rows.
+        second_hand: networks whose numbers were not read in the paper.
         header: of the first two columns.
         metric: of a run.
         format_values: text of a cell.
@@ -200,6 +213,7 @@ class TableSpec:
     columns: Mapping[Any, str]
     setting: str | None = None
     paper_row: str = "paper"
+    second_hand: Collection[str] = ()
     header: tuple[str, str] = ("network", "recipe, steps")
     metric: Callable[[Record], float] = _error
     format_values: Callable[[list[float]], str] = format_mean
@@ -258,6 +272,7 @@ SPECS = {
         },
         columns={digit: str(digit) for digit in range(10)},
         setting="data.digit",
+        second_hand=("TC",),
         header=("images", "recipe, steps"),
         metric=lambda record: 100 - _error(record),
         format_values=format_percent,
@@ -328,9 +343,11 @@ def build_table(spec: TableSpec, records: Iterable[Record], conf: Path) -> Paper
         if not rows and name in spec.networks:
             rows = [("ours", _build_row(spec, name, None, runs, conf))]
         paper_numbers = None if numbers is None else [numbers.get(c) for c in spec.columns]
-        networks.append(NetworkRows(name, spec.networks.get(name, {}), paper_numbers, rows))
+        paper_row = "paper, second-hand" if name in spec.second_hand else spec.paper_row
+        options = spec.networks.get(name, {})
+        networks.append(NetworkRows(name, options, paper_row, paper_numbers, rows))
     columns = list(spec.columns.values())
-    return PaperTable(spec.header, columns, spec.paper_row, networks, spec.higher_is_better)
+    return PaperTable(spec.header, columns, networks, spec.higher_is_better)
 
 
 def _build_row(
@@ -355,17 +372,19 @@ def _build_row(
                 values=values,
                 text=spec.format_values(values),
                 options=options | ({spec.setting: column} if spec.setting else {}),
-                caveat=_find_caveat(number, found[column], conf),
+                caveat=_find_caveat(number, name in spec.second_hand, found[column], conf),
             )
         )
     return cells
 
 
-def _find_caveat(number: float | None, runs: list[Record], conf: Path) -> str:
+def _find_caveat(number: float | None, is_second_hand: bool, runs: list[Record], conf: Path) -> str:
     if not runs:
         return NOT_RUN
     if number is None:
         return "no number in the paper"
+    if is_second_hand:
+        return "the paper's number is second-hand"
     run, full_steps = runs[0], recipe_steps(runs[0], conf)
     if run["model"] in dict(paper.SVHN_NETWORKS.values()):
         images = run["samples"]["train"]
@@ -378,6 +397,17 @@ def _find_caveat(number: float | None, runs: list[Record], conf: Path) -> str:
     if len(runs) < MIN_SEEDS:
         return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     return ""
+
+
+def difference_table(table: PaperTable) -> str:
+    """Return the difference of each comparable cell from the paper's number as Markdown."""
+    rows = [
+        [f"**{network.name}**", label, *(cell.difference for cell in cells)]
+        for network in table.networks
+        for label, cells in network.rows
+        if any(cell.p is not None for cell in cells)
+    ]
+    return markdown_table([*table.header, *table.columns], rows) if rows else NOT_RUN
 
 
 def summary_of_mnist(table: PaperTable) -> str:
