@@ -23,6 +23,7 @@ from spatial_transformer.reporting.analyses import (
     ink_window_table,
     orientation_table,
     parts_table,
+    passes_table,
     pooling_table,
     projective_table,
     recipe_table,
@@ -89,6 +90,7 @@ def documents() -> dict[Path, str]:
             "ink window": ink_window_table(read_measurements(RESULTS / "ink_window.json")["rows"]),
             "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
         },
+        "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
         "docs/experiments/birds.md": {
             "slopes": slopes_table(_read_measurements("slopes")),
             **{

@@ -5,6 +5,7 @@ import error_consistency
 import gradient_vs_finite_difference
 import make_tables
 import pytest
+import repeated_passes
 import torch
 import trivial_baselines
 from conftest import REPOSITORY
@@ -20,6 +21,7 @@ from spatial_transformer.reporting.analyses import (
     ink_window_table,
     orientation_table,
     parts_table,
+    passes_table,
     pooling_table,
     projective_table,
     recipe_table,
@@ -334,3 +336,16 @@ def test_documents_agree_with_the_results():
 def test_charts_agree_with_the_results():
     for chart, (_, digest) in make_tables.charts().items():
         assert Image.open(chart).info["Records"] == digest, f"{chart.name}: run `make tables`"
+
+
+def test_repeated_passes_of_a_pretrained_network(mnist_root):
+    file = REPOSITORY / "checkpoints" / "st_fcn_mnist.pt"
+    record = repeated_passes.measure(file, data_root=str(mnist_root))
+    first = record["rows"][0]
+    assert record["trained_passes"] == 1
+    assert [row["passes"] for row in record["rows"]] == [1, 2, 3, 4, 5]
+    orientation = class_orientation.measure(file, data_root=str(mnist_root))
+    spreads = [row["after"] for row in orientation["rows"]]
+    assert first["spread"] == pytest.approx(sum(spreads) / len(spreads), abs=0.01)
+    errors, _ = rows(passes_table([record]))
+    assert errors.startswith(f"| RTS, long, 1 in training | error, % | {first['error']:.2f} |")

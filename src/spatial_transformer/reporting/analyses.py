@@ -257,6 +257,28 @@ def orientation_table(records: Iterable[Record]) -> str:
     return "\n".join(lines) if len(lines) > 1 else NOT_RUN
 
 
+def passes_table(records: Iterable[Record]) -> str:
+    """Return errors and spreads by the number of passes in training and in the test.
+
+    Args:
+        records: measurements of ``scripts/analysis/repeated_passes.py``.
+    """
+    found: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        recipe = record["label"].split("-")[-2]
+        found[record["distortion"], recipe, record["trained_passes"]].append(record)
+    lines: list[list] = []
+    for (distortion, recipe, trained), runs in sorted(found.items()):
+        name = f"{distortion.upper()}, {recipe}, {trained} in training"
+        for metric, unit, spec in (("error", "%", ".2f"), ("spread", "°", ".1f")):
+            rows = zip(*(run["rows"] for run in runs), strict=True)
+            cells = [format_mean([row[metric] for row in column], spec) for column in rows]
+            lines.append([name, f"{metric}, {unit}", *cells])
+            name = ""
+    header = ["passes", "", "1", "2", "3", "4", "5"]
+    return markdown_table(header, lines) if lines else NOT_RUN
+
+
 def _sort_by_run(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (record["label"], record["steps"]))
 
