@@ -19,6 +19,7 @@ from spatial_transformer.reporting.analyses import (
     conformance_table,
     definitions_table,
     fill_table_markers,
+    frozen_table,
     improvement_table,
     ink_window_table,
     orientation_table,
@@ -89,6 +90,9 @@ def documents() -> dict[Path, str]:
         "docs/experiments/colocalisation.md": {
             "ink window": ink_window_table(read_measurements(RESULTS / "ink_window.json")["rows"]),
             "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
+        },
+        "docs/experiments/frozen.md": {
+            "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"))
         },
         "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
         "docs/experiments/birds.md": {

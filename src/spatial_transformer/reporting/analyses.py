@@ -279,6 +279,26 @@ def passes_table(records: Iterable[Record]) -> str:
     return markdown_table(header, lines) if lines else NOT_RUN
 
 
+def frozen_table(records: Iterable[Record]) -> str:
+    """Return errors of a classifier of upright digits, before and after it gets a transformer.
+
+    Args:
+        records: results of ``experiment=mnist_frozen``.
+    """
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records:
+        config = record["config"]
+        name = "frozen classifier, trained transformer"
+        if config["model"]["weights"] is None:
+            name = "both trained from scratch"
+        elif config["recipe"]["localisation_lr_factor"] == 0:
+            name = "frozen classifier, transformer at the identity"
+        found[name, config["data"]["distortion"]].append(record["metrics"]["test/error"])
+    names = sorted({name for name, _ in found}, key=lambda name: -max(found[name, "rts"] or [0]))
+    rows = [[name, *(format_mean(found[name, d]) for d in ("r", "rts"))] for name in names]
+    return markdown_table(["network", "R", "RTS"], rows) if rows else NOT_RUN
+
+
 def _sort_by_run(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (record["label"], record["steps"]))
 
