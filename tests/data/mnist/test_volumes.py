@@ -16,7 +16,6 @@ from spatial_transformer.data.mnist.volumes import (
     rotation_matrices,
 )
 from spatial_transformer.geometry import THICKNESS, project_volume
-from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.random import sample_keys, uniform
 
 INDEX = torch.arange(12)
@@ -109,8 +108,3 @@ def test_three_views_are_displayed():
     assert front[0, 10, 30] == front.sum() == 1
     assert (side[0, 10] > 0).nonzero()[:, 0].tolist() == list(range(5, 13))
     assert middle.sum() == 0
-
-
-def test_too_small_volume_is_refused():
-    with pytest.raises(UsageError, match=r"data\.canvas must be at least 40, .* got 39"):
-        Mnist3dData(canvas=39)
