@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..data.io.image_arrays import ImageLike, to_pictures
 from ..data.io.image_files import list_pictures, read_picture
+from ..tasks.spsa import evaluation_mode
 from ..training.config import PredictionConfig
 from ..training.validation import check_names
 from ..transformer.recorder import find_transformers
 from ..utils.errors import UsageError
 from ..utils.files import atomic_write
 from ..utils.text import csv_cell, one_line, printable
-from ..visualization.crops import draw_crop_outlines, evaluating, render_columns, row_labels
+from ..visualization.crops import draw_crop_outlines, render_columns, row_labels
 from ..visualization.drawing import CropGeometry, image_grid
 from . import infer
 from .load import Trained, load_trained
@@ -131,7 +132,7 @@ def _predict_batch(trained: Trained, images: Tensor) -> Predictions:
     """Predict preprocessed images on the device of the network."""
     task = trained.task
     images = images.to(next(task.parameters()).device)
-    with evaluating(task):
+    with evaluation_mode(task):
         logits, thetas, crops = infer(task.network, images)
     labels = task.predictions(logits)
     texts = trained.data.decode_labels(labels)
