@@ -117,28 +117,6 @@ def test_smaller_image_is_anywhere_in_the_training_crop(tmp_path):
 # Samples
 
 
-def test_samples_depend_on_seed_epoch_and_index_only(root):
-    data = build(root)
-    images, labels = all_samples(data, "train", 3)
-    some = torch.tensor([7, 2, 30])
-    again = data.samples("train", some, 3)
-    assert torch.equal(again[0], images[some])
-    assert torch.equal(again[1], labels[some])
-    assert torch.equal(all_samples(build(root, batch_size=5), "train", 3)[0], images)
-    assert not torch.equal(all_samples(data, "train", 4)[0], images)
-    assert not torch.equal(all_samples(build(root, seed=2), "train", 3)[0], images)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_has_the_same_samples(root):
-    data, index = build(root), torch.tensor([5, 20, 2])
-    images, labels = data.samples("train", index.cuda())
-    expected = data.samples("train", index)
-    assert images.device.type == "cuda"
-    torch.testing.assert_close(images.cpu(), expected[0])
-    assert torch.equal(labels.cpu(), expected[1])
-
-
 def test_only_training_images_are_augmented(root):
     plain, augmented = build(root, augment=False), build(root, seed=9)
     for split in ("val", "test"):

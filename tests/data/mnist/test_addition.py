@@ -72,16 +72,6 @@ def test_training_pairs_depend_on_the_epoch(addition):
         assert torch.equal(fixed.samples("train", INDEX, epoch)[1], first[1])
 
 
-def test_samples_depend_on_seed_epoch_and_index_only(addition):
-    for split in ("train", "val", "test"):
-        whole, labels = addition().samples(split, INDEX, 3)
-        part, part_labels = addition(seed=1 if split == "train" else 2).samples(
-            split, INDEX[7:9], 3
-        )
-        assert torch.equal(whole[7:9], part)
-        assert torch.equal(labels[7:9], part_labels)
-
-
 def test_channels_have_two_colours_that_add_up_to_white():
     data = MnistAdditionData()
     assert torch.equal(data.to_display(torch.ones(2, 4, 4)), torch.ones(3, 4, 4))

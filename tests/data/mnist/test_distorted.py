@@ -7,13 +7,10 @@ import torch
 
 from spatial_transformer.data.mnist import MnistAdditionData, MnistData
 from spatial_transformer.data.mnist import files as mnist_files
-from spatial_transformer.data.mnist.distortions import DISTORTIONS
 from spatial_transformer.utils.errors import UsageError
 
 SIZES = {"train": 55_000, "val": 5_000, "test": 10_000}
 INDEX = torch.arange(20)
-
-each_distortion = pytest.mark.parametrize("distortion", DISTORTIONS)
 
 
 @pytest.fixture
@@ -85,21 +82,6 @@ def test_clutter_is_cut_from_training_digits(mnist, split):
 # Samples
 
 
-@each_distortion
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_fixed_sets_do_not_depend_on_seed_and_epoch(mnist, distortion, split):
-    first = mnist(distortion, seed=1).samples(split, INDEX)[0]
-    other = mnist(distortion, seed=2, fresh=False)
-    assert torch.equal(first, other.samples(split, INDEX, epoch=5)[0])
-
-
-@each_distortion
-def test_training_samples_depend_on_seed_and_epoch(mnist, distortion):
-    first = mnist(distortion, seed=1).samples("train", INDEX)[0]
-    assert differ(first, mnist(distortion, seed=2).samples("train", INDEX)[0])
-    assert differ(first, mnist(distortion, seed=1).samples("train", INDEX, epoch=1)[0])
-
-
 def test_without_fresh_all_epochs_are_the_first(mnist):
     first = mnist().samples("train", INDEX)[0]
     for epoch in (0, 1, 7):
@@ -116,14 +98,6 @@ def test_redraw_is_repeatable(mnist, split):
     assert torch.equal(first, again)
     assert differ(first, other)
     assert differ(first, fixed)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_samples_are_on_the_device_of_the_index(mnist):
-    images, labels = mnist("tc").samples("test", INDEX.cuda())
-    assert images.device.type == labels.device.type == "cuda"
-    expected = mnist("tc").samples("test", INDEX)[0]
-    torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-4)
 
 
 def test_digest_identifies_the_official_files():
