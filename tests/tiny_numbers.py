@@ -14,7 +14,6 @@ def write_numbers(
     part: Path,
     numbers: Sequence[tuple[int, ...]],
     boxes: Sequence[Sequence | None] = (),
-    missing: Sequence[int] = (),
 ) -> Path:
     """Write a part of SVHN with images of noise, 60 x 40 pixels.
 
@@ -22,15 +21,13 @@ def write_numbers(
         part: directory to be created.
         numbers: digits of each image.
         boxes: of the digits of each image: left, top, width and height. None places them in a row.
-        missing: images that are not written, counted from 1.
     """
     part.mkdir(parents=True)
     rng = np.random.default_rng(len(numbers))
     annotations = []
     for i, digits in enumerate(numbers, 1):
         noise = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
-        if i not in missing:
-            Image.fromarray(noise).save(part / f"{i}.png")
+        Image.fromarray(noise).save(part / f"{i}.png")
         given = boxes[i - 1] if boxes else None
         row = [(20.0 + 7 * j, 10, 6, 12) for j in range(len(digits))]
         own = np.array(row if given is None else given, dtype=float)

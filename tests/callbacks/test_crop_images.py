@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import SHORT
 from PIL import Image, ImageDraw
-from torch import nn
 
 from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
 from spatial_transformer.callbacks.crop_images import CropImages
@@ -79,12 +78,6 @@ def test_a_broken_picture_is_named_and_left_out(tmp_path, caplog):
     with Image.open(animate(tmp_path)) as animation:
         assert animation.n_frames == 2
     assert str(broken) in caplog.text
-
-
-def test_a_network_without_transformer_has_no_animation(tmp_path):
-    for step in range(2):
-        Image.new("RGB", (4, 4)).save(tmp_path / f"crops_{step:07d}.png")
-    assert not animate(tmp_path, nn.Linear(1, 1)).exists()
 
 
 def test_pictures_are_read_by_the_decoder_of_png_only(tmp_path, monkeypatch):

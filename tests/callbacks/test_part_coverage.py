@@ -58,11 +58,6 @@ def test_random_crops_contain_parts_as_often_as_in_a_simulation(half):
         assert chance == pytest.approx(100 * drawn, abs=0.5)
 
 
-def test_a_crop_of_the_whole_image_contains_all_parts():
-    table = part_table(windows((1.0, 0, 0)), torch.tensor([[[0.99, -0.99, 1.0]]]))
-    assert [values.item() for values in table.values()] == [100, 100, 100]
-
-
 def test_overlaps_of_squares():
     crops = windows((0.5, -0.5, -0.5), (0.5, 0.0, -0.5))
     shares = crop_box_overlap(crops, torch.tensor([[-1.0, -1.0, 0.0, 1.0]]))

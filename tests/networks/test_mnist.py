@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from spatial_transformer import Regression
-from spatial_transformer.networks.localisation import localisation_networks
 from spatial_transformer.networks.mnist import MnistNetwork, fcn_classifier, largest_width
 from spatial_transformer.transformer import Affine, Projective, ThinPlateSpline
 
@@ -126,13 +125,6 @@ def test_every_class_has_a_logit_and_every_parameter_a_gradient(name, size):
         assert parameter.grad.abs().sum() > 0, key
 
 
-@pytest.mark.parametrize("name", ["fcn", "cnn"])
-def test_a_network_without_a_transformer_is_its_classifier(name):
-    network, images = build(name, 28, width=4), random_images(name, 28)
-    assert network.transformer is None
-    assert torch.equal(network(images), network.classifier(images))
-
-
 @pytest.mark.parametrize(
     ("size", "pool", "expected"), [(28, None, 1), (42, None, 2), (60, None, 2), (84, 3, 3)]
 )
@@ -180,20 +172,6 @@ def test_parallel_transformers_warp_all_channels_by_given_thetas():
     torch.testing.assert_close(crops[:, :2], images, rtol=0, atol=1e-5)
     torch.testing.assert_close(crops[:, 2:, :, :-1], images[..., 1:], rtol=0, atol=1e-5)
     assert torch.equal(network(images, theta), network.classifier(F.avg_pool2d(crops, 2)))
-
-
-def test_parallel_transformers_have_their_own_localisation_networks():
-    (joined,) = localisation_networks(build("2st_fcn_affine", 42, width=4))
-    first, second = joined.networks
-    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
-
-
-@every_st_network
-def test_theta_learns_from_the_first_step(name):
-    network = build(name, 28, width=16)
-    F.cross_entropy(network(random_images(name, 28)), torch.arange(4)).backward()
-    last = [module for module in network.transformer.modules() if isinstance(module, Regression)]
-    assert all(p.grad.abs().sum() > 0 for layer in last for p in layer.parameters())
 
 
 @pytest.mark.parametrize(

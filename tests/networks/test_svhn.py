@@ -79,16 +79,3 @@ def test_dropout_follows_all_hidden_layers_but_the_first():
 def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SvhnNetwork(**arguments)
-
-
-@pytest.mark.slow
-@every_network
-def test_sixteen_samples_are_memorised(build):
-    network = build(64, width=0.25, dropout=0.0)
-    x, labels = torch.randn(16, 3, 64, 64), torch.randint(11, (16, 5))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(x).mT, labels).backward()
-        optimizer.step()
-    assert torch.equal(network(x).argmax(dim=2), labels)

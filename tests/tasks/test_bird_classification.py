@@ -9,7 +9,6 @@ from spatial_transformer.networks.backbones import BACKBONES, BackboneSpec
 from spatial_transformer.networks.birds import BirdNetwork
 from spatial_transformer.tasks.bird_classification import BirdClassification
 from spatial_transformer.tasks.spsa import evaluation_mode, spsa_surrogate
-from spatial_transformer.utils.errors import UsageError
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -38,18 +37,6 @@ def test_accuracy_and_its_mean_over_species(network, monkeypatch):
     assert float(logged["test/accuracy"]) == pytest.approx(100 * 4 / 7)
     assert float(logged["test/macro_accuracy"]) == pytest.approx(100 * (3 / 4 + 1 / 2 + 0) / 3)
     assert float(logged["test/error"]) == pytest.approx(100 * 3 / 7)
-
-
-def test_a_single_species_is_refused(network):
-    network.classes = 1
-    with pytest.raises(UsageError, match="at least two species"):
-        BirdClassification(network, SGD)
-
-
-@pytest.mark.parametrize("delta", [0, -0.1, float("nan")])
-def test_a_delta_that_is_not_positive_is_refused(network, delta):
-    with pytest.raises(UsageError, match=r"recipe.spsa_delta must be positive"):
-        BirdClassification(network, SGD, spsa_delta=delta)
 
 
 def test_spsa_is_an_unbiased_estimate_of_a_linear_slope():

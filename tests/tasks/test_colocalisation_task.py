@@ -4,14 +4,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from spatial_transformer.data.mnist import files as mnist_files
 from spatial_transformer.geometry import box_to_theta
 from spatial_transformer.networks.colocalisation import Colocalisation
 from spatial_transformer.tasks import colocalisation
 from spatial_transformer.tasks.colocalisation import ColocalisationTask, paired_iou, triplet_loss
-from spatial_transformer.tasks.digit_encoder import load_or_train_encoder
 from spatial_transformer.transformer import Attention
-from spatial_transformer.utils.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -89,17 +86,3 @@ def test_training_has_two_stages_and_leaves_the_encoder_unchanged(monkeypatch):
     assert all(
         torch.equal(value, encoder[n]) for n, value in task.network.encoder.state_dict().items()
     )
-
-
-@pytest.mark.parametrize("setting", [{"locate": 1.5}, {"narrow": -0.1}, {"random_scale": 0}])
-def test_settings_out_of_range_are_refused(setting):
-    with pytest.raises(UsageError, match=f"task.{next(iter(setting))} must be in"):
-        make_task(**setting)
-
-
-def test_an_unwritable_cache_of_the_encoder_names_its_setting(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(mnist_files, "prepare", lambda root: tmp_path)
-    message = r"digit encoder cannot be written to (.|\n)*Set task\.cache"
-    with pytest.raises(UsageError, match=message):
-        load_or_train_encoder(tmp_path, tmp_path / "file")

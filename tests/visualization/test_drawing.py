@@ -91,21 +91,6 @@ def test_crops_of_parallel_transformers_are_their_outputs():
     assert len(readings) == 2
 
 
-def test_split_transformers_have_their_own_outlines():
-    thetas = [torch.tensor([[0.5, 0, 0, 0, 0.5, 0]]), torch.tensor([[0.2, 0, 0.1, 0, 0.2, 0]])]
-    parts = CropGeometry([Affine(), Affine()], thetas, (8, 8)).split()
-    for part, theta in zip(parts, thetas, strict=True):
-        for line, expected in zip(part.outline(0), region_lines(Affine(), theta[0]), strict=True):
-            assert torch.equal(line, expected)
-
-
-def test_a_network_without_transformers_has_no_crops():
-    network, x = MnistNetwork("fcn", 28, width=4), torch.rand(2, 1, 28, 28)
-    readings, logits = CropGeometry.from_network(network, x)
-    assert readings == []
-    assert torch.equal(logits, network(x))
-
-
 def test_lines_are_drawn_at_their_coordinates():
     black = to_image(torch.zeros(1, 20, 20), width=80)
     drawn = draw_lines(black, region_lines(Affine(), torch.tensor([0.5, 0, 0, 0, 0.5, 0])))
@@ -114,13 +99,6 @@ def test_lines_are_drawn_at_their_coordinates():
     assert drawn.getpixel((19, 40)) == REGION
     assert drawn.getpixel((40, 40)) == (0, 0, 0)
     assert black.getpixel((40, 19)) == (0, 0, 0), "the image itself has changed"
-
-
-def test_points_at_infinity_do_not_stop_the_drawing():
-    draw_lines(
-        to_image(torch.zeros(1, 8, 8), 16),
-        [torch.tensor([[0.0, 0.0], [1e30, -1e30], [float("inf"), 0]])],
-    )
 
 
 def test_an_image_keeps_its_values_and_colours():
@@ -132,13 +110,6 @@ def test_an_image_keeps_its_values_and_colours():
     assert colour.getpixel((0, 0)) == (255, 0, 127)
 
 
-def test_a_reduced_image_is_smoothed():
-    checks = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(8, 8)[None]
-    small = to_image(checks, width=4)
-    assert small.size == (4, 4)
-    assert all(100 < value < 155 for value in small.convert("L").tobytes())
-
-
 def test_a_sheet_has_rows_of_at_most_six_columns():
     columns = [[to_image(torch.ones(1, 4, 4), tile_width(1))]] * 7
     sheet = image_grid(columns, list("abcdefg"), "title", ["input"])
@@ -147,14 +118,6 @@ def test_a_sheet_has_rows_of_at_most_six_columns():
     six = image_grid(columns[:6], list("abcdef"), "title", ["input"])
     assert six.height < sheet.height
     assert 800 < six.width <= 830
-
-
-def test_captions_wrap_at_the_width_of_the_images_after_commas():
-    columns = [[to_image(torch.ones(1, 4, 4), 100)]] * 2
-    one = image_grid(columns, ["pred 8", "pred 3"])
-    two = image_grid(columns, ["pred 1446, true 157", "pred 3"])
-    assert two.width == one.width
-    assert two.height == one.height + 18
 
 
 def test_a_sheet_has_the_border_of_a_crop_in_the_colour_of_its_outline(drawn_mnist):

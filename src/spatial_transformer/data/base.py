@@ -149,9 +149,14 @@ class BatchedData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._rank()
+        n = self.size("train")
+        if self.batch_size > n:
+            raise UsageError(
+                f"data.batch_size must be at most {n:,}, the size of the training set, "
+                f"got {self.batch_size:,}."
+            )
         check_divisible(self.batch_size, world_size)
         share = slice(rank, None, world_size)
-        n = self.size("train")
         sampler = TrainingSampler(n, self.batch_size, self.seed, self._progress, share)
         return DataLoader(_IdentityDataset(), batch_size=None, sampler=sampler)
 
@@ -177,15 +182,6 @@ class BatchedData(pl.LightningDataModule, ABC):
         if trainer is None:
             return 0, 1, math.inf
         return trainer.global_step, trainer.accumulate_grad_batches, trainer.num_training_batches
-
-
-def check_fits(batch_size: int, n: int) -> None:
-    """Raise UsageError if a batch is larger than a training set of ``n`` samples."""
-    if batch_size > n:
-        raise UsageError(
-            f"data.batch_size must be at most {n:,}, the size of the training set, "
-            f"got {batch_size:,}."
-        )
 
 
 def check_divisible(batch_size: int, devices: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,17 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from ..data.io.image_arrays import ImageLike, to_pictures
 from ..data.io.image_files import list_pictures, read_picture
+from ..tasks.spsa import evaluation_mode
 from ..training.config import PredictionConfig
 from ..training.validation import check_names
 from ..transformer.recorder import find_transformers
 from ..utils.errors import UsageError
 from ..utils.files import atomic_write
-from ..utils.text import csv_cell, printable
-from ..visualization.crops import draw_crop_outlines, evaluating, render_columns
+from ..utils.text import csv_cell, one_line, printable
+from ..visualization.crops import draw_crop_outlines, render_columns, row_labels
 from ..visualization.drawing import CropGeometry, image_grid
 from . import infer
 from .load import Trained, load_trained
@@ -34,9 +33,6 @@ UNSURE = 0.5
 """Predictions with a lower confidence get the note "unsure"."""
 _BATCH_SIZE = 32
 _SIDE = 168  # side of an image in the overview, in pixels
-_MAX_NAME = 240  # bytes; file systems take 255, and output files have longer names
-_MAX_SIDE = 65_535  # pixels, the limit of JPEG; the digit finder needs memory for each
-_SMALLEST_SHAPE = 0.1  # of the area of the largest one
 
 
 class Predictions(NamedTuple):
@@ -71,6 +67,7 @@ class FilePrediction(NamedTuple):
         theta: parameters of all transformers. Empty without transformers.
         note: remarks, such as "unsure".
         column: images for the overview, from top to bottom.
+        labels: what these images are.
     """
 
     file: str
@@ -79,6 +76,7 @@ class FilePrediction(NamedTuple):
     theta: list[float]
     note: str
     column: list[Image.Image]
+    labels: list[str]
 
     @property
     def caption(self) -> str:
@@ -134,7 +132,7 @@ def _predict_batch(trained: Trained, images: Tensor) -> Predictions:
     """Predict preprocessed images on the device of the network."""
     task = trained.task
     images = images.to(next(task.parameters()).device)
-    with evaluating(task):
+    with evaluation_mode(task):
         logits, thetas, crops = infer(task.network, images)
     labels = task.predictions(logits)
     texts = trained.data.decode_labels(labels)
@@ -187,7 +185,7 @@ def predict(config: DictConfig) -> list[FilePrediction]:
             try:
                 result = _predict_file(trained, file)
             except UsageError as error:
-                name, reason = printable(file.name), printable(" ".join(str(error).split()))
+                name, reason = printable(file.name), one_line(error)
                 writer.writerow([csv_cell(name), "", "", f"skipped: {reason}"])
                 print(f"Skipped {name}: {reason}", file=sys.stderr)
                 continue
@@ -203,58 +201,37 @@ def predict(config: DictConfig) -> list[FilePrediction]:
     n, shown = len(predictions), predictions[:MAX_OVERVIEW]
     title = f"the first {len(shown)} of {n:,} pictures" if n > len(shown) else ""
     captions = [f"{prediction.file}: {prediction.caption}" for prediction in shown]
+    overview = image_grid([p.column for p in shown], captions, title, shown[0].labels)
     with atomic_write(out / "overview.png") as path:
-        image_grid([prediction.column for prediction in shown], captions, title).save(path, "PNG")
+        overview.save(path, "PNG")
     print(f"Wrote predictions.csv, overview.png and crops/ to {out}.")
     return predictions
 
 
 def _predict_file(trained: Trained, file: Path) -> FilePrediction:
     """Predict a picture and draw it with the crops of the network."""
-    name = printable(file.name)
-    if len(os.fsencode(name)) > _MAX_NAME:
-        raise UsageError(f"its name must have at most {_MAX_NAME} bytes. Rename it.")
     picture = read_picture(file)
-    if max(picture.size) > _MAX_SIDE:
-        got = f"{picture.width:,} x {picture.height:,}"
-        raise UsageError(f"it must have at most {_MAX_SIDE:,} pixels a side, got {got}.")
-    data, size = trained.data, trained.data.input_size
+    data = trained.data
     view = data.preprocess_picture(picture)
     found = _predict_batch(trained, view.image[None])
     confidence = found.confidences.item()
     notes = ["unsure"] if confidence < UNSURE else []
     if view.note:
         notes.append(view.note)
-    if view.image.shape[0] == 1 and picture.size != (size, size):
-        shapes = _count_shapes(view.image[0])
-        if shapes > 1:
-            notes.append(f"{shapes} separate shapes: expected one digit")
     readings: list[CropGeometry] = []
     if found.thetas:
         readings = CropGeometry.from_thetas(trained.task.network, found.thetas, found.inputs)
     scene = _crop_scene(picture, view.box, _SIDE)
     (images,) = render_columns(data, found.inputs, readings, _SIDE)
     return FilePrediction(
-        file=name,
+        file=printable(file.name),
         text=printable(found.texts[0]),
         confidence=confidence,
         theta=[value for theta in found.thetas for value in theta.flatten().tolist()],
         note="; ".join(notes),
         column=[draw_crop_outlines(scene, readings, 0), *images],
+        labels=["your image", *row_labels(readings)],
     )
-
-
-def _count_shapes(image: Tensor) -> int:
-    """Count the connected bright shapes of an image ``(H, W)``, without specks."""
-    mask = (image > 0.5).float()[None, None]
-    labels = torch.arange(1.0, mask.numel() + 1).view_as(mask) * mask
-    while True:  # the highest label of a shape spreads over it
-        spread = max_pool2d(labels, 3, 1, 1) * mask
-        if torch.equal(spread, labels):
-            break
-        labels = spread
-    areas = labels[labels > 0].unique(return_counts=True)[1]
-    return int((areas >= _SMALLEST_SHAPE * areas.max()).sum()) if len(areas) else 0
 
 
 def _crop_scene(picture: Image.Image, box: tuple[float, ...], side: int) -> Image.Image:

@@ -12,7 +12,6 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..networks.birds import BirdNetwork
-from ..utils.errors import UsageError
 from ..utils.random import uniform
 from .classification import Classification
 from .spsa import evaluation_mode, spsa_surrogate
@@ -31,9 +30,6 @@ class BirdClassification(Classification):
     Logged:
         As for :class:`Classification`. Also ``val/accuracy`` and ``test/accuracy``, as in the
         paper, and ``macro_accuracy``, the mean over species, in percent.
-
-    Raises:
-        UsageError: a setting is out of range.
     """
 
     network: BirdNetwork
@@ -48,12 +44,6 @@ class BirdClassification(Classification):
         spsa_delta: float | None = None,
     ) -> None:
         super().__init__(network, optimizer, scheduler, localisation_lr_factor, label_smoothing)
-        if network.classes < 2:
-            raise UsageError("data.species must name at least two species, got one.")
-        if spsa_delta is not None and not spsa_delta > 0:
-            raise UsageError(
-                f"recipe.spsa_delta must be positive, got {spsa_delta}. Set null to turn SPSA off."
-            )
         self.spsa_delta = spsa_delta
         macro = MulticlassAccuracy(network.classes, average="macro")
         self.macro_accuracy: Any = nn.ModuleDict({"val/": macro, "test/": macro.clone()})

@@ -51,7 +51,7 @@ class Classification(pl.LightningModule):
             order.
 
     Raises:
-        UsageError: a setting is out of range, or the network does not take the noisy theta.
+        UsageError: the factor is out of range, or the network does not take the noisy theta.
     """
 
     error_names: tuple[str, ...] = ("error",)
@@ -70,10 +70,6 @@ class Classification(pl.LightningModule):
             raise UsageError(
                 f"recipe.localisation_lr_factor must be at least 0, got {localisation_lr_factor}."
             )
-        if not 0 <= label_smoothing < 1:
-            raise UsageError(f"recipe.label_smoothing must be in [0, 1), got {label_smoothing}.")
-        if not 0 <= theta_noise < math.inf:
-            raise UsageError(f"recipe.theta_noise must be at least 0, got {theta_noise}.")
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler

@@ -15,7 +15,6 @@ from torchvision.ops import box_iou
 
 from ..geometry import theta_to_box
 from ..networks.colocalisation import Colocalisation
-from ..utils.errors import UsageError
 from ..utils.random import uniform
 from .classification import Classification
 from .digit_encoder import load_or_train_encoder
@@ -43,9 +42,6 @@ class ColocalisationTask(Classification):
     Logged:
         ``train/loss``. ``error``, the percentage of images with an IoU of at most 0.5.
         ``overlap``, the mean IoU in percent. ``val/loss`` and ``test/loss`` are 1 - IoU.
-
-    Raises:
-        UsageError: a setting is out of range.
     """
 
     error_names = ("error", "overlap")
@@ -65,11 +61,6 @@ class ColocalisationTask(Classification):
         cache: str | Path | None = None,
     ) -> None:
         super().__init__(network, optimizer, scheduler, localisation_lr_factor)
-        for name, value in (("locate", locate), ("narrow", narrow)):
-            if not 0 <= value <= 1:
-                raise UsageError(f"task.{name} must be in [0, 1], got {value}.")
-        if not 0 < random_scale <= 1:
-            raise UsageError(f"task.random_scale must be in (0, 1], got {random_scale}.")
         self.locate, self.narrow = locate, narrow
         self.random_scale, self.margin = random_scale, margin
         self.root, self.cache = root, cache

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ..data.io.cache import Cache, cache_directories, open_cache
+from ..data.io.cache import cache_directories, open_cache
 from ..data.mnist import MnistData
 from ..data.mnist import files as mnist_files
 from ..networks.colocalisation import DigitEncoder
@@ -50,16 +50,13 @@ def load_or_train_encoder(
     """
     source = mnist_files.prepare(root)
     width = DigitEncoder().layers[0].out_channels
-    kept = Cache(
-        dataset="MNIST",
-        contents="digit encoder",
-        name="encoder",
-        settings={"width": width, "torch": version("torch"), **RECIPE},
-        read=lambda directory, meta: _read(directory),
+    return open_cache(
+        "encoder",
+        {"width": width, "torch": version("torch"), **RECIPE},
+        cache_directories(source, cache, "mnist"),
         write=lambda directory: _train(root, directory),
-        option="task.cache",
+        read=lambda directory, meta: _read(directory),
     )
-    return open_cache(kept, cache_directories(source, cache, "mnist"))
 
 
 def _read(directory: Path) -> dict[str, Any]:

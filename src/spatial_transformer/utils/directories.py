@@ -50,13 +50,10 @@ def create_directory(
 def check_files(dataset: str, root: Path, files: Sequence[str]) -> None:
     """Raise UsageError if a data set's files, by their paths in ``root``, are missing."""
     missing = [file for file in files if not (root / file).is_file()]
-    near = [*sorted(root.glob("*/")), *root.absolute().parents[:2]]
-    roots = [path for path in near if missing and (path / missing[0]).is_file()]
-    hint = "Set data.root to the directory that contains them, or leave it out to download them."
     if missing:
         raise UsageError(
             f"{dataset} is incomplete: {root.absolute()} does not contain {', '.join(missing)}.\n"
-            + (f"Did you mean data.root={roots[0]}?" if roots else hint)
+            "Set data.root to the directory that contains them, or leave it out to download them."
         )
 
 

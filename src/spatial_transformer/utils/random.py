@@ -35,16 +35,16 @@ def uniform(keys: Tensor, n: int, stream: int = 0) -> Tensor:
 
 def normal(keys: Tensor, n: int, stream: int = 0) -> Tensor:
     """Return standard normal numbers, ``(B, n)`` float32, from ``(B,)`` keys."""
-    return torch.special.ndtri(_double(uniform(keys, n, stream))).float().to(keys.device)
+    return torch.special.ndtri(to_double(uniform(keys, n, stream))).float().to(keys.device)
 
 
 def integers(keys: Tensor, n: int, below: int, stream: int = 0) -> Tensor:
     """Return uniform integers in [0, below), ``(B, n)`` int64, from ``(B,)`` keys."""
-    numbers = (_double(uniform(keys, n, stream)) * below).long().clamp_(max=below - 1)
+    numbers = (to_double(uniform(keys, n, stream)) * below).long().clamp_(max=below - 1)
     return numbers.to(keys.device)
 
 
-def _double(numbers: Tensor) -> Tensor:
+def to_double(numbers: Tensor) -> Tensor:
     """Return float64 numbers, on the CPU for MPS, which has no float64."""
     return (numbers.cpu() if numbers.device.type == "mps" else numbers).double()
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from ..tasks.spsa import evaluation_mode
 from ..transformer import Attention, find_transformers
 from .drawing import (
     BACKGROUND,
@@ -28,17 +28,6 @@ from .drawing import (
 
 _BATCH_SIZE = 50
 _BORDER = 3  # pixels around a crop
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and back into its earlier mode at the end."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
 
 
 class SampleImages(NamedTuple):
@@ -80,7 +69,7 @@ def render_samples(data: Any, pl_module: Any, split: str, index: Tensor) -> Samp
     captions: list[str] = []
     is_wrong: list[bool] = []
     labels: list[str] = []
-    with evaluating(pl_module):
+    with evaluation_mode(pl_module):
         for part in index.to(pl_module.device).split(_BATCH_SIZE):
             images, truths = data.samples(split, part)
             readings, logits = CropGeometry.from_network(pl_module.network, images)
@@ -188,7 +177,7 @@ def class_means(data: Any, pl_module: Any, split: str, index: Tensor) -> dict[st
     hooks = [transformers[0].register_forward_hook(keep_output)] if is_only else []
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(data.classes, device=pl_module.device)
-    with evaluating(pl_module):
+    with evaluation_mode(pl_module):
         for part in index.to(pl_module.device).split(_BATCH_SIZE):
             latest["input"], labels = data.samples(split, part)
             pl_module.network(latest["input"])

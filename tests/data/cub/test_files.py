@@ -9,7 +9,6 @@ from tiny_birds import PARTS, Bird, species_folder, write_birds
 
 from spatial_transformer.data.cub import files as cub_files
 from spatial_transformer.data.cub.files import (
-    check_images,
     parse_species,
     prepare,
     read_birds,
@@ -28,7 +27,6 @@ def root(tmp_path):
 
 def read_all(root):
     birds = read_birds(prepare(root), parse_species("1-4"))
-    check_images(birds)
     read_boxes(birds)
     read_parts(birds)
 
@@ -43,7 +41,7 @@ def read_all(root):
         (7, [7]),
         ("200", [200]),
         ("1-50", list(range(1, 51))),
-        ("1,4, 7-9", [1, 4, 7, 8, 9]),
+        ("1,4, 7-9,8", [1, 4, 7, 8, 9]),
         ("Laysan_Albatross,5", ["Laysan_Albatross", 5]),
         ([9, "1-3", "002.Kind"], [9, 1, 2, 3, "002.Kind"]),
     ],
@@ -61,8 +59,6 @@ def test_species_are_numbers_ranges_or_names(species, expected):
         (0, "got '0'"),
         ("150-201", "got '150-201'"),
         ("9-7", "got '9-7'"),
-        ("3,1-4", r"data\.species must list each species once"),
-        (["Wren", "Wren"], r"data\.species must list each species once"),
     ],
 )
 def test_wrong_species_are_refused(species, message):
@@ -73,11 +69,10 @@ def test_wrong_species_are_refused(species, message):
 @pytest.mark.parametrize(
     ("species", "message"),
     [
-        ("Kind_a_Wrem", r"Kind_a_Wrem does not exist in .*classes\.txt\. Did you mean Kind_a_Wren"),
-        ("002.Kind_a_Wren", r"002\.Kind_a_Wren does not exist"),
-        ("2,Kind_b_Wren", "must list each species once"),
-        (None, r"5 does not exist in .*classes\.txt"),
-        (True, "True does not exist"),
+        ("Kind_a_Wrem", r"Kind_a_Wrem is not in .*classes\.txt\. Did you mean .*Kind_a_Wren"),
+        ("002.Kind_a_Wren", r"002\.Kind_a_Wren is not in"),
+        (None, r"5 is not in .*classes\.txt"),
+        (True, "True is not in"),
     ],
 )
 def test_unknown_species_are_refused(root, species, message):
@@ -108,35 +103,21 @@ def test_boxes_and_parts_are_those_of_the_chosen_images(tmp_path):
     assert cub_files.part_names(chosen.root) == list(PARTS)
 
 
-def test_line_ends_of_windows_are_read(root):
-    for text in cub_files.COLUMNS:
-        (root / text).write_bytes((root / text).read_bytes().rstrip().replace(b"\n", b"\r\n"))
-    read_all(root)
+DAMAGES = {
+    "empty": lambda text: "",
+    "no number": lambda text: "x" + text,
+    "twice": lambda text: text + text,
+    "without the last line": lambda text: text[: text.rindex("\n", 0, -1)],
+}
+CASES = [(f, d) for f in cub_files.COLUMNS for d in DAMAGES if f != "parts/parts.txt"]
+CASES.remove(("images.txt", "without the last line"))  # a smaller data set
 
 
-@pytest.mark.parametrize("file", [file for file in cub_files.COLUMNS if file != "parts/parts.txt"])
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda text: "", id="empty"),
-        pytest.param(lambda text: "x" + text, id="no number"),
-        pytest.param(lambda text: text[: text.rindex("\n", 0, -1)], id="without the last line"),
-        pytest.param(lambda text: text + text, id="twice"),
-    ],
-)
+@pytest.mark.parametrize(("file", "damage"), CASES)
 def test_damaged_file_is_named(root, file, damage):
-    (root / file).write_text(damage((root / file).read_text()))
+    (root / file).write_text(DAMAGES[damage]((root / file).read_text()))
     with pytest.raises(UsageError, match=file):
         read_all(root)
-
-
-def test_missing_images_are_counted(root):
-    shutil.rmtree(root / "images" / species_folder(3))
-    (root / "images" / species_folder(2) / "Wren_0013.jpg").unlink()
-    message = rf"{root / 'images'} does not contain 2 of 6 files .* first '.*Wren_0013\.jpg'\."
-    with pytest.raises(UsageError, match=message):
-        read_all(root)
-    check_images(read_birds(root, [1, 4]))
 
 
 # The root
@@ -188,4 +169,3 @@ def test_real_text_files_are_read(cub_root):
     assert parts[0, 1].tolist() == [312, 182, 1]
     names = cub_files.part_names(cub_root)
     assert (len(names), names[1], names[14]) == (15, "beak", "throat")
-    check_images(read_birds(cub_root, parse_species("1-50")))

@@ -1,7 +1,5 @@
 """Arrays, tensors and PIL images as input of predict_images."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -72,53 +70,33 @@ def test_different_sizes_and_colours():
     assert to_pictures([np.asarray(pictures[0]) / 255, tensor]) == pictures
 
 
-def test_orientation_tag(strokes, tmp_path):
-    lying = Image.fromarray(strokes[0]).transpose(Image.Transpose.ROTATE_90)
-    tags = lying.getexif()
-    tags[0x0112] = 6  # turn by a quarter, clockwise
-    lying.save(tmp_path / "lying.png", exif=tags)
-    with Image.open(tmp_path / "lying.png") as picture:
-        (upright,) = to_pictures(picture)
-    assert np.array_equal(np.asarray(upright)[..., 0], strokes[0])
-
-
-ARRAYS = re.escape("(H, W), (H, W, C), (B, H, W) or (B, H, W, C) with 1, 3 or 4 channels.")
-TENSORS = re.escape("(H, W), (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels.")
-RANGE = r"images\[0\] is out of range: got values from 0 to 255, expected \[0, 1\] for float64"
 WRONG = {
-    "empty list": ([], ValueError, "images is empty: got 0 images, expected at least one"),
-    "empty batch": (np.zeros((0, 9, 9)), ValueError, r"images is empty: got shape \(0, 9, 9\)"),
-    "empty tensor": (torch.zeros(0, 1, 9, 9), ValueError, r"empty: got shape \(0, 1, 9, 9\)"),
-    "image without a row": (Image.new("L", (5, 0)), ValueError, r"empty: got shape \(5, 0\)"),
-    "one axis": (np.zeros(42), ValueError, rf"wrong shape: got \(42,\), expected {ARRAYS}"),
-    "five axes": (np.zeros((1, 1, 9, 9, 1)), ValueError, rf"wrong shape: .*expected {ARRAYS}"),
-    "array (B, C, H, W)": (np.zeros((2, 3, 9, 9)), ValueError, f"expected {ARRAYS}"),
-    "tensor (5, H, W)": (torch.zeros(5, 9, 9), ValueError, f"expected {TENSORS}"),
-    "tensor (B, H, W, C)": (torch.zeros(2, 9, 9, 3), ValueError, f"expected {TENSORS}"),
-    "int64": (np.zeros((9, 9), int), TypeError, "dtype: got int64, expected uint8 in 0 to"),
-    "bool": (torch.zeros(9, 9).bool(), TypeError, "dtype: got torch.bool, expected uint8"),
-    "complex": (np.zeros((9, 9), complex), TypeError, "dtype: got complex128"),
-    "text": ("digit.png", TypeError, "images has the wrong type: got str, expected a NumPy array"),
-    "list of lists": ([[[0.0]]], TypeError, r"images\[0\] has the wrong type: got list"),
-    "NaN": (np.full((9, 9), np.nan), ValueError, r"images\[0\] is not finite: got nan, expected"),
-    "up to 255": (np.linspace(0, 255, 81).reshape(9, 9), ValueError, RANGE),
-    "negative": (-torch.ones(1, 9, 9), ValueError, "got values from -1 to -1, expected"),
+    "empty list": ([], ValueError, "at least one image"),
+    "empty batch": (np.zeros((0, 9, 9)), ValueError, "at least one image"),
+    "no pixels": (
+        torch.zeros(2, 1, 0, 9),
+        ValueError,
+        r"at least one pixel, got shape \(0, 9, 1\)",
+    ),
+    "one axis": (np.zeros(42), ValueError, r"\(H, W\).* got \(42,\)"),
+    "array (B, C, H, W)": (np.zeros((2, 3, 9, 9)), ValueError, r"got \(2, 3, 9, 9\)"),
+    "tensor (B, H, W, C)": (torch.zeros(2, 9, 9, 3), ValueError, r"got \(2, 9, 9, 3\)"),
+    "int64": (np.zeros((9, 9), int), TypeError, "uint8, or floating point .* got int64"),
+    "bool": (torch.zeros(9, 9).bool(), TypeError, "got bool"),
+    "text": ("digit.png", TypeError, "got str"),
+    "list of lists": ([[[0.0]]], TypeError, "got list"),
+    "NaN": (np.full((9, 9), np.nan), ValueError, r"^images\[0\]: .* from nan to nan"),
+    "third": (
+        [np.zeros((2, 9, 9)), -torch.ones(1, 9, 9)],
+        ValueError,
+        r"^images\[2\]: .* -1 to -1",
+    ),
+    "up to 255": (np.linspace(0, 255, 81).reshape(9, 9), ValueError, "got values from 0 to 255"),
     "infinite PIL image": (Image.new("F", (5, 5), float("inf")), ValueError, "must be finite"),
 }
 
 
 @pytest.mark.parametrize(("images", "error", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_images(images, error, message):
+def test_wrong_images_are_refused(images, error, message):
     with pytest.raises(error, match=message):
         to_pictures(images)
-
-
-def test_wrong_image_is_named(strokes):
-    faulty = strokes[:4] / 255
-    faulty[2, 5, 5] = np.inf
-    with pytest.raises(ValueError, match=r"^images\[2\] is not finite: got inf"):
-        to_pictures(faulty)
-    with pytest.raises(ValueError, match=r"^images\[2\] is not finite: got inf"):
-        to_pictures([strokes[0], faulty[1:3]])
-    with pytest.raises(TypeError, match=r"^images\[2\] has the wrong type: got NoneType"):
-        to_pictures([strokes[:2], None])

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from spatial_transformer.data.io.roots import find_dataset, find_root
 
@@ -29,14 +28,3 @@ def test_environment_variable_is_the_default(monkeypatch):
     monkeypatch.setenv("STN_DATA", "~/shared")
     assert find_root(None) == Path.home() / "shared"
     assert find_root("elsewhere") == Path("elsewhere")
-
-
-EXPERIMENTS = ["mnist", "mnist_addition", "mnist_3d", "colocalisation", "svhn_cnn", "birds_cnn"]
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_configuration_does_not_depend_on_the_environment(composed, monkeypatch, experiment):
-    before = OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True)
-    monkeypatch.setenv("STN_DATA", "/elsewhere")
-    assert OmegaConf.to_container(composed(f"experiment={experiment}"), resolve=True) == before
-    assert before["data"]["root"] is None

@@ -1,6 +1,5 @@
-"""Worker processes: order of results, and what happens when the parent is killed."""
+"""Worker processes: order of results, errors, and what happens when the parent is killed."""
 
-import math
 import subprocess
 import sys
 import time
@@ -8,27 +7,36 @@ from pathlib import Path
 
 import pytest
 
-from spatial_transformer.data.io.workers import check_workers, map_in_processes
+from spatial_transformer.data.io.workers import map_in_processes
 from spatial_transformer.utils.errors import UsageError
 
 KILLED = """
 import os, signal
 from spatial_transformer.data.io.workers import map_in_processes
+
+def large(n):  # fills the pipe to the parent
+    return os.getpgid(n), bytes(1 << 22)
+
 if __name__ == '__main__':
-    for group in map_in_processes(os.getpgid, [0] * 9, 2, ''):
+    for group, _ in map_in_processes(large, [0] * 40, 2, ''):
         print(group, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_results_are_in_order_with_a_long_temporary_directory(tmp_path, monkeypatch):
-    temporary = tmp_path / ("x" * 100)
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
+def square(n):
+    if n == 13:
+        raise UsageError("13 is damaged")
+    return n * n, f"{n}"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_in_order_until_an_error(monkeypatch, workers):
     monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)  # pytest's
-    numbers = list(range(100))
-    found = list(map_in_processes(math.sqrt, numbers, 2, "square roots"))
-    assert found == [math.sqrt(n) for n in numbers]
+    results = map_in_processes(square, range(30), workers, "squares")
+    assert [next(results) for _ in range(13)] == [(n * n, f"{n}") for n in range(13)]
+    with pytest.raises(UsageError, match=r"^13 is damaged$"):
+        next(results)
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
@@ -51,9 +59,3 @@ def is_alive(group: int) -> bool:
         if int(its_group) == group and state != "Z":
             return True
     return False
-
-
-def test_number_of_workers_must_be_positive():
-    message = r"data\.workers must be a positive integer or null, got 0"
-    with pytest.raises(UsageError, match=message):
-        check_workers(0)

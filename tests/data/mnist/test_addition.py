@@ -72,19 +72,6 @@ def test_training_pairs_depend_on_the_epoch(addition):
         assert torch.equal(fixed.samples("train", INDEX, epoch)[1], first[1])
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_fixed_sets_do_not_depend_on_the_seed(addition, split):
-    expected = addition(seed=1).samples(split, INDEX)[0]
-    assert torch.equal(addition(seed=2).samples(split, INDEX)[0], expected)
-
-
-def test_samples_do_not_depend_on_the_batch(addition):
-    whole, labels = addition().samples("train", INDEX, 3)
-    part, part_labels = addition().samples("train", INDEX[7:9], 3)
-    assert torch.equal(whole[7:9], part)
-    assert torch.equal(labels[7:9], part_labels)
-
-
 def test_channels_have_two_colours_that_add_up_to_white():
     data = MnistAdditionData()
     assert torch.equal(data.to_display(torch.ones(2, 4, 4)), torch.ones(3, 4, 4))

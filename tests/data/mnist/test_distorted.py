@@ -7,13 +7,10 @@ import torch
 
 from spatial_transformer.data.mnist import MnistAdditionData, MnistData
 from spatial_transformer.data.mnist import files as mnist_files
-from spatial_transformer.data.mnist.distortions import DISTORTIONS
 from spatial_transformer.utils.errors import UsageError
 
 SIZES = {"train": 55_000, "val": 5_000, "test": 10_000}
 INDEX = torch.arange(20)
-
-each_distortion = pytest.mark.parametrize("distortion", DISTORTIONS)
 
 
 @pytest.fixture
@@ -85,34 +82,6 @@ def test_clutter_is_cut_from_training_digits(mnist, split):
 # Samples
 
 
-@each_distortion
-@pytest.mark.parametrize("canvas", [None, 70])
-def test_canvas_is_the_papers_by_default(mnist, distortion, canvas):
-    data = mnist(distortion, canvas=canvas)
-    images, labels = data.samples("train", INDEX)
-    size = canvas or DISTORTIONS[distortion].canvas
-    assert data.input_size == size
-    assert images.shape == (20, 1, size, size)
-    assert images.dtype == torch.float32
-    assert 0 <= images.min() < images.max() <= 1 + 1e-6
-    assert labels.dtype == torch.int64
-
-
-@each_distortion
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_fixed_sets_do_not_depend_on_seed_and_epoch(mnist, distortion, split):
-    first = mnist(distortion, seed=1).samples(split, INDEX)[0]
-    for settings, epoch in (({"seed": 2}, 0), ({"seed": 1}, 5), ({"fresh": False}, 5)):
-        assert torch.equal(first, mnist(distortion, **settings).samples(split, INDEX, epoch)[0])
-
-
-@each_distortion
-def test_training_samples_depend_on_seed_and_epoch(mnist, distortion):
-    first = mnist(distortion, seed=1).samples("train", INDEX)[0]
-    assert differ(first, mnist(distortion, seed=2).samples("train", INDEX)[0])
-    assert differ(first, mnist(distortion, seed=1).samples("train", INDEX, epoch=1)[0])
-
-
 def test_without_fresh_all_epochs_are_the_first(mnist):
     first = mnist().samples("train", INDEX)[0]
     for epoch in (0, 1, 7):
@@ -131,14 +100,6 @@ def test_redraw_is_repeatable(mnist, split):
     assert differ(first, fixed)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_samples_are_on_the_device_of_the_index(mnist):
-    images, labels = mnist("tc").samples("test", INDEX.cuda())
-    assert images.device.type == labels.device.type == "cuda"
-    expected = mnist("tc").samples("test", INDEX)[0]
-    torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-4)
-
-
 def test_digest_identifies_the_official_files():
     assert len(MnistData().digest()) == 16
     for other in (MnistData(root="elsewhere", seed=3), MnistAdditionData()):
@@ -152,13 +113,9 @@ def test_digest_identifies_the_official_files():
     ("settings", "message"),
     [
         ({"distortion": "rst"}, "data.distortion must be one of r, rts, p, e, t, tc, got rst"),
-        ({"distortion": "r", "canvas": 27}, "data.canvas must be from 28 to 1024 .* The paper has"),
-        ({"distortion": "rts", "canvas": 33}, "data.canvas must be from 34 .* got 33"),
-        ({"distortion": "r", "canvas": 1025}, "data.canvas must be from 28 to 1024 .* got 1025"),
+        ({"distortion": "rts", "canvas": 33}, "data.canvas must be at least 34 .* got 33"),
         ({"distortion": "r", "corner_std": 2.5}, "data.corner_std must be null, .* got 2.5 with r"),
-        ({"distortion": "p", "corner_std": -1.0}, "at least 0 .* got -1.0 with p"),
         ({"distortion": "p", "point_std": 2.0}, "data.point_std must be null, .* got 2.0 with p"),
-        ({"batch_size": 55_001}, "data.batch_size must be at most 55,000, .* got 55,001"),
     ],
     ids=str,
 )

@@ -16,7 +16,6 @@ from spatial_transformer.data.mnist.volumes import (
     rotation_matrices,
 )
 from spatial_transformer.geometry import THICKNESS, project_volume
-from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.random import sample_keys, uniform
 
 INDEX = torch.arange(12)
@@ -94,14 +93,6 @@ def test_volumes_hold_whole_digits(volumes, digits):
     assert torch.allclose(made.flatten(1).sum(dim=1), expected, rtol=0.1)
 
 
-def test_samples_depend_on_epoch_and_index_only(volumes):
-    data = volumes(canvas=44)
-    made, _ = data.samples("train", INDEX, 3)
-    assert torch.equal(made[5:6], data.samples("train", INDEX[5:6], 3)[0])
-    assert not torch.equal(made, data.samples("train", INDEX, 4)[0])
-    assert torch.equal(data.samples("test", INDEX, 3)[0], data.samples("test", INDEX, 4)[0])
-
-
 def test_three_views_are_displayed():
     volume = torch.zeros(1, 40, 40, 40)
     volume[0, 5:13, 10, 30] = 1  # a rod along the depth
@@ -109,8 +100,3 @@ def test_three_views_are_displayed():
     assert front[0, 10, 30] == front.sum() == 1
     assert (side[0, 10] > 0).nonzero()[:, 0].tolist() == list(range(5, 13))
     assert middle.sum() == 0
-
-
-def test_too_small_volume_is_refused():
-    with pytest.raises(UsageError, match=r"data\.canvas must be at least 40, .* got 39"):
-        Mnist3dData(canvas=39)

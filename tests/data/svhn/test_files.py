@@ -29,7 +29,7 @@ def write_part(part, *numbers):
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_real_annotations_are_read(svhn_root, part):
     count = svhn_files.count_annotations(svhn_root / part)
-    annotations = read_annotations(svhn_root / part, range(0, count, count // 200))
+    annotations = read_annotations(svhn_root / part, slice(0, count, count // 200))
     assert all((svhn_root / part / annotation.name).is_file() for annotation in annotations)
     assert {len(annotation.labels) for annotation in annotations} >= {1, 2, 3}
     assert {label for annotation in annotations for label in annotation.labels} == set(range(10))
@@ -37,7 +37,7 @@ def test_real_annotations_are_read(svhn_root, part):
 
 
 def test_known_entry_is_read(svhn_root):
-    (first,) = read_annotations(svhn_root / "train", range(1))
+    (first,) = read_annotations(svhn_root / "train", slice(1))
     assert (first.name, first.labels) == ("1.png", (1, 9))
     assert first.boxes.tolist() == [[246, 77, 81, 219], [323, 81, 96, 219]]
 
@@ -50,7 +50,7 @@ def test_written_annotations_are_read(tmp_path):
     assert [a.name for a in annotations] == ["1.png", "2.png", "3.png", "4.png"]
     for annotation in annotations:
         np.testing.assert_array_equal(annotation.boxes, BOXES[: len(annotation.labels)])
-    assert [a.labels for a in read_annotations(part, range(1, 3))] == numbers[1:3]
+    assert [a.labels for a in read_annotations(part, slice(1, 3))] == numbers[1:3]
     with h5py.File(part / "digitStruct.mat") as file:  # the official layout
         assert file[file["digitStruct/bbox"][0, 0]]["label"][()].tolist() == [[10]]
         assert file[file["digitStruct/bbox"][2, 0]]["label"].dtype == h5py.ref_dtype
@@ -63,16 +63,8 @@ def test_damaged_file_is_named(tmp_path, damage):
     part = write_part(tmp_path / "train", *[(1, 2)] * 20)
     path = part / "digitStruct.mat"
     path.write_bytes(damage(path.read_bytes()))
-    for read in (read_annotations, svhn_files.count_annotations):
-        with pytest.raises(UsageError, match=rf"SVHN is damaged: {path}: "):
-            read(part)
-
-
-def test_file_without_the_struct_is_refused(tmp_path):
-    with h5py.File(tmp_path / "digitStruct.mat", "w") as file:
-        file["other"] = 1
-    with pytest.raises(UsageError, match=r"digitStruct\.mat: .*digitStruct"):
-        read_annotations(tmp_path)
+    with pytest.raises(UsageError, match=rf"SVHN is damaged: {path}: "):
+        read_annotations(part)
 
 
 def set_label(value):
@@ -117,18 +109,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_entry_is_named(tmp_path, damage):
+def test_damaged_entry_is_reported(tmp_path, damage):
     part = write_part(tmp_path / "train", (1,), (2, 3), (4,))
     with h5py.File(part / "digitStruct.mat", "r+") as file:
         damage(file, file[file["digitStruct/bbox"][1, 0]])
-    with pytest.raises(UsageError, match=r"digitStruct\.mat: entry 1: "):
+    with pytest.raises(UsageError, match=r"SVHN is damaged: .*digitStruct\.mat: "):
         read_annotations(part)
-
-
-def test_image_outside_the_directory_is_refused(tmp_path):
-    write_annotations(tmp_path, [Annotation("../1.png", BOXES[:1], (1,))])
-    with pytest.raises(UsageError, match=r"entry 0: '\.\./1\.png'"):
-        read_annotations(tmp_path)
 
 
 # The root

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, PreprocessedPicture, check_fits
-from ..io.workers import check_workers
+from ..base import BatchedData, PreprocessedPicture
 from . import files
 from .files import Birds
 from .images import LONGEST, Images, open_images, resize
@@ -72,7 +71,6 @@ class CubData(BatchedData):
         if size not in LONGEST:
             sizes = " or ".join(map(str, LONGEST))
             raise UsageError(f"data.size must be {sizes} pixels, got {size}.")
-        check_workers(workers)
         self.species = files.parse_species(species)
         self.classes = len(self.species)
         self.input_size = size
@@ -99,7 +97,6 @@ class CubData(BatchedData):
         self.prepare_data()
         held_out = validation_mask(self.birds)
         train = np.flatnonzero(self.birds.training & ~held_out)
-        check_fits(self.batch_size, len(train))
         self._positions = {
             "train": train,
             "val": np.flatnonzero(held_out),

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ...utils.directories import check_files
 from ...utils.download import download_archive
-from ...utils.errors import UsageError
+from ...utils.errors import UsageError, did_you_mean
 from ..io.roots import find_dataset, find_root
 
 SPECIES = 200
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
-COLUMNS = {
-    "images.txt": "image file",
-    "classes.txt": "species name",
-    "image_class_labels.txt": "image species",
-    "train_test_split.txt": "image training",
-    "bounding_boxes.txt": "image left top width height",
-    "parts/part_locs.txt": "image part x y visible",
-    "parts/parts.txt": "part name more",
+_BOX = {"left": float, "top": float, "width": float, "height": float}
+COLUMNS: dict[str, dict[str, type]] = {
+    "images.txt": {"image": int, "file": str},
+    "classes.txt": {"species": int, "name": str},
+    "image_class_labels.txt": {"image": int, "species": int},
+    "train_test_split.txt": {"image": int, "training": int},
+    "bounding_boxes.txt": {"image": int, **_BOX},
+    "parts/part_locs.txt": {"image": int, "part": int, "x": float, "y": float, "visible": int},
+    "parts/parts.txt": {"part": int, "name": str, "more": str},
 }
 """Columns of the text files, which have no header."""
-_INTEGERS = {"image", "species", "training", "part", "visible"}
-_TEXTS = {"file", "name", "more"}  # all other columns are floats
 
 
 class Birds(NamedTuple):
@@ -64,8 +62,7 @@ def parse_species(species: str | int | Iterable[str | int] | None) -> list[int |
                 f"data.species must be names, and numbers from 1 to {SPECIES}, got {piece!r}."
             )
         chosen += range(first, last + 1) if match else [piece.strip()]
-    _check_unique(chosen)
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def prepare(root: str | Path | None) -> Path:
@@ -87,12 +84,23 @@ def prepare(root: str | Path | None) -> Path:
 
 
 def read_birds(root: Path, chosen: Sequence[int | str]) -> Birds:
-    """Read the images of the species that :func:`parse_species` returns."""
+    """Read the images of the species that :func:`parse_species` returns.
+
+    Raises:
+        UsageError: a species does not exist, or a text file is damaged.
+    """
     classes = _read_table(root, "classes.txt")["name"].to_dict()
-    numbers = _find_species(chosen, classes, root)
+    known: dict[int | str, int] = {}
+    for number, name in classes.items():
+        known |= {number: number, name: number, name.partition(".")[2]: number}
+    for item in chosen:
+        if item not in known:
+            hint = did_you_mean(item, known)
+            raise UsageError(f"data.species: {item} is not in {root / 'classes.txt'}.{hint}")
+    numbers = sorted(known[item] for item in chosen)
     files = _read_table(root, "images.txt")["file"]
-    species = _read_all(root, "image_class_labels.txt", files.index)["species"]
-    training = _read_all(root, "train_test_split.txt", files.index)["training"]
+    species = _read_table(root, "image_class_labels.txt", files.index)["species"]
+    training = _read_table(root, "train_test_split.txt", files.index)["training"]
     is_chosen = species.isin(numbers)
     return Birds(
         root,
@@ -107,14 +115,14 @@ def read_birds(root: Path, chosen: Sequence[int | str]) -> Birds:
 
 def read_boxes(birds: Birds) -> np.ndarray:
     """Read the box around each bird, ``(N, 4)``: left, top, width and height in pixels."""
-    return _read_rows(birds.root, "bounding_boxes.txt", birds.ids).to_numpy()
+    return _read_table(birds.root, "bounding_boxes.txt", birds.ids).to_numpy()
 
 
 def read_parts(birds: Birds) -> np.ndarray:
     """Read each bird's parts, ``(N, 15, 3)``: x and y in pixels, and 1 if visible, else 0."""
     n = len(part_names(birds.root))
     index = pd.MultiIndex.from_product([birds.ids, range(1, n + 1)])
-    return _read_rows(birds.root, "parts/part_locs.txt", index).to_numpy().reshape(-1, n, 3)
+    return _read_table(birds.root, "parts/part_locs.txt", index).to_numpy().reshape(-1, n, 3)
 
 
 def part_names(root: Path) -> list[str]:
@@ -123,73 +131,29 @@ def part_names(root: Path) -> list[str]:
     return (table["name"] + " " + table["more"]).str.strip().tolist()
 
 
-def check_images(birds: Birds) -> None:
-    """Raise UsageError if image files are missing."""
-    images = birds.root / "images"
-    existing = {f"{path.parent.name}/{path.name}" for path in images.glob("*/*")}
-    exists = np.array([file in existing for file in birds.files])
-    if exists.all():
-        return
-    raise UsageError(
-        f"CUB is incomplete: {images.absolute()} does not contain {(~exists).sum():,} of "
-        f"{len(exists):,} files in images.txt, first {birds.files[exists.argmin()]!r}.\n"
-        "Set data.root to the whole data set, or data.species to species that are complete."
-    )
+def _read_table(root: Path, file: str, index: Any = None) -> pd.DataFrame:
+    """Read a text file, indexed by its numbers of images, species or parts.
 
+    Args:
+        root: directory of CUB.
+        file: one of :data:`COLUMNS`.
+        index: the rows to return, in this order. None is all.
 
-def _find_species(chosen: Sequence[int | str], classes: dict[int, str], root: Path) -> list[int]:
-    """Return the numbers of the chosen species in ascending order."""
-    known: dict[int | str, int] = {}
-    for number, name in classes.items():
-        known |= {number: number, name: number, name.partition(".")[2]: number}
-    for item in set(chosen) - set(known):
-        near = difflib.get_close_matches(str(item), map(str, known), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        path = (root / "classes.txt").absolute()
-        raise UsageError(f"data.species: {item} does not exist in {path}.{hint}")
-    numbers = [known[item] for item in chosen]
-    _check_unique(numbers)
-    return sorted(numbers)
-
-
-def _check_unique(items: Sequence[int | str]) -> None:
-    if len(set(items)) < len(items):
-        raise UsageError(f"data.species must list each species once, got {items}.")
-
-
-def _read_table(root: Path, file: str) -> pd.DataFrame:
-    """Read a text file, indexed by its numbers of images, species or parts."""
-    names = COLUMNS[file].split()
-    types = {n: int if n in _INTEGERS else str if n in _TEXTS else float for n in names}
+    Raises:
+        UsageError: the file is damaged, or lacks one of the rows.
+    """
+    types = COLUMNS[file]
     # No quotes, and no words for missing values: a number that is missing is an error.
-    options = {"quoting": csv.QUOTE_NONE, "na_filter": False, "encoding_errors": "replace"}
-    numbers = [name for name in names if name in ("image", "part")] or ["species"]
+    options: Any = {"quoting": csv.QUOTE_NONE, "na_filter": False, "encoding_errors": "replace"}
+    keys = [name for name in types if name in ("image", "part")] or ["species"]
     try:
-        table = pd.read_csv(root / file, sep=" ", names=names, dtype=types, **options)
-        table = table.set_index(numbers)
-        if table.empty or table.index.has_duplicates:
+        table = pd.read_csv(root / file, sep=" ", names=list(types), dtype=types, **options)
+        table = table.set_index(keys)
+        if table.empty or not table.index.is_unique:
             raise ValueError("it is empty, or lists something twice")
-        return table
-    except (OSError, ValueError, OverflowError) as error:
-        raise _damaged(root, file, error) from error
-
-
-def _read_all(root: Path, file: str, index: pd.Index) -> pd.DataFrame:
-    table = _read_table(root, file)
-    if not table.index.equals(index):
-        raise _damaged(root, file, "it does not list the same images as images.txt")
-    return table
-
-
-def _read_rows(root: Path, file: str, index: Sequence[int] | pd.Index) -> pd.DataFrame:
-    try:
-        return _read_table(root, file).loc[index]
-    except KeyError as error:
-        raise _damaged(root, file, f"it does not list {error} of images.txt") from error
-
-
-def _damaged(root: Path, file: str, reason: object) -> UsageError:
-    return UsageError(
-        f"CUB is damaged: {(root / file).absolute()}: {reason}.\n"
-        "Unpack the archive CUB_200_2011.tgz again."
-    )
+        return table if index is None else table.loc[index]
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        raise UsageError(
+            f"CUB is damaged: {(root / file).absolute()}: {error}.\n"
+            "Unpack the archive CUB_200_2011.tgz again."
+        ) from error

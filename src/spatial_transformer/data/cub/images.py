@@ -10,16 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ...utils.errors import UsageError
-from ..io.cache import Cache, cache_directories, open_cache
-from ..io.image_files import decode
+from ..io.cache import cache_directories, open_cache
+from ..io.image_files import read_image
 from ..io.workers import map_in_processes
-from .files import COLUMNS, Birds, check_images, read_boxes, read_parts
+from .files import COLUMNS, Birds, read_boxes, read_parts
 
 LONGEST = {224: 256, 448: 512}  # side of a resized image, by the size of the crop, in pixels (A.6)
 _VERSION = 2  # to be raised when the format or the pixels change
 _CHUNK = 16  # images per item of work
-_SERIAL_BELOW = 256  # images: one process is done before others have started
 
 
 class Images(NamedTuple):
@@ -47,10 +45,13 @@ def open_images(
     stats = {file: (birds.root / file).stat() for file in COLUMNS}
     settings = {"version": _VERSION, "longest side": LONGEST[size], "species": birds.numbers}
     settings |= {"texts": {file: [s.st_size, s.st_mtime_ns] for file, s in stats.items()}}
-    name = f"{size}-{len(birds.numbers)}"
-    write = partial(_write, birds, LONGEST[size], workers)
-    cached = Cache("CUB", "resized images", name, settings, write, partial(_read, LONGEST[size]))
-    return open_cache(cached, cache_directories(birds.root, cache, "cub"))
+    return open_cache(
+        f"{size}-{len(birds.numbers)}",
+        settings,
+        cache_directories(birds.root, cache, "cub"),
+        partial(_write, birds, LONGEST[size], workers),
+        partial(_read, LONGEST[size]),
+    )
 
 
 def resized_sizes(originals: np.ndarray, longest: int) -> np.ndarray:
@@ -76,7 +77,6 @@ def _read(longest: int, directory: Path, meta: dict) -> Images:
 
 
 def _write(birds: Birds, longest: int, workers: int | None, directory: Path) -> dict:
-    check_images(birds)
     read_boxes(birds), read_parts(birds)  # needed later: report damage now
     paths = [birds.root / "images" / file for file in birds.files]
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
@@ -84,7 +84,6 @@ def _write(birds: Birds, longest: int, workers: int | None, directory: Path) -> 
     digest = hashlib.sha256(repr(uses).encode())
     originals = []
     resize_all = partial(_resize_files, longest)
-    workers = workers if len(paths) > _SERIAL_BELOW else 1
     with (directory / "pixels.bin").open("wb") as file:
         for images in map_in_processes(resize_all, chunks, workers, f"CUB: {longest} px images"):
             for pixels, original, file_size in images:
@@ -99,13 +98,6 @@ def _resize_files(longest: int, paths: list[Path]) -> list[tuple[bytes, tuple[in
     """Return each file's resized pixels, the size of its image and the size of the file."""
     results = []
     for path in paths:
-        try:
-            content = path.read_bytes()
-            image = decode(content)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"CUB is damaged: the image {path.absolute()} cannot be decoded: {error}.\n"
-                "Unpack the archive again, or choose other species (data.species)."
-            ) from error
-        results.append((resize(image, longest).tobytes(), image.size, len(content)))
+        image = read_image(path)
+        results.append((resize(image, longest).tobytes(), image.size, path.stat().st_size))
     return results

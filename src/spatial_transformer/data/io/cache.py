@@ -9,9 +9,10 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from ...utils.directories import create_directory
 from ...utils.errors import UsageError
@@ -20,52 +21,49 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Cache(Generic[T]):
-    """A directory of files that is complete or absent, and verified when opened.
+def open_cache(
+    name: str,
+    settings: dict,
+    directories: Sequence[Path],
+    write: Callable[[Path], dict],
+    read: Callable[[Path, dict], T],
+) -> T:
+    """Open a cache in one of the directories. Write it to the first writable one if missing.
 
-    Attributes:
-        dataset: name of the data set, for messages.
-        contents: what the files are, for messages.
+    A cache is a directory that is complete or absent. Its files are verified when it is opened.
+
+    Args:
         name: the directory is called this and a hash of the settings.
         settings: all that the contents depend on, as JSON. Without paths, so that copies are valid.
+        directories: where the cache may be, the preferred place first.
         write: writes the files to a directory, and returns the metadata needed to read them.
         read: returns the contents of a directory, given the metadata. Raises OSError, ValueError,
             KeyError or TypeError if they are damaged.
-        option: the setting that chooses another directory, for messages.
+
+    Raises:
+        UsageError: the cache cannot be written.
     """
-
-    dataset: str
-    contents: str
-    name: str
-    settings: dict
-    write: Callable[[Path], dict]
-    read: Callable[[Path, dict], T]
-    option: str = "data.cache"
-
-
-def open_cache(cache: Cache[T], directories: Sequence[Path]) -> T:
-    """Open a cache in one of the directories. Write it to the first writable one if missing."""
-    key = hashlib.sha256(json.dumps(cache.settings, sort_keys=True).encode()).hexdigest()[:12]
-    name = f"{cache.name}-{key}"
-    for directory in directories:
-        contents = _read(cache, directory / name, warn=True)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    places = [directory / f"{name}-{key}" for directory in directories]
+    for place in places:
+        contents = _read(place, read)
         if contents is not None:
             return contents
-    writable = [directory for directory in directories if _is_writable(directory)]
-    target = (writable or directories)[0] / name
+    target = next((place for place in places if _is_writable(place)), places[0])
     try:
-        with create_directory(target, lambda path: _read(cache, path) is not None) as new:
+        is_complete = lambda path: _read(path, read) is not None  # noqa: E731
+        with create_directory(target, is_complete) as new:
             if new is not None:
-                meta = {"settings": cache.settings, **cache.write(new)}
+                if target.exists():
+                    logger.warning("The cache %s is damaged and will be replaced.", target)
+                meta = {"settings": settings, **write(new)}
                 meta["crc32"] = {file.name: _crc32(file) for file in sorted(new.iterdir())}
                 (new / "meta.json").write_text(json.dumps(meta, indent=1))
-        return cache.read(target, json.loads((target / "meta.json").read_text()))
+        return read(target, json.loads((target / "meta.json").read_text()))
     except OSError as error:
         raise UsageError(
-            f"{cache.dataset}'s {cache.contents} cannot be written to "
-            f"{target.parent.absolute()}: {error}.\n"
-            f"Set {cache.option} to a writable directory with enough space."
+            f"The cache {target.absolute()} cannot be written: {error}.\n"
+            "Set data.cache (task.cache for an encoder) to a writable directory with enough space."
         ) from error
 
 
@@ -83,36 +81,24 @@ def cache_directories(root: Path, cache: str | Path | None, name: str) -> list[P
     return directories
 
 
-def _read(cache: Cache[T], directory: Path, warn: bool = False) -> T | None:
+def _read(directory: Path, read: Callable[[Path, dict], T]) -> T | None:
     """Return the contents of a directory, or None if it does not exist or is damaged."""
     if not directory.is_dir():
         return None
     try:
         meta = json.loads((directory / "meta.json").read_text())
-        if meta["settings"] != cache.settings:
-            raise ValueError("it has other settings")
-        for name, crc in meta["crc32"].items():
-            if _crc32(directory / name) != crc:
-                raise ValueError(f"the checksum of {name} is wrong")
-        return cache.read(directory, meta)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        if warn:
-            logger.warning("The cache %s is damaged (%s) and will be replaced.", directory, error)
+        is_intact = all(_crc32(directory / name) == crc for name, crc in meta["crc32"].items())
+        return read(directory, meta) if is_intact else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
 
 
 def _crc32(file: Path) -> int:
     """Return a checksum that detects accidental changes. A gigabyte takes about a second."""
-    crc = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
+    return zlib.crc32(np.memmap(file, mode="r").data)
 
 
 def _is_writable(directory: Path) -> bool:
     """Return whether a directory, or its closest existing parent, may be written to."""
-    while not directory.exists():
-        directory = directory.parent
-    # The superuser of a container may write everywhere, so respect the permission bits.
-    return os.access(directory, os.W_OK) and bool(directory.stat().st_mode & 0o222)
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return os.access(existing, os.W_OK)

@@ -15,8 +15,7 @@ ImageLike: TypeAlias = np.ndarray | Tensor | Image.Image
 """One image, or a batch of images in one array or tensor."""
 CHANNELS = (1, 3, 4)
 """Numbers of channels: grey, RGB, and RGB with opacity."""
-_ARRAYS = "(H, W), (H, W, C), (B, H, W) or (B, H, W, C) with 1, 3 or 4 channels"
-_TENSORS = "(H, W), (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels"
+_SHAPES = "(H, W), (B, H, W), (..., H, W, C) for arrays and (..., C, H, W) for tensors"
 _TOLERANCE = 1e-4  # of the range [0, 1], for the rounding errors of resampled images
 
 
@@ -39,62 +38,50 @@ def to_pictures(images: ImageLike | Sequence[ImageLike]) -> list[Image.Image]:
         TypeError: the type or the dtype is wrong.
         ValueError: the shape is wrong, there is no image, or a value is NaN or out of range.
     """
-    is_list = isinstance(images, list | tuple)
-    parts: Any = images if is_list else [images]
+    parts: Any = images if isinstance(images, list | tuple) else [images]
     pictures: list[Image.Image] = []
     for part in parts:
-        name = f"images[{len(pictures)}]" if is_list else "images"
-        if isinstance(part, Image.Image):
-            _check_not_empty(part.size, name)
-            pictures.append(to_rgb(part))
-        else:
-            for array in _split(part, name):
-                pictures.append(_to_picture(array, f"images[{len(pictures)}]"))
+        for image in [part] if isinstance(part, Image.Image) else _split(part):
+            try:
+                pictures.append(to_rgb(image) if isinstance(image, Image.Image) else _draw(image))
+            except ValueError as error:
+                raise ValueError(f"images[{len(pictures)}]: {error}") from error
     if not pictures:
-        raise ValueError("images is empty: got 0 images, expected at least one.")
+        raise ValueError("images must contain at least one image, got 0.")
     return pictures
 
 
-def _split(part: Any, name: str) -> list[np.ndarray]:
+def _split(part: Any) -> list[np.ndarray]:
     """Return the images of an array or tensor, each ``(H, W)`` or ``(H, W, C)``."""
     is_tensor = isinstance(part, Tensor)
-    if not is_tensor and not isinstance(part, np.ndarray):
-        kind, expected = type(part).__name__, "a NumPy array, a torch tensor or a PIL image"
-        raise TypeError(f"{name} has the wrong type: got {kind}, expected {expected}.")
-    is_float = part.is_floating_point() if is_tensor else np.issubdtype(part.dtype, np.floating)
-    if not is_float and str(part.dtype).removeprefix("torch.") != "uint8":
-        expected = "uint8 in 0 to 255 or floating point in [0, 1]"
-        raise TypeError(f"{name} has the wrong dtype: got {part.dtype}, expected {expected}.")
-    shape, ndim = tuple(part.shape), part.ndim
-    _check_not_empty(shape, name)
-    axis = -3 if is_tensor else -1
-    has_channels = ndim == 4 or (ndim == 3 and (is_tensor or shape[-1] in CHANNELS))
-    if ndim not in (2, 3, 4) or (has_channels and shape[axis] not in CHANNELS):
-        expected = _TENSORS if is_tensor else _ARRAYS
-        raise ValueError(f"{name} has the wrong shape: got {shape}, expected {expected}.")
     if is_tensor:
-        array = (part.float() if is_float else part).detach().cpu().numpy()
-        part = np.moveaxis(array, -3, -1) if has_channels else array
-    return list(part) if ndim == (4 if has_channels else 3) else [part]
+        part = part.detach().cpu()
+        part = (part.float() if part.is_floating_point() else part).numpy()
+    if not isinstance(part, np.ndarray):
+        kind = type(part).__name__
+        raise TypeError(f"images must be NumPy arrays, tensors or PIL images, got {kind}.")
+    if part.dtype != np.uint8 and not np.issubdtype(part.dtype, np.floating):
+        raise TypeError(f"images must be uint8, or floating point in [0, 1], got {part.dtype}.")
+    axis = -3 if is_tensor else -1
+    is_3d_image = part.ndim == 3 and (is_tensor or part.shape[axis] in CHANNELS)
+    has_channels = part.ndim == 4 or is_3d_image
+    if part.ndim not in (2, 3, 4) or (has_channels and part.shape[axis] not in CHANNELS):
+        raise ValueError(f"images must be {_SHAPES}, with C of 1, 3 or 4, got {part.shape}.")
+    if has_channels:
+        part = np.moveaxis(part, axis, -1)
+    return list(part) if part.ndim == 3 + has_channels else [part]
 
 
-def _check_not_empty(shape: Sequence[int], name: str) -> None:
-    if 0 in shape:
-        raise ValueError(f"{name} is empty: got shape {tuple(shape)}, expected at least one pixel.")
-
-
-def _to_picture(array: np.ndarray, name: str) -> Image.Image:
+def _draw(array: np.ndarray) -> Image.Image:
     """Convert an ``(H, W)`` or ``(H, W, C)`` array of a checked dtype."""
+    if array.size == 0:
+        raise ValueError(f"it must have at least one pixel, got shape {array.shape}.")
     if array.dtype != np.uint8:
-        is_finite = np.isfinite(array)
-        if not is_finite.all():
-            value = array[~is_finite][0]
-            raise ValueError(f"{name} is not finite: got {value}, expected values in [0, 1].")
         low, high = float(array.min()), float(array.max())
-        if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # also NaN
             raise ValueError(
-                f"{name} is out of range: got values from {low:g} to {high:g}, expected [0, 1] for "
-                f"{array.dtype}. Use uint8 for values from 0 to 255."
+                f"its values must be in [0, 1], got values from {low:g} to {high:g}. Use uint8 "
+                "for values from 0 to 255."
             )
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.ndim == 3 and array.shape[2] == 1:

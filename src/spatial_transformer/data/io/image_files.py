@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """The formats that Pillow decodes without starting another program."""
 DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, zlib.error),
-    *(struct.error, Image.DecompressionBombError),
+    *(struct.error, Image.DecompressionBombError, MemoryError),
 )
 """What Pillow raises for damaged files, depending on their format."""
 MAX_PIXELS = 64_000_000  # decoding takes about ten bytes per pixel
@@ -24,12 +23,20 @@ _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSV
 _UPRIGHT = {tag: Image.Transpose[name] for tag, name in enumerate(_TURNS.split(), 2)}
 
 
-def decode(content: bytes) -> Image.Image:
-    """Decode the content of an image file to RGB, or raise ValueError if it is damaged."""
+def read_image(path: Path) -> Image.Image:
+    """Read an image of a data set as RGB.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
     try:
-        return Image.open(BytesIO(content), formats=FORMATS).convert("RGB")
+        with Image.open(path, formats=FORMATS) as file:
+            return file.convert("RGB")
     except DECODING_ERRORS as error:
-        raise ValueError(str(error)) from error
+        raise UsageError(
+            f"The image {path.absolute()} cannot be read: {error}.\n"
+            "Unpack the archive of the data set again."
+        ) from error
 
 
 def list_pictures(path: Path) -> list[Path]:
@@ -56,11 +63,12 @@ def read_picture(path: Path) -> Image.Image:
         # Pillow may memory-map a TIFF that it opens itself, and then misreads a wrong size.
         with path.open("rb") as opened, Image.open(opened, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise UsageError(_too_large(f"{file.width:,} x {file.height:,} pixels"))
+                raise UsageError(
+                    f"it is too large: got {file.width:,} x {file.height:,} pixels, expected at "
+                    f"most {MAX_PIXELS:,}."
+                )
             return to_rgb(file)
-    except Image.DecompressionBombError as error:
-        raise UsageError(_too_large(str(error))) from error
-    except (*DECODING_ERRORS, MemoryError) as error:
+    except DECODING_ERRORS as error:
         is_unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = f"no picture of these formats: {', '.join(FORMATS)}" if is_unknown else error
         raise UsageError(f"it cannot be read: {reason}.") from error
@@ -75,14 +83,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # ImageOps.exif_transpose would write tags back, which may be invalid.
     image.load()  # rotates a TIFF
     turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return _convert_to_rgb(image if turn is None else image.transpose(turn))
-
-
-def _too_large(size: str) -> str:
-    return f"it is too large: got {size}, expected at most {MAX_PIXELS:,} pixels."
-
-
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
         grey = np.asarray(image, dtype=np.float32)
         if np.isinf(grey).any():

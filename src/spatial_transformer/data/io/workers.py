@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
 
 from ...utils.errors import UsageError
+from ...utils.process import end_with_parent
 
-_PENDING = 32  # items per process whose results may wait: they must not fill the memory
+_SERIAL_BELOW = 10  # items: one process is done before others have started
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def check_workers(workers: int | None) -> None:
-    """Raise UsageError if ``data.workers`` is below 1."""
-    if workers is not None and workers < 1:
-        raise UsageError(f"data.workers must be a positive integer or null, got {workers}.")
 
 
 def map_in_processes(
@@ -36,49 +26,54 @@ def map_in_processes(
     Args:
         function: called with each item. It must be importable, as for any worker process.
         items: the items.
-        workers: number of processes. None is one per core, at most 16. 1 uses this process.
+        workers: number of processes. None is one per core, at most 16. 1 uses this process, and
+            so does any number for a few items.
         description: of the progress bar.
     """
-    workers = workers or min(16, _count_cores())
-    is_parallel = workers > 1 and len(items) > 1
-    results = _map(function, items, workers) if is_parallel else map(function, items)
-    console = Console(stderr=True)
-    disable = not console.is_terminal
-    yield from track(
-        results, description, len(items), console=console, transient=True, disable=disable
+    if workers is None:
+        has_affinity = hasattr(os, "sched_getaffinity")  # Linux
+        workers = min(16, len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+    is_parallel = workers > 1 and len(items) >= _SERIAL_BELOW
+    results = DataLoader(
+        _Results(function, items),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers if is_parallel else 0,
+        multiprocessing_context="spawn" if is_parallel else None,  # there may be threads and a GPU
+        worker_init_fn=_start_worker,
     )
+    console = Console(stderr=True)
+    for result in track(
+        results,
+        description,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        if isinstance(result, UsageError):
+            raise result
+        yield result
 
 
-def _map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    # Not forked, as there may be threads and a GPU. No fork server, as the path of its socket may
-    # be too long in TMPDIR.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker)
-    try:
-        for start in range(0, len(items), _PENDING * workers):
-            yield from pool.map(function, items[start : start + _PENDING * workers])
-    except BrokenProcessPool as error:
-        raise UsageError(
-            "A worker process was killed, most often because the memory is full. Use fewer "
-            "processes (data.workers=1)."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Results(Dataset):
+    """The results of a function, or the errors that it raised: a worker would add a traceback."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.function, self.items = function, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, n: int) -> Any:
+        try:
+            return self.function(self.items[n])
+        except UsageError as error:
+            return error
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and exit when the parent is gone, however it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _unchanged(result: Any) -> Any:
+    return result
 
 
-def _count_cores() -> int:
-    has_affinity = hasattr(os, "sched_getaffinity")  # Linux
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+def _start_worker(worker_id: int) -> None:
+    end_with_parent()

@@ -54,15 +54,8 @@ class ColocalisationData(MnistData):
             raise UsageError(f"data.distortion must be {known}, got {distortion}.")
         canvas = CANVAS if canvas is None else canvas
         super().__init__(distortion, canvas, root, batch_size, eval_batch_size, seed=seed)
-        if digit not in range(10):
-            raise UsageError(f"data.digit must be from 0 to 9, got {digit}.")
-        if canvas <= DIGIT:
-            raise UsageError(f"data.canvas must be more than {DIGIT} pixels, got {canvas}.")
-        if not 2 <= batch_size <= images:
-            raise UsageError(
-                f"data.batch_size must be from 2 to data.images={images}, as images are compared, "
-                f"got {batch_size}."
-            )
+        if batch_size < 2:
+            raise UsageError(f"data.batch_size must be at least 2, to compare, got {batch_size}.")
         if distortion == "tc":
             self.distortion = replace(DISTORTIONS["tc"], apply=partial(clutter, patches=PATCHES))
         self.digit = digit

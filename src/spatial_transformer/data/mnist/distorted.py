@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys
-from ..base import BatchedData, PreprocessedPicture, check_fits
+from ..base import BatchedData, PreprocessedPicture
 from . import files
 from .distortions import DISTORTIONS
 from .photos import preprocess_photo
 
 VALIDATION_SIZE = 5_000
-MAX_CANVAS = 1_024
-"""Largest canvas in pixels: the weights of the networks grow with its square."""
 _FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 """Seeds of the fixed sets: the same for every network, seed and run."""
 
@@ -79,12 +77,11 @@ class MnistData(BatchedData):
             apply = partial(self.distortion.apply, **{name: std})
             self.distortion = replace(self.distortion, apply=apply)
         self.input_size = self.distortion.canvas if canvas is None else canvas
-        if not self.distortion.min_canvas <= self.input_size <= MAX_CANVAS:
+        if self.input_size < self.distortion.min_canvas:
             raise UsageError(
-                f"data.canvas must be from {self.distortion.min_canvas} to {MAX_CANVAS} pixels for "
+                f"data.canvas must be at least {self.distortion.min_canvas} pixels for "
                 f"{distortion}, got {canvas}. The paper has {self.distortion.canvas}."
             )
-        check_fits(batch_size, 60_000 - VALIDATION_SIZE)
         self.root = root
         self.fresh = fresh
         self._images: dict[str, Tensor] = {}

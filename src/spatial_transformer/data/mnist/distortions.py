@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...utils.random import integers, normal, uniform
+from ...utils.random import integers, normal, to_double, uniform
 
 DIGIT = 28
 """Height and width of an MNIST image in pixels."""
@@ -95,10 +95,10 @@ def project(
     # The corners -1 and 1, clockwise from the upper left. A tensor from a list would stall a GPU.
     n = torch.arange(4, device=images.device)
     corners = (torch.stack([(n + 1) // 2 % 2, n // 2], dim=1) * 2 - 1) * (DIGIT / 2)
-    displaced = displace_corners(corners, keys, corner_std)
-    matrix = _homography(displaced.double(), corners.double().expand_as(displaced)).float()
+    displaced = to_double(displace_corners(corners, keys, corner_std))
+    matrix = _homography(displaced, to_double(corners).expand_as(displaced)).float()
     points = _homogeneous(_canvas_points(canvas, images.device))
-    x, y, w = (matrix.view(-1, 3) @ points).unflatten(0, (-1, 3)).unbind(1)
+    x, y, w = (matrix.view(-1, 3).to(points.device) @ points).unflatten(0, (-1, 3)).unbind(1)
     w = torch.where(w.abs() < 1e-6, 1e-6, w)  # the horizon, far outside the image
     return _sample_at(images, torch.stack([x, y], dim=1) / w[:, None], canvas)
 

