@@ -29,6 +29,7 @@ from spatial_transformer.reporting.analyses import (
     projective_table,
     recipe_table,
     redraws_table,
+    registration_table,
     slopes_table,
     steps_chart,
     svhn_window_table,
@@ -93,6 +94,9 @@ def documents() -> dict[Path, str]:
         },
         "docs/experiments/frozen.md": {
             "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"))
+        },
+        "docs/experiments/registration.md": {
+            "registration": registration_table(read_records(RESULTS / "mnist_registration"))
         },
         "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
         "docs/experiments/birds.md": {

@@ -299,6 +299,32 @@ def frozen_table(records: Iterable[Record]) -> str:
     return markdown_table(["network", "R", "RTS"], rows) if rows else NOT_RUN
 
 
+def registration_table(records: Iterable[Record]) -> str:
+    """Return how well pairs of digits match before and after registration.
+
+    Args:
+        records: results of ``experiment=mnist_registration``.
+    """
+    columns = {
+        "error_before": "1 − correlation before, %",
+        "error": "after, %",
+        "dice_before": "Dice before, %",
+        "dice": "after, %",
+        "folding": "folding, % of pixels",
+        "inverse_px": "inverse consistency, px",
+    }
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for name in columns:
+            if f"test/{name}" in record["metrics"]:
+                found[record["transform"]][name].append(record["metrics"][f"test/{name}"])
+    rows = [
+        [transform, *(format_mean(metrics[name]) if metrics[name] else "–" for name in columns)]
+        for transform, metrics in sorted(found.items())
+    ]
+    return markdown_table(["transform", *columns.values()], rows) if rows else NOT_RUN
+
+
 def _sort_by_run(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (record["label"], record["steps"]))
 

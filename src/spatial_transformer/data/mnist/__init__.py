@@ -3,6 +3,13 @@
 from .addition import MnistAdditionData
 from .colocalisation import ColocalisationData
 from .distorted import MnistData
+from .registration import RegistrationData
 from .volumes import Mnist3dData
 
-__all__ = ["ColocalisationData", "Mnist3dData", "MnistAdditionData", "MnistData"]
+__all__ = [
+    "ColocalisationData",
+    "Mnist3dData",
+    "MnistAdditionData",
+    "MnistData",
+    "RegistrationData",
+]

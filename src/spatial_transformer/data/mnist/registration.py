@@ -1,0 +1,43 @@
+"""Pairs of MNIST digits to register (ours)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...utils.random import uniform
+from .distorted import MnistData
+
+_PARTNER = 9  # a stream that no distortion uses
+_COLOURS = ((1.0, 0.5, 0.0), (0.0, 0.5, 1.0))  # orange and blue, which add up to white
+
+
+class RegistrationData(MnistData):
+    """Pairs of digits of one class: a fixed one, and a moving one that is distorted.
+
+    The first channel is the undistorted digit at the sample's own index. The digit of the second is
+    drawn uniformly from those of its class in the same split: in each epoch for training, once for
+    validation and test.
+
+    Args: as for :class:`~spatial_transformer.data.mnist.MnistData`. The distortion must have a
+        canvas of 28 pixels: r, p or e.
+    """
+
+    unsupported_reason = "an image is two digits in two channels, which no picture has"
+
+    def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images ``(B, 2, 28, 28)`` in [0, 1], fixed and moving, and classes ``(B,)``."""
+        keys = self._keys(split, index, epoch)
+        fixed = self._digits(split, index)
+        labels = self._labels[split]
+        # Sorted by class, the digits of a class are one interval.
+        order = labels.argsort(stable=True)
+        counts = labels.bincount(minlength=self.classes)
+        first, count = (counts.cumsum(0) - counts)[labels[index]], counts[labels[index]]
+        place = (uniform(keys, 1, stream=_PARTNER)[:, 0] * count).long().clamp(max=count - 1)
+        moving = self._distort(split, order[first + place], keys)
+        return torch.cat([fixed, moving], dim=1), labels[index]
+
+    def to_display(self, images: Tensor) -> Tensor:
+        """Return the fixed digit in orange and the moving one in blue: ``(..., 3, H, W)``."""
+        return torch.einsum("...chw,cd->...dhw", images, images.new_tensor(_COLOURS))
