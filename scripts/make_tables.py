@@ -30,6 +30,7 @@ from spatial_transformer.reporting.analyses import (
     recipe_table,
     redraws_table,
     registration_table,
+    rotated_table,
     slopes_table,
     steps_chart,
     svhn_window_table,
@@ -97,6 +98,9 @@ def documents() -> dict[Path, str]:
         },
         "docs/experiments/registration.md": {
             "registration": registration_table(read_records(RESULTS / "mnist_registration"))
+        },
+        "docs/experiments/rotated.md": {
+            "rotated": rotated_table(read_records(RESULTS / "mnist_rotated"))
         },
         "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
         "docs/experiments/birds.md": {

@@ -325,6 +325,38 @@ def registration_table(records: Iterable[Record]) -> str:
     return markdown_table(["transform", *columns.values()], rows) if rows else NOT_RUN
 
 
+ROTATED = {
+    "CNN": ("rotated_cnn", "none"),
+    "ST-CNN rotation": ("rotated_st_cnn", "rotation"),
+    "ST-CNN affine": ("rotated_st_cnn", "affine"),
+    "canonicalisation, CNN": ("canonical_cnn", "none"),
+    "p4-CNN": ("p4_cnn", "none"),
+}
+"""Model and transform of the networks for rotated MNIST."""
+
+
+def rotated_table(records: Iterable[Record]) -> str:
+    """Return errors on rotated MNIST, with paired p-values against the CNN.
+
+    Args:
+        records: results of ``experiment=mnist_rotated``.
+    """
+    runs: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        runs[record["model"], record["transform"]].append(record)
+
+    def wrong(options: tuple[str, str]) -> list[list[int]]:
+        return [run["misclassified"] for run in runs[options]]
+
+    rows = []
+    for name, options in ROTATED.items():
+        errors = [run["metrics"]["test/error"] for run in runs[options]]
+        is_compared = name != "CNN" and errors and runs[ROTATED["CNN"]]
+        p = format_p(paired_p(wrong(options), wrong(ROTATED["CNN"]))) if is_compared else "–"
+        rows.append([name, format_mean(errors), p])
+    return markdown_table(["network", "test error, %", "against the CNN"], rows)
+
+
 def _sort_by_run(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (record["label"], record["steps"]))
 

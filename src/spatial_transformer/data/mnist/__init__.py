@@ -4,6 +4,7 @@ from .addition import MnistAdditionData
 from .colocalisation import ColocalisationData
 from .distorted import MnistData
 from .registration import RegistrationData
+from .rotated import RotatedMnistData
 from .volumes import Mnist3dData
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "MnistAdditionData",
     "MnistData",
     "RegistrationData",
+    "RotatedMnistData",
 ]

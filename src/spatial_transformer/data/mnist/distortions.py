@@ -42,14 +42,20 @@ POINT_STD = 1.5
 """E: standard deviation of each coordinate of a control point's displacement in pixels."""
 
 
-def rotate(images: Tensor, keys: Tensor, canvas: int, source: Tensor | None = None) -> Tensor:
-    """R: rotate by an angle uniform in ±90 degrees."""
-    return _warp(images, r_pose(keys, canvas), canvas)
+def rotate(
+    images: Tensor,
+    keys: Tensor,
+    canvas: int,
+    source: Tensor | None = None,
+    max_angle: float = 90.0,
+) -> Tensor:
+    """R: rotate by an angle uniform in ±90 degrees, or ±``max_angle``."""
+    return _warp(images, r_pose(keys, canvas, max_angle), canvas)
 
 
-def r_pose(keys: Tensor, canvas: int) -> Tensor:
+def r_pose(keys: Tensor, canvas: int, max_angle: float = 90.0) -> Tensor:
     """Return where R places the digits, as :func:`rts_pose`."""
-    angle = _lerp(uniform(keys, 1)[:, 0], -90, 90)
+    angle = _lerp(uniform(keys, 1)[:, 0], -max_angle, max_angle)
     return _similarity(angle, torch.ones_like(angle), angle.new_zeros(len(angle), 2))
 
 

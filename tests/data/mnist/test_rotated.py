@@ -1,0 +1,32 @@
+import torch
+
+from spatial_transformer.data.mnist import MnistData, RotatedMnistData
+
+
+def load(kind, root, **options):
+    data = kind(root=str(root), **options)
+    data.setup()
+    return data
+
+
+def test_splits_are_disjoint_and_the_same_for_every_seed(mnist_root):
+    one, other = (load(RotatedMnistData, mnist_root, seed=seed) for seed in (1, 2))
+    sizes = {split: one.size(split) for split in ("train", "val", "test")}
+    assert sizes == {"train": 10_000, "val": 2_000, "test": 50_000}
+    index = torch.arange(200)
+    for split in sizes:
+        assert torch.equal(one.samples(split, index)[0], other.samples(split, index, epoch=3)[0])
+    digits = [load(kind, mnist_root)._images for kind in (RotatedMnistData, MnistData)]
+    few, all_ = (len(torch.cat(list(d.values())).flatten(1).unique(dim=0)) for d in digits)
+    assert all_ - 8_000 <= few < all_  # 62,000 of 70,000, none of them twice
+
+
+def test_angles_cover_the_circle(mnist_root):
+    data = load(RotatedMnistData, mnist_root)
+    index = torch.arange(2000)
+    images, _ = data.samples("test", index)
+    upright = data._digits("test", index)
+    turned = torch.stack([upright.rot90(k, (2, 3)) for k in range(4)], dim=1)
+    nearest = (images[:, None] - turned).square().sum((2, 3, 4)).argmin(dim=1)
+    shares = nearest.bincount(minlength=4) / len(index)
+    assert shares.min() > 0.15
