@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, both_modes, every_family
+from families import FAMILIES, both_modes, every_family, since_torch
 from scipy import ndimage
 
 from spatial_transformer.transformer import (
@@ -712,6 +712,7 @@ def test_points_far_outside_read_nothing_of_channels_last_maps():
     assert torch.equal(sample(x, grid), torch.zeros(1, 64, 1, 5))
 
 
+@since_torch("2.12")
 def test_second_derivatives_of_channels_last_maps_need_the_general_path():
     x = (
         random(1, 64, 4, 5, dtype=torch.float64)
