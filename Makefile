@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all test-slurm test-wandb lint types check docs tables report demo benchmark notebooks clean
+.PHONY: train test test-all regress test-slurm test-wandb lint types check docs tables report demo benchmark notebooks clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,9 @@ test: $(VENV)/dev.done ## the tests, minutes
 
 test-all: $(VENV)/dev.done ## also the slow tests
 	$(BIN)/python -m pytest -m "not slurm and not wandb_server" $(ARGS)
+
+regress: $(VENV)/run.done ## errors of four short runs, which must be as in results/regress, 20 minutes
+	$(BIN)/python scripts/dev/regress.py $(ARGS)
 
 test-slurm: $(VENV)/dev.done ## the tests that need a SLURM, on one that is set up for them; as root, on Debian
 	scripts/dev/slurm.sh start
