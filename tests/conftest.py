@@ -1,20 +1,20 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from chromium import browser  # noqa: F401  a fixture
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-import spatial_transformer.training.config  # noqa: F401  registers the schema
 from spatial_transformer.data.mnist import files as mnist_files
+from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.result import result_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,22 +85,34 @@ def digits() -> Tensor:
 
 
 @pytest.fixture
-def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+def composed(tmp_path: Path) -> Callable[..., DictConfig]:
     """Compose as ``python train.py OVERRIDES`` does, with the run directory ``tmp_path/run``."""
 
-    def compose_(*overrides: str) -> DictConfig:
+    def compose(*overrides: str) -> DictConfig:
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            config = compose("train", overrides=list(overrides), return_hydra_config=True)
-        OmegaConf.set_readonly(config.hydra, False)
-        config.hydra.runtime.output_dir = str(tmp_path / "run")
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        return config
+        return compose_config(REPOSITORY / "conf", f"run_dir={tmp_path}/run", *overrides)
 
-    yield compose_
-    HydraConfig.instance().cfg = None
+    return compose
+
+
+@pytest.fixture
+def run_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run the main function of a program; return its exit code, output and errors."""
+
+    def run(main: Callable[[], None], *words: object) -> tuple[int, str, str]:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["program.py", *map(str, words)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    yield run
     GlobalHydra.instance().clear()
 
 

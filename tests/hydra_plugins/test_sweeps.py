@@ -12,7 +12,6 @@ from functools import partial
 
 import pytest
 from conftest import REPOSITORY
-from hydra.core.global_hydra import GlobalHydra
 
 import train
 
@@ -43,23 +42,10 @@ def states(output):
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys, tmp_path):
+def run_here(run_program, monkeypatch, tmp_path):
     """Run train.py in this process, in tmp_path; return exit code, output and errors."""
-
-    def run(*words):
-        GlobalHydra.instance().clear()
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "train.py"), *words])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        try:
-            train.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    yield run
-    GlobalHydra.instance().clear()
+    monkeypatch.chdir(tmp_path)
+    return partial(run_program, train.main)
 
 
 def start(*words, **options):
@@ -89,12 +75,21 @@ def test_every_sweep_is_tested():
 
 
 @pytest.mark.parametrize("sweep", RUNS)
-def test_runs_are_listed(run_here, tmp_path, sweep):
+def test_runs_are_listed_without_a_download(run_here, tmp_path, monkeypatch, sweep):
+    connections = []
+
+    def connect(*arguments):
+        connections.append(arguments)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     code, output, errors = run_here(sweep, "launcher=show", "seed=1")
     assert code == 0, errors
     assert f"{RUNS[sweep]} runs, 0 finished\n" in output
     assert list(states(output).values()) == ["not started"] * RUNS[sweep]
     assert not any(tmp_path.iterdir())
+    assert not connections
 
 
 def test_runs_have_three_seeds(run_here):

@@ -1,13 +1,11 @@
 """Run directories, checkpoints and packed networks, and the programs that use them."""
 
 import re
-import sys
 
 import export
 import pytest
 import torch
 from conftest import REPOSITORY, SHORT
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from photographs import photograph
 
@@ -16,7 +14,7 @@ import predict as predict_program
 from spatial_transformer.inference.evaluate import evaluate
 from spatial_transformer.inference.load import load_trained, pack
 from spatial_transformer.training.runner import train
-from spatial_transformer.training.weights import check_fit
+from spatial_transformer.training.weights import load_weights
 from spatial_transformer.utils.errors import UsageError
 
 PACKED = sorted((REPOSITORY / "checkpoints").glob("*.pt"))
@@ -28,25 +26,6 @@ def run(composed, mnist_root, tmp_path):
     """The directory of a short run."""
     train(composed("data.distortion=r", *SHORT, f"data.root={mnist_root}", "logger=none"))
     return tmp_path / "run"
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a program; return its exit code, output and errors."""
-
-    def call_(program, *words):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, words)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        try:
-            program.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    yield call_
-    GlobalHydra.instance().clear()
 
 
 def test_packed_network(run, tmp_path):
@@ -80,9 +59,9 @@ def test_checkpoint_path(run, tmp_path, name):
 
 def test_weights_without_a_tensor(tmp_path):
     network = torch.nn.BatchNorm2d(2)
-    weights = network.state_dict() | {"num_batches_tracked": 5}
-    with pytest.raises(UsageError, match=r"1 of 5 .*num_batches_tracked must be \(\), got no tens"):
-        check_fit(weights, network, tmp_path)
+    torch.save({"state_dict": network.state_dict() | {"bias": 5}}, tmp_path / "odd.ckpt")
+    with pytest.raises(UsageError, match=r"odd\.ckpt holds the weights of another .*bias.*int"):
+        load_weights(network, tmp_path / "odd.ckpt")
 
 
 @pytest.mark.parametrize("file", PACKED, ids=lambda file: file.stem)
@@ -94,20 +73,22 @@ def test_published_network_has_its_result(mnist_root, file):
     assert metrics["test/error"] == pytest.approx(recorded["test/error"], abs=0.02)  # rounding
 
 
-def test_evaluate_takes_a_position(call, run):
-    code, output, errors = call(evaluate_program, run / "checkpoints" / "best.ckpt")
+def test_evaluate_takes_a_position(run_program, run):
+    code, output, errors = run_program(evaluate_program.main, run / "checkpoints" / "best.ckpt")
     assert code == 0, errors
     assert re.search(r"^test/error \S+  \(in metrics\.json: ", output, re.M)
-    code, output, errors = call(evaluate_program, run / "checkpoints" / "last.ckpt")
+    code, output, errors = run_program(evaluate_program.main, run / "checkpoints" / "last.ckpt")
     assert code == 0, errors
     assert re.search(r"^test/error \S+$", output, re.M)
 
 
-def test_predict_takes_positions(call, tmp_path):
+def test_predict_takes_positions(run_program, tmp_path):
     pictures = tmp_path / 'a, "b" = [c]'
     pictures.mkdir()
     photograph("7").save(pictures / "seven.png")
-    code, output, errors = call(predict_program, ST_CNN, pictures, f"out={tmp_path}/out")
+    code, output, errors = run_program(
+        predict_program.main, ST_CNN, pictures, f"out={tmp_path}/out"
+    )
     assert code == 0, errors
     assert "seven.png: 7 (" in output
     assert (tmp_path / "out" / "predictions.csv").is_file()
@@ -128,29 +109,29 @@ def test_predict_takes_positions(call, tmp_path):
         (predict_program, ["7", "2024", "+checkpont=last"], "Did you mean 'checkpoint'?"),
     ],
 )
-def test_wrong_command(call, program, words, message):
-    code, _, errors = call(program, *words)
+def test_wrong_command(run_program, program, words, message):
+    code, _, errors = run_program(program.main, *words)
     assert code == 1
     assert message in errors
     assert "Traceback" not in errors
 
 
-def test_export_writes_both_formats(call, run, tmp_path, mnist_root):
+def test_export_writes_both_formats(run_program, run, tmp_path, mnist_root):
     packed, onnx = tmp_path / "network.pt", tmp_path / "network.onnx"
-    assert "test error" in call(export, run, "--out", packed)[1]
+    assert "test error" in run_program(export.main, run, "--out", packed)[1]
     pytest.importorskip("onnxruntime", reason="run pip install -e '.[onnx]'")
-    code, output, _ = call(export, packed, "--out", onnx, "--data-root", mnist_root)
+    code, output, _ = run_program(export.main, packed, "--out", onnx, "--data-root", mnist_root)
     assert code == 0
     assert "differs from PyTorch by at most" in output
     assert onnx.is_file()
-    error = call(export, run, "--out", "network.txt")[0]
+    error = run_program(export.main, run, "--out", "network.txt")[0]
     assert error == "error: --out must end in .onnx or .pt, got network.txt."
 
 
 @pytest.mark.parametrize("name", ["network.pt", "network.onnx"])
-def test_export_to_a_wrong_place(call, tmp_path, mnist_root, name):
+def test_export_to_a_wrong_place(run_program, tmp_path, mnist_root, name):
     (tmp_path / "file").touch()
     out = tmp_path / "file" / name
-    error = call(export, ST_CNN, "--out", out, "--data-root", mnist_root)[0]
+    error = run_program(export.main, ST_CNN, "--out", out, "--data-root", mnist_root)[0]
     assert f"{name} cannot be written: " in error
     assert "Use --out=FILE to choose another." in error

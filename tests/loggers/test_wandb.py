@@ -1,6 +1,7 @@
 """The W&B run of a run directory."""
 
 import fnmatch
+import os
 
 import pytest
 import wandb_file
@@ -100,8 +101,9 @@ def test_numbered_and_repeated_metrics_stay_in_the_files():
 
 @pytest.mark.parametrize("transform", ["affine", "tps"])
 def test_a_run_has_a_dozen_charts_captioned_images_and_its_code(
-    composed, drawn_mnist, tmp_path, transform
+    composed, drawn_mnist, tmp_path, monkeypatch, transform
 ):
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
     offline = ["logger=wandb", "logger.wandb.offline=true"]
     train(composed(f"transform={transform}", "data.root=.", *SHORT, *offline))
     file = wandb_file.newest(tmp_path / "run")
@@ -140,6 +142,9 @@ def test_a_run_has_a_dozen_charts_captioned_images_and_its_code(
     names = [{entry.path for entry in artifact.manifest.contents} for artifact in code]
     assert "spatial_transformer/loggers/wandb.py" in names[0]
     assert "train.yaml" in names[1]
+    staged = [path.name for path in tmp_path.glob("run/wandb/artifacts/staging/*")]
+    assert staged, "in the run directory, not in HOME"
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 def test_a_run_directory_keeps_its_id_in_any_save_dir(tmp_path):

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,8 @@ PLACES = (
     "on_validation_end",
     "on_save_checkpoint",
     "on_test_batch_end",
+    "write_bytes",  # of a checkpoint
+    "replace",  # of a file by its complete successor
 )
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -109,19 +112,20 @@ def run(settings: list[str], run_dir: Path, kill: tuple[str, int, int] | None = 
 
 
 def arm(place: str, times: int, number: int) -> None:
-    """Send the signal at the n-th call of a hook of the callback that saves checkpoints."""
+    """Send the signal at the n-th call of a function, or of a hook of what saves checkpoints."""
     from spatial_transformer.callbacks.checkpointing import ResumeCheckpoint
 
-    inner, count = getattr(ResumeCheckpoint, place), [0]
+    owner: Any = {"write_bytes": Path, "replace": os}.get(place, ResumeCheckpoint)
+    inner, count = getattr(owner, place), [0]
 
-    def hook(self, trainer, *arguments):
-        if not trainer.sanity_checking:
+    def hook(*arguments):
+        if owner is not ResumeCheckpoint or not arguments[1].sanity_checking:
             count[0] += 1
             if count[0] == times:
                 os.kill(os.getpid(), number)
-        return inner(self, trainer, *arguments)
+        return inner(*arguments)
 
-    setattr(ResumeCheckpoint, place, hook)
+    setattr(owner, place, hook)
 
 
 def difference(run_dir: Path, expected_dir: Path) -> str:

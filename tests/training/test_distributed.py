@@ -17,7 +17,6 @@ import torch
 import wandb_file
 from conftest import REPOSITORY
 from make_svhn import make as make_numbers
-from tiny_birds import Bird, write_birds
 
 from spatial_transformer.data.base import check_divisible
 from spatial_transformer.networks.backbones import load_backbone
@@ -84,7 +83,7 @@ def start(site):
 
 def wait(process, code=0):
     """Wait for the end of a process and return its output and its errors."""
-    output, errors = process.communicate(timeout=400)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == code, errors
     return output, errors
 
@@ -330,7 +329,7 @@ def test_killed_process_ends_the_run_which_resumes_on_one_device(
     workers = [int(file.name) for file in run.with_name("run-seen").iterdir()]
     os.kill(workers[1], signal.SIGKILL)
     _, errors = wait(process, code=1)
-    assert "was ended by signal" in errors or "onnection closed by peer" in errors
+    assert "A process was killed" in errors or "onnection closed by peer" in errors
     finish(run, *LONG, f"data.root={mnist_root}")
     assert_near_undisturbed(run, mnist_root, finish, tmp_path)
 
@@ -389,22 +388,10 @@ def test_house_numbers(mnist_root, tmp_path, finish, experiment):
 
 def test_sync_batchnorm_keeps_outputs_and_names():
     """PyTorch's conversion, which Lightning uses, loses the activations within timm's layers."""
-    strategy = SimpleNamespace(root_device=torch.device("cuda"))
-    trainer = SimpleNamespace(num_devices=2, num_nodes=1, strategy=strategy)
+    trainer = SimpleNamespace(num_devices=2, num_nodes=1)
     backbone = load_backbone("efficientnet_lite0", "none").eval()
     converted = DistributedContext(trainer).convert_sync_batchnorm(copy.deepcopy(backbone)).eval()
     assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules()) > 40
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(converted(images), backbone(images))
     assert list(converted.state_dict()) == list(backbone.state_dict())
-
-
-@pytest.mark.slow
-def test_sync_batchnorm_on_a_cpu_is_refused(tmp_path, start):
-    birds = [Bird(species, training) for species in (1, 2, 3) for training in (True, True, False)]
-    root = write_birds(tmp_path / "birds", birds)
-    words = f"experiment=birds_cnn data.root={root} data.species=1-3 data.workers=1"
-    words += f" model.weights=none data.batch_size=2 hydra.run.dir={tmp_path}/run"
-    _, errors = wait(start(tmp_path / "run", *SETTINGS, *words.split(), *TWO), code=1)
-    assert "SyncBatchNorm needs GPUs" in errors
-    assert "Traceback" not in errors

@@ -99,46 +99,6 @@ def test_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undisturb
     assert_same(tmp_path, undisturbed)
 
 
-PROGRAM = """
-import os, runpy
-import pytorch_lightning
-from pathlib import Path
-from spatial_transformer.callbacks.checkpointing import ResumeCheckpoint
-from spatial_transformer.callbacks.misclassified import MisclassifiedSamples
-owner, name = {place}
-inner, times = getattr(owner, name), [0]
-def deadly(*arguments, **more):
-    times[0] += 1
-    if times[0] == {times}:
-        os.kill(os.getpid(), {number:d})
-    return inner(*arguments, **more)
-setattr(owner, name, deadly)
-runpy.run_path("train.py", run_name="__main__")
-"""
-PLACES = {"saving": "Path, 'write_bytes'", "renaming": "os, 'replace'"}
-
-
-def end_at(place, times, number, run, root, *more):
-    """Train in a program that sends itself a signal at the n-th call of a hook or function."""
-    where = PLACES.get(place, f"MisclassifiedSamples, {place!r}")
-    program = PROGRAM.format(place=where, times=times, number=number)
-    words = [sys.executable, "-c", program, *command(run, root, *more)[2:]]
-    return subprocess.run(words, env=ENVIRONMENT, **PIPES)
-
-
-HOOKS = ["on_train_batch_end", "on_validation_batch_end", "on_test_epoch_end"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("place", [*HOOKS, *PLACES])
-def test_run_killed_at_this_place_ends_bit_equal(mnist_root, tmp_path, undisturbed, place):
-    times = 1 if place == "on_test_epoch_end" else 10
-    killed = end_at(place, times, signal.SIGKILL, tmp_path, mnist_root)
-    assert killed.returncode == -signal.SIGKILL, killed.stdout
-    finish(tmp_path, mnist_root)
-    assert_same(tmp_path, undisturbed)
-
-
 def test_sigterm_saves_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
     process = start(tmp_path, mnist_root, "checkpoint_minutes=60")
     assert kill(process, tmp_path, "checkpoints/last.ckpt", 0.02, signal.SIGTERM)
@@ -153,19 +113,20 @@ def test_sigterm_saves_and_ends_bit_equal(mnist_root, tmp_path, undisturbed):
     assert_same(tmp_path, undisturbed)
 
 
-def test_moved_run_resumes(mnist_root, tmp_path, undisturbed):
-    end_at("on_test_epoch_end", 1, signal.SIGKILL, tmp_path / "here", mnist_root)
-    finish((tmp_path / "here").rename(tmp_path / "there"), mnist_root)
-    assert_same(tmp_path / "there", undisturbed)
-
-
 @pytest.fixture
 def stopped(mnist_root, tmp_path):
     """The directory of a run that was killed after it had written two checkpoints."""
-    process = start(tmp_path, mnist_root)
-    assert kill(process, tmp_path, "checkpoints/best.ckpt", 0)
+    run = tmp_path / "run"
+    process = start(run, mnist_root)
+    assert kill(process, run, "checkpoints/best.ckpt", 0)
     process.communicate()
-    return tmp_path
+    return run
+
+
+def test_moved_run_resumes(mnist_root, stopped, undisturbed):
+    moved = stopped.rename(stopped.with_name("moved"))
+    finish(moved, mnist_root)
+    assert_same(moved, undisturbed)
 
 
 def assert_all_rows_are_in_wandb(run):

@@ -105,11 +105,11 @@ def test_other_test_limit_repeats_the_test_alone(finished):
 
 def test_moved_data_are_the_same_run(finished):
     config = changed(data={"root": "there"})
-    assert finished.finished(config) is None, "what is there is not known yet"
-    assert finished.finished(config, "digits") == RESULT
-    assert finished.finished(config, "letters") is None
     with pytest.raises(UsageError, match="it was trained from other data"):
         finished.prepare(config, fingerprint(config, "letters"))
+    assert finished.finished(config) is None, "what is there is not known yet"
+    path, _ = finished.prepare(config, fingerprint(config, "digits"))
+    assert path == finished.last, "only the test is repeated"
 
 
 def test_initial_checkpoint_is_part_of_the_run(finished, tmp_path):
@@ -154,7 +154,7 @@ def test_restart_keeps_the_result(finished):
     config = changed(ckpt_path=None, seed=2)
     assert finished.finished(config) is None
     assert finished.prepare(config, fingerprint(config, "digits")) is None
-    assert not finished.has_checkpoint
+    assert finished.state().name == "not started"
     assert json.loads((finished.path / "metrics.1.json").read_text()) == RESULT
 
 
@@ -198,8 +198,10 @@ def test_state_follows_from_the_files(finished):
     assert finished.state().name == "failed"
     finished.result.unlink()
     assert finished.state().name == "stopped"
-    finished.write_error("Traceback (most recent call last):\n  ...\nValueError: why")
+    finished.write_error(ValueError("why"))
     assert finished.state() == ("failed", "ValueError: why")
+    finished.write_error(UsageError("why.\nSet another."))
+    assert finished.state() == ("failed", "why.")
     assert RunDir(finished.path / "none").state().name == "not started"
 
 

@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import time
@@ -338,12 +337,9 @@ def test_wandb_runs_offline_without_a_key(short, tmp_path, run, monkeypatch):
         ("data.batch_size=0", "data.batch_size must be a positive integer"),
         ("data.distortion=x", "one of r, rts"),
         ("data.canvas=20", "data.canvas must be"),
-        ("++trainer.limit_test_batches=0.001", "must leave at least one of 200 batches, got 0.001"),
-        ("++trainer.limit_train_batches=0.0001", "limit_train_batches must leave at least one of"),
         ("model.width=0", "width must be at least 1"),
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor must be at least 0"),
         ("recipe.localisation_lr_factor=nan", "localisation_lr_factor must be"),
-        ("ckpt_path=checkpoints/st_fcn_mnist.pt", "must be in checkpoints/ of a run directory"),
         ("ckpt_path=nothing.ckpt", "nothing.ckpt does not exist"),
         ("data.root=nowhere", "MNIST is incomplete"),
     ],
@@ -406,24 +402,11 @@ def test_continued_run_resumes_from_its_own_checkpoint(short, tmp_path, run, mon
     assert "is already finished" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "other", ["optimizer.lr=0.5", "localisation_lr_factor=0.5", "scheduler=null"]
-)
-def test_checkpoint_keeps_its_optimizer_and_schedule(short, run, other):
-    train(short())
-    start = f"ckpt_path={run}/checkpoints/last.ckpt run_dir={run}-2"
-    with pytest.raises(UsageError, match=rf"recipe\.{re.split('[.=]', other)[0]} is .* here"):
-        train(short(f"{start} recipe.{other}"))
-
-
 def test_unusable_start_is_refused(short, tmp_path, run):
     train(short("model=fcn"))
     checkpoint = run / "checkpoints" / "last.ckpt"
     with pytest.raises(UsageError, match="weights of another network"):
         train(short(f"model=st_fcn ckpt_path={checkpoint} run_dir={tmp_path}/another"))
-    checkpoint.rename(tmp_path / "some.ckpt")
-    with pytest.raises(UsageError, match=r"some\.ckpt must be in checkpoints/ of a run directory"):
-        train(short(f"model=fcn ckpt_path={tmp_path}/some.ckpt run_dir={tmp_path}/another"))
     best = run / "checkpoints" / "best.ckpt"
     best.write_bytes(best.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"best\.ckpt cannot be read"):
@@ -439,7 +422,7 @@ def test_another_directory_keeps_its_files(short, tmp_path, run):
         (run / name).write_text("mine")
     for start in ("auto", "null"):
         with pytest.raises(
-            UsageError, match=r"no config\.yaml but metrics\.csv, mine\.ckpt, crops"
+            UsageError, match=r"no config\.yaml but mine\.ckpt, metrics\.csv, crops"
         ):
             train(short(f"ckpt_path={start}"))
     assert all((run / name).read_text() == "mine" for name in names)
@@ -503,7 +486,7 @@ def test_damaged_best_checkpoint_is_not_tested(short, run, monkeypatch):
             train(short(f"{TWO_VALIDATIONS} ckpt_path=auto"))
     assert not (run / "metrics.json").exists()
     best.unlink()
-    with pytest.raises(UsageError, match=r"best\.ckpt is missing"):
+    with pytest.raises(UsageError, match=r"best\.ckpt does not exist"):
         train(short(f"{TWO_VALIDATIONS} ckpt_path=auto"))
 
 

@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
@@ -173,8 +172,7 @@ def run_job(function: TaskFunction, config: DictConfig) -> Any:
         reason = str(error).partition("\n")[0] or type(error).__name__
         print(f"{run_dir.path.name} failed: {reason}", file=sys.stderr, flush=True)
         if not isinstance(error, RunInProgressError):
-            is_usage_error = isinstance(error, UsageError)
-            run_dir.write_error(str(error) if is_usage_error else traceback.format_exc())
+            run_dir.write_error(error)
         raise
     except Stopped as stop:
         if not is_in_worker:

@@ -52,19 +52,6 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_model_path = self.kth_best_model_path = str(path)
         self.best_k_models = {str(path): score}
 
-    def require(self) -> Path:
-        """Return the path of the best checkpoint.
-
-        Raises:
-            UsageError: it is missing.
-        """
-        path = Path(self.dirpath or "") / "best.ckpt"
-        if not path.is_file():
-            raise UsageError(
-                f"{path} is missing. Restore it, or use ckpt_path=null to train again."
-            )
-        return path
-
 
 class ResumeCheckpoint(pl.callbacks.Checkpoint):
     """Keep ``last.ckpt``, from which a stopped run resumes to the same weights and metrics.

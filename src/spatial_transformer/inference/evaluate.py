@@ -6,15 +6,12 @@ import logging
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..training.config import EvaluationConfig
 from ..training.distributed import DistributedContext
 from ..training.runner import build_trainer, unchanged_process
 from ..training.signals import StopSignals
-from ..training.validation import check_names
 from .load import load_trained
 
 log = logging.getLogger(__name__)
-_HINT = "Run the same command again."
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -30,8 +27,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         UsageError: the run or its checkpoint is missing or damaged.
         Stopped: a signal asked the program to stop.
     """
-    check_names(config, EvaluationConfig)
-    with unchanged_process(), StopSignals(_HINT):
+    with unchanged_process(), StopSignals("Run the same command again."):
         trust = config.get("trust") or ()
         trained = load_trained(config.run, config.checkpoint, config.data.root, trust)
         trained.config.trainer.update(config.trainer)
@@ -39,7 +35,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         processes = DistributedContext(trainer)
         if processes.must_launch:
             plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-            return processes.launch(evaluate, plain, _HINT)
+            return processes.launch(evaluate, plain)
         processes.init_process_group()
         metrics = dict(trainer.test(trained.task, trained.data, verbose=False)[0])
         earlier = trained.record.get("metrics", {})

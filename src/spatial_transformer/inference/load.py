@@ -25,7 +25,7 @@ from ..training.result import check_result, read_result
 from ..training.run_dir import RunDir
 from ..training.upgrade import upgrade_settings
 from ..training.validation import check_component, find_target
-from ..training.weights import check_fit, read_checkpoint, read_weights
+from ..training.weights import load_weights, read_checkpoint
 from ..utils.errors import UsageError
 from ..utils.serialization import save_tensors
 
@@ -81,10 +81,10 @@ def load_trained(
     packed = _read_packed(path) if path.is_file() else None
     if packed is not None:
         file = source = path
-        settings, weights, record = packed["config"], packed["state_dict"], packed["record"]
+        settings, record = packed["config"], packed["record"]
     elif run_dir.config.is_file():
         file, source = run_dir.config, run_dir.checkpoints / f"{checkpoint}.ckpt"
-        settings, weights = _read_config(file), read_weights(source)
+        settings = _read_config(file)
         has_record = checkpoint == "best" and run_dir.result.is_file()
         record = read_result(run_dir.result) if has_record else {}
     else:
@@ -98,8 +98,7 @@ def load_trained(
             data.names = packed["classes"]
     except (UsageError, RecursionError) as error:
         raise UsageError(f"{file}: {error}") from error
-    check_fit(weights, task, source)
-    task.load_state_dict(weights)
+    load_weights(task, source)
     return Trained(OmegaConf.create(config), data, task.eval(), record)
 
 

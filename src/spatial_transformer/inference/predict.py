@@ -16,8 +16,6 @@ from torch import Tensor
 from ..data.io.image_arrays import ImageLike, to_pictures
 from ..data.io.image_files import list_pictures, read_picture
 from ..tasks.spsa import evaluation_mode
-from ..training.config import PredictionConfig
-from ..training.validation import check_names
 from ..transformer.recorder import find_transformers
 from ..utils.errors import UsageError
 from ..utils.files import atomic_write
@@ -162,7 +160,6 @@ def predict(config: DictConfig) -> list[FilePrediction]:
     Raises:
         UsageError: a setting is wrong, or no file can be predicted.
     """
-    check_names(config, PredictionConfig)
     place, out = Path(config.images), Path(config.out)
     files = list_pictures(place)
     if out.resolve() == (place if place.is_dir() else place.parent).resolve():

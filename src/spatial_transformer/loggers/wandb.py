@@ -75,6 +75,8 @@ class WandbRun(WandbLogger):
         mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
         if mode != "disabled":
             settings["id"] = _read_run_id(self.folder / "wandb_id")
+            staging = Path(save_dir or run_dir).absolute() / "wandb"  # else it is in HOME
+            os.environ.setdefault("WANDB_DATA_DIR", str(staging))
         # Lightning only sets the environment, which W&B may have read before.
         if mode == "disabled":
             offline, settings["mode"] = False, "disabled"

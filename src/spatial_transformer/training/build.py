@@ -30,7 +30,8 @@ def build(config: DictConfig) -> tuple[BatchedData, Classification]:
         scheduler = component(scheduler, "recipe.scheduler", _partial_=True)
     data, task = build_data_and_task(config, optimizer, scheduler)
     if isinstance(task, Classification):
-        _check_optimizer(config, task)
+        with _short_refusals("recipe", recipe.optimizer["_target_"]):
+            task.configure_optimizers()  # training would refuse them later
     return data, task
 
 
@@ -56,8 +57,8 @@ def component(node: Any, path: str, **more: Any) -> Any:
     """Build what the part of the configuration at a dotted path names.
 
     Raises:
-        UsageError: a component of this package, Lightning or PyTorch refuses a value. Other errors
-            keep their type and their traceback.
+        UsageError: a component of this package, Lightning or PyTorch refuses a value or lacks a
+            package. Other errors keep their type and their traceback.
     """
     with _short_refusals(path, node["_target_"]):
         return instantiate(node, _convert_="all", **more)
@@ -71,26 +72,6 @@ def _short_refusals(path: str, target: str) -> Iterator[None]:
         is_hydra = isinstance(error, InstantiationException) and error.__cause__ is not None
         cause: Any = error.__cause__ if is_hydra else error
         is_library = target.startswith(("spatial_transformer.", "pytorch_lightning.", "torch."))
-        if is_library and isinstance(cause, MisconfigurationException | ValueError):
+        if is_library and isinstance(cause, MisconfigurationException | ImportError | ValueError):
             raise UsageError(f"{path} ({target}): {cause}") from cause
         raise cause from cause.__cause__ or cause.__context__
-
-
-def _check_optimizer(config: DictConfig, task: Classification) -> None:
-    """Make the optimizer and the scheduler once: training would refuse them too late."""
-    recipe, trainer = config.recipe, config.trainer
-    with _short_refusals("recipe.optimizer", recipe.optimizer["_target_"]):
-        optimizer = task.optimizer(task.parameter_groups())
-    is_mixed = str(trainer.get("precision")) not in ("None", "32", "32-true")
-    if is_mixed and trainer.get("gradient_clip_val") and optimizer.defaults.get("fused"):
-        raise UsageError(
-            f"trainer.gradient_clip_val cannot be combined with a fused optimizer and precision "
-            f"{trainer.precision}. Set recipe.optimizer.fused=false."
-        )
-    if task.scheduler is None:
-        return
-    with _short_refusals("recipe.scheduler", recipe.scheduler["_target_"]):
-        scheduler = task.scheduler(optimizer)
-    total, steps = getattr(scheduler, "total_steps", None), trainer.max_steps
-    if total is not None and total < steps:
-        raise UsageError(f"recipe.scheduler.total_steps must be at least {steps}, got {total}.")

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,12 +48,10 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
 
     def decorate(function: Function) -> Callable[[], None]:
         conf = Path(inspect.getfile(function)).absolute().parent / "conf"
-        is_short = is_started = False
+        is_short = False
 
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            nonlocal is_started
-            is_started = True
             hydra_config = HydraConfig.get()
             if not is_short or hydra_config.mode == RunMode.MULTIRUN:
                 return function(config)
@@ -63,11 +62,12 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
                 remove_unused_run_dir(Path(hydra_config.runtime.output_dir))
 
         def main() -> None:
-            nonlocal is_short, is_started
-            is_short, is_started = os.environ.get("HYDRA_FULL_ERROR", "0") in ("", "0"), False
+            nonlocal is_short
+            is_short = os.environ.get("HYDRA_FULL_ERROR", "0") in ("", "0")
             sys.path.append(os.getcwd())
             home = os.path.expanduser("~")
-            sys.argv[1:] = [re.sub(r"(?<==)([\"']?)~(?=/)", rf"\1{home}", w) for w in sys.argv[1:]]
+            words = [re.sub(r"(?<==)([\"']?)~(?=/)", rf"\1{home}", word) for word in sys.argv[1:]]
+            sys.argv[1:] = _name_positional(words, positional)
             program = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
             if not is_short:
                 return program()
@@ -79,18 +79,12 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
                 StopSignals("Run the same command again."),
             ):
                 _check_srun()
-                sys.argv[1:] = _name_positional(sys.argv[1:], positional)
-                _check_words(sys.argv[1:], conf)
+                _check_groups(sys.argv[1:], conf)
                 if rank() > 0:  # only the first process has a run directory
                     sys.argv.append(f"hydra.run.dir={scratch}")
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of exit
                 try:
                     program()
-                except (OSError, ValueError) as error:  # of the directory, or of a log file in it
-                    if is_started or isinstance(error, HydraException):
-                        raise
-                    reason = error.__cause__ or error
-                    raise UsageError(f"{reason}. Choose another hydra.run.dir.") from error
                 finally:
                     os.environ["HYDRA_FULL_ERROR"] = ""
 
@@ -112,6 +106,8 @@ def _short_messages(conf: Path, name: str) -> Iterator[None]:
         if local_rank() == 0:
             _print_error(f"Error: {explain(error, conf, name)}")
             print("(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+        else:
+            time.sleep(5)  # torchrun would end the first process before it has reported the error
         sys.exit(1)
 
 
@@ -145,16 +141,13 @@ def _name_positional(words: list[str], names: Sequence[str]) -> list[str]:
     return words
 
 
-def _check_words(words: list[str], conf: Path) -> None:
-    """Refuse what Hydra would answer with a traceback."""
-    groups = {path.name: path for path in conf.iterdir() if path.is_dir()}
+def _check_groups(words: list[str], conf: Path) -> None:
+    """Refuse ``logger=null``, which Hydra would answer with a traceback."""
     for word in words:
-        key, _, value = word.lstrip("-+").partition("=")
-        if word.startswith("--") and key in {"seed", *groups}:
-            raise UsageError(f"Settings have no dashes: {key}={value or 'VALUE'}.")
-        if key in groups and re.fullmatch(r"null|true|false|[\d.]+", value):
-            options = [path.stem for path in groups[key].glob("*.yaml")]
-            raise UsageError(f"{key}={value} does not exist.{did_you_mean(value, options)}")
+        group, _, value = word.partition("=")
+        if value == "null" and (conf / group).is_dir():
+            options = [path.stem for path in (conf / group).glob("*.yaml")]
+            raise UsageError(f"{word} does not exist.{did_you_mean(value, options)}")
 
 
 def explain(error: Exception, conf: Path, name: str) -> str:
@@ -170,10 +163,7 @@ def explain(error: Exception, conf: Path, name: str) -> str:
         key, equals, value = word.partition("=")
         if equals:
             return f"{word} cannot be parsed. Quote the value: '{key}=\"{value}\"'."
-        files = sorted(conf.glob(f"*/{word}.yaml")) if word.isidentifier() else []
-        options = [f"{file.parent.name}={word}" for file in files]
-        hint = f"Did you mean {' or '.join(options)}?" if options else "Write NAME=VALUE."
-        return f"{word} is not a setting. {hint}"
+        return f"{word} is not a setting. Write NAME=VALUE."
     if found := re.search(r"Could not find '([^'\n]+)/([^/'\n]+)'", text):
         options = re.findall(r"^\t(\S+)", text.partition("Config search path")[0], re.M)
         return f"{found[1]}={found[2]} does not exist.{did_you_mean(found[2], options)}"

@@ -1,4 +1,4 @@
-"""The typed configuration of the programs, and how it is composed without a command line."""
+"""The typed configuration of a training run, and how it is composed without a command line."""
 
 from __future__ import annotations
 
@@ -64,40 +64,8 @@ class Config:
     callbacks: dict[str, Any] = MISSING
 
 
-@dataclass
-class DataLocation:
-    """Where the data of a finished run is now, if it has moved."""
-
-    root: str | None = None
-
-
-@dataclass
-class EvaluationConfig:
-    """The root of the configuration of ``evaluate.py``."""
-
-    run: str = MISSING
-    checkpoint: str = "best"
-    trust: list[str] = field(default_factory=list)
-    data: DataLocation = field(default_factory=DataLocation)
-    trainer: dict[str, Any] = MISSING
-
-
-@dataclass
-class PredictionConfig:
-    """The root of the configuration of ``predict.py``."""
-
-    run: str = MISSING
-    images: str = MISSING
-    out: str = MISSING
-    checkpoint: str = "best"
-    trust: list[str] = field(default_factory=list)
-    data: DataLocation = field(default_factory=DataLocation)
-
-
-_STORE = ConfigStore.instance()  # every Hydra program of the process shares it
-_STORE.store("spatial_transformer_train", Config)
-_STORE.store("spatial_transformer_evaluate", EvaluationConfig)
-_STORE.store("spatial_transformer_predict", PredictionConfig)
+# Every Hydra program of the process shares the store.
+ConfigStore.instance().store("spatial_transformer_train", Config)
 
 
 def compose_config(conf_dir: Path, *overrides: str) -> DictConfig:

@@ -7,22 +7,21 @@ line of this program, which in a sweep is the whole sweep.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
-import signal
+import socket
 import sys
-import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import nn
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..utils.errors import Stopped, UsageError
-from .signals import SIGNALS
+from ..utils.process import end_with_parent
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -38,8 +37,7 @@ class DistributedContext:
         world_size: number of devices over all nodes.
 
     Raises:
-        UsageError: another number of processes was started than there are devices, or the devices
-            are on several nodes and no process was started there.
+        UsageError: another number of processes was started than there are devices.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -47,16 +45,11 @@ class DistributedContext:
         self.world_size = trainer.num_devices * trainer.num_nodes
         started = _started_processes()
         self.must_launch = started < self.world_size
-        if started > 1 and started != self.world_size:
+        if started != self.world_size and (started > 1 or trainer.num_nodes > 1):
             raise UsageError(
                 f"{started} processes were started for {self.world_size} devices.\nStart "
                 "trainer.devices processes on each of trainer.num_nodes nodes (torchrun "
                 "--nproc-per-node, hydra.launcher.tasks_per_node)."
-            )
-        if self.must_launch and trainer.num_nodes > 1:
-            raise UsageError(
-                f"trainer.num_nodes={trainer.num_nodes}: the other nodes cannot be reached.\n"
-                "Start the program by SLURM (launcher=slurm, srun) or by torchrun on each node."
             )
 
     @property
@@ -69,7 +62,7 @@ class DistributedContext:
         if self.is_rank_zero:
             log.info(text)
 
-    def launch(self, function: Callable[[Any], T], argument: Any, hint: str) -> T:
+    def launch(self, function: Callable[[Any], T], argument: Any) -> T:
         """Call ``function`` in a process for each device and return what rank zero returns.
 
         When one process fails, the others are ended.
@@ -77,40 +70,43 @@ class DistributedContext:
         Args:
             function: a module-level function.
             argument: its argument, which can be pickled.
-            hint: how to resume.
 
         Raises:
-            UsageError: it was raised in a process, or a process was killed.
-            RuntimeError: another error was raised; the message has its traceback.
-            Stopped: this process received a signal, as the others then do.
+            UsageError: a process was killed.
+            Stopped: this process or another one received a signal.
+            Exception: what ``function`` raised first.
         """
-        for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        previous = {number: signal.getsignal(number) for number in SIGNALS}
-        try:
-            with tempfile.TemporaryDirectory() as logs:  # elsewhere, torch would leave it behind
-                launch = LaunchConfig(
-                    min_nodes=1,
-                    max_nodes=1,
-                    nproc_per_node=self.world_size,
-                    logs_specs=DefaultLogsSpecs(log_dir=logs),
-                    rdzv_backend="c10d",
-                    rdzv_endpoint="localhost:0",
-                    run_id="run",
-                    max_restarts=0,
-                    signals_to_handle=",".join(signal.Signals(number).name for number in SIGNALS),
-                )
-                handlers = logging.getLogger().handlers
-                files = [h.baseFilename for h in handlers if isinstance(h, logging.FileHandler)]
-                return elastic_launch(launch, _run_process)(function, argument, files)[0]
-        except SignalException as asked:
-            message = f"Interrupted by {asked.sigval.name}. {hint}"
-            raise Stopped(message, 128 + asked.sigval) from None
-        except ChildFailedError as failed:
-            raise _cause(failed, hint) from None
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        handlers = logging.getLogger().handlers
+        files = [h.baseFilename for h in handlers if isinstance(h, logging.FileHandler)]
+        others = set(multiprocessing.active_children())
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.world_size, mp_context=spawn) as pool:
+            ranks = [
+                pool.submit(_run_process, rank, self.world_size, port, files, function, argument)
+                for rank in range(self.world_size)
+            ]
+            workers = set(multiprocessing.active_children()) - others
+            try:
+                for rank in as_completed(ranks):
+                    rank.result()
+                return ranks[0].result()
+            except Stopped:
+                for worker in workers:
+                    worker.terminate()
+                wait(ranks)  # until they have saved
+                raise
+            except BrokenProcessPool:
+                raise UsageError(
+                    "A process was killed, often for lack of memory. Rerun the same command to "
+                    "resume."
+                ) from None
+            finally:
+                if any(not rank.done() or rank.exception() for rank in ranks):
+                    for worker in workers:  # which may wait for the one that failed
+                        worker.kill()
 
     def init_process_group(self) -> None:
         """Connect all processes."""
@@ -135,18 +131,10 @@ class DistributedContext:
         """Return the network with batch normalisation over the global batch.
 
         Lightning's ``sync_batchnorm`` would drop the activations fused into timm's layers.
-
-        Raises:
-            UsageError: the devices are processes on a CPU, where PyTorch cannot do it.
         """
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         if self.world_size == 1 or not any(isinstance(m, kinds) for m in network.modules()):
             return network
-        if self._trainer.strategy.root_device.type == "cpu":
-            raise UsageError(
-                "SyncBatchNorm needs GPUs: got several processes on a CPU.\n"
-                "Use trainer.devices=1, which uses all cores."
-            )
         from timm.layers.norm_act import convert_sync_batchnorm
 
         return convert_sync_batchnorm(network)
@@ -167,27 +155,20 @@ def _is_slurm_task() -> bool:
     return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
-def _run_process(function: Callable[[Any], Any], argument: Any, log_files: list[str]) -> Any:
-    """Call ``function`` in a new process; the launching one reports that the run was stopped."""
+def _run_process(
+    rank: int,
+    world_size: int,
+    port: int,
+    log_files: list[str],
+    function: Callable[[Any], T],
+    argument: Any,
+) -> T:
+    """Call ``function`` in a new process, as if torchrun had started it."""
+    end_with_parent()
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    os.environ.update({"MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "run"})
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     for file in log_files:
         logging.getLogger().addHandler(logging.FileHandler(file))
-    try:
-        return function(argument)
-    except Stopped as stop:
-        raise SystemExit(stop.code) from None
-
-
-def _cause(failed: ChildFailedError, hint: str) -> Exception:
-    rank, failure = failed.get_first_failure()
-    data = failure.error_file_data
-    report = data.get("message") if isinstance(data, dict) else None
-    if not isinstance(report, dict):
-        code = failure.exitcode
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return UsageError(f"The process of device {rank} was ended {how}. {hint}")
-    if report["message"].startswith("UsageError: "):
-        return UsageError(report["message"].removeprefix("UsageError: "))
-    return RuntimeError(
-        f"device {rank}: {report['message']}\n{report['extraInfo']['py_callstack']}"
-    )
+    return function(argument)

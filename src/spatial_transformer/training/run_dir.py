@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,6 @@ from .result import read_result
 
 log = logging.getLogger(__name__)
 _CHOOSE = "Choose another directory with hydra.run.dir=DIRECTORY."
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class State(NamedTuple):
@@ -85,22 +85,15 @@ class RunDir:
                 return State("finished", f"test error {test_error:.2f} %")
             except UsageError as damaged:
                 return State("failed", str(damaged).partition("\n")[0])
-        if self.has_checkpoint:
+        if self.last.is_file() or self.previous.is_file():
             return State("stopped", "has a checkpoint to resume from")
         return State("not started", "")
 
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return self.last.is_file() or self.previous.is_file()
-
-    def finished(self, config: dict[str, Any], data: str | None = None) -> dict[str, Any] | None:
-        """Return the result if this very run is finished, and None otherwise.
+    def finished(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the result if this very run is finished, with data from the same place.
 
         Args:
             config: the resolved configuration.
-            data: digest of the data; None, where it is not known yet, takes the same ``data.root``
-                for the same data.
 
         Raises:
             UsageError: the directory holds a run with other settings, or the result is damaged.
@@ -109,15 +102,9 @@ class RunDir:
             return None
         saved = self.read_config()
         self._check_same_run(saved, config)
-        if not self.result.is_file():
+        if not self.result.is_file() or _test_settings(saved) != _test_settings(config):
             return None
         result = read_result(self.result)
-        limits = [of["trainer"].get("limit_test_batches") for of in (saved, config)]
-        starts = [of["ckpt_path"] or "auto" for of in (saved, config)]
-        roots = [of["data"].get("root") for of in (saved, config)]
-        same_data = roots[0] == roots[1] if data is None else data == saved["fingerprint"]["data"]
-        if not same_data or limits[0] != limits[1] or starts[0] != starts[1]:
-            return None
         self.error.unlink(missing_ok=True)  # of an attempt to start over
         return result
 
@@ -133,45 +120,26 @@ class RunDir:
                 its checkpoints can be read.
         """
         checkpoint = None
-        if not self.config.is_file():
-            if foreign := [path.name for path in self._outputs() if path.exists()]:
-                raise UsageError(
-                    f"{self.path} has no config.yaml but {', '.join(foreign)}, which a run would "
-                    f"overwrite.\n{_CHOOSE}"
-                )
-        else:
+        if self.config.is_file():
             saved = self.read_config()
             if config["ckpt_path"] is not None:
                 self._check_same_run(saved, config, fingerprint)
                 checkpoint = self.newest_checkpoint(fingerprint)
+        elif foreign := [path.name for path in self._outputs() if path.exists()]:
+            raise UsageError(
+                f"{self.path} has no config.yaml but {', '.join(foreign)}, which a run would "
+                f"overwrite.\n{_CHOOSE}"
+            )
+        if self.result.is_file():
+            os.replace(self.result, free_path(self.result))  # no result is overwritten
         if checkpoint is None:
             self._clear()
-        self.set_result_aside()
         remove_temporary_files(self.path)
         self.error.unlink(missing_ok=True)
         with atomic_write(self.config) as path:
             text = yaml.safe_dump({**config, "fingerprint": fingerprint}, sort_keys=False)
             path.write_text(text)
         return checkpoint
-
-    def check_same_optimizer(self, config: dict[str, Any], checkpoint: Path) -> None:
-        """Refuse to continue a checkpoint of this run with another optimizer or schedule.
-
-        Raises:
-            UsageError: a setting of theirs differs, or the directory is not that of a run.
-        """
-        if not self.config.is_file():
-            raise UsageError(
-                f"{checkpoint} must be in checkpoints/ of a run directory, next to whose "
-                "config.yaml it was written."
-            )
-        recipe = self.read_config()["recipe"]
-        for name in ("optimizer", "scheduler", "localisation_lr_factor"):
-            if recipe.get(name) != config["recipe"][name]:
-                raise UsageError(
-                    f"A checkpoint keeps its optimizer and schedule: recipe.{name} is "
-                    f"{recipe.get(name)} in {self.config} and {config['recipe'][name]} here."
-                )
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration of the run, which nobody has checked, as plain values.
@@ -181,11 +149,9 @@ class RunDir:
         """
         try:
             config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            if not isinstance(config, dict) or not isinstance(config.get("fingerprint"), dict):
-                raise ValueError("it has no fingerprint")
-            training_settings(config)
+            config["fingerprint"].keys(), training_settings(config)
             return config
-        except (OSError, yaml.YAMLError, *_MALFORMED) as error:
+        except Exception as error:  # it can be anything
             reason = " ".join(str(error).split())
             raise UsageError(
                 f"{self.config} is not the configuration of a run: {reason}.\n{_CHOOSE}"
@@ -199,15 +165,11 @@ class RunDir:
                 "Rerun with hydra.run.dir=DIRECTORY, where it is now, to resume."
             )
 
-    def set_result_aside(self) -> None:
-        """Rename an earlier result to ``metrics.1.json``, ...: no result is overwritten."""
-        if self.result.is_file():
-            os.replace(self.result, free_path(self.result))
-
-    def write_error(self, text: str) -> None:
+    def write_error(self, error: Exception) -> None:
         """Write why the run failed, for the table of a sweep."""
+        is_usage = isinstance(error, UsageError)
         with atomic_write(self.error) as path:
-            path.write_text(text.strip() + "\n")
+            path.write_text(str(error) if is_usage else "".join(traceback.format_exception(error)))
 
     def _check_same_run(
         self, saved: dict[str, Any], config: dict[str, Any], mark: dict[str, str] | None = None
@@ -248,13 +210,18 @@ class RunDir:
 
     def _outputs(self) -> list[Path]:
         """Return what a run leaves behind and another run must not find."""
-        files = [self.result, self.path / "metrics.csv", *self.checkpoints.glob("*.ckpt")]
-        return [*files, self.path / "crops", self.path / "wandb", self.path / "wandb_id"]
+        names = ("metrics.json", "metrics.csv", "crops", "wandb", "wandb_id")
+        return [*self.checkpoints.glob("*.ckpt"), *(self.path / name for name in names)]
 
     def _clear(self) -> None:
-        self.set_result_aside()
         for path in self._outputs():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _test_settings(config: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the settings that change the result of a run without changing its training."""
+    limit = config["trainer"].get("limit_test_batches")
+    return limit, config["data"].get("root"), config["ckpt_path"] or "auto"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ..callbacks.checkpointing import AtomicCheckpointIO, BestCheckpoint, ResumeCheckpoint
-from ..data.base import BatchedData, check_divisible
-from ..loggers.csv import MetricsCSV
+from ..data.base import check_divisible
 from ..loggers.wandb import WandbRun
 from ..utils.errors import UsageError
 from ..utils.files import write_json
@@ -31,7 +30,7 @@ from .result import make_result
 from .run_dir import RunDir
 from .signals import StopSignals
 from .validation import validate
-from .weights import check_fit, read_weights
+from .weights import load_weights
 
 log = logging.getLogger(__name__)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -64,17 +63,13 @@ def train(config: DictConfig) -> dict[str, Any]:
     with unchanged_process(), StopSignals("Rerun the same command to resume.") as signals:
         processes = DistributedContext(build_trainer(config))
         check_divisible(config.data.batch_size, processes.world_size)
-        if not processes.must_launch:
-            return _train(config, processes, signals)
-        for part in build(config):  # once, not in each process
-            part.prepare_data()
-        plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        return processes.launch(_train_in_process, plain, _hint(config))
-
-
-def _train_in_process(config: DictConfig) -> dict[str, Any]:
-    with unchanged_process(), StopSignals(_hint(config)) as signals:
-        return _train(config, DistributedContext(build_trainer(config)), signals)
+        if processes.must_launch:
+            for part in build(config):  # once, not in each process
+                part.prepare_data()
+            signals.hint = _hint(config)
+            plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+            return processes.launch(train, plain)
+        return _train(config, processes, signals)
 
 
 def _train(
@@ -87,16 +82,15 @@ def _train(
     run_dir = RunDir(config.run_dir)
     with ExitStack() as stack:
         processes.on_rank_zero(lambda: stack.enter_context(run_dir.lock()) and None)
-        if (result := processes.on_rank_zero(lambda: run_dir.finished(plain))) is not None:
+        if result := processes.on_rank_zero(lambda: run_dir.finished(plain)):
             processes.log(f"{run_dir.path} is already finished. ckpt_path=null starts it over.")
             return result
         try:
             return _fit_and_test(config, run_dir, processes, signals)
         except Exception as error:
             if processes.is_rank_zero and run_dir.config.is_file():
-                is_usage = isinstance(error, UsageError)
                 with suppress(OSError):
-                    run_dir.write_error(str(error) if is_usage else traceback.format_exc())
+                    run_dir.write_error(error)
             if isinstance(error, OSError) and error.errno in _UNWRITABLE:
                 raise UsageError(
                     f"{run_dir.path} cannot be written to: {error}.\n"
@@ -114,22 +108,17 @@ def _fit_and_test(
     task.network = processes.convert_sync_batchnorm(task.network)
     plain: Any = OmegaConf.to_container(config)
 
+    start = None if plain["ckpt_path"] in (None, "auto") else Path(plain["ckpt_path"])
+
     def prepare():
         data.prepare_data()
         task.prepare_data()
-        _check_limits(config, data)
-        start = None if plain["ckpt_path"] in (None, "auto") else Path(plain["ckpt_path"])
         if start is not None:
-            check_fit(read_weights(start), task, start)
-            RunDir(start.parent.parent).check_same_optimizer(plain, start)
+            load_weights(task, start)
         mark = fingerprint(plain, data.digest())
-        if (result := run_dir.finished(plain, mark["data"])) is not None:
-            return mark, result, None
-        return mark, None, run_dir.prepare(plain, mark)
+        return mark, run_dir.prepare(plain, mark)
 
-    mark, result, resumed = processes.on_rank_zero(prepare)
-    if result is not None:
-        return result
+    mark, resumed = processes.on_rank_zero(prepare)
     signals.hint = _hint(config)
     with _loggers(config) as loggers:
         callbacks = _callbacks(config, has_loggers=bool(loggers))
@@ -138,20 +127,20 @@ def _fit_and_test(
         best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
         for logger in loggers:
             logger.log_hyperparams(plain)
-        checkpoint = resumed[0] if resumed else Path(config.ckpt_path) if mark["start"] else None
         if resumed is not None:
-            processes.log(f"Resuming from {checkpoint}")
-            resume.restore(resumed[1], loggers)
+            start, content = resumed
+            processes.log(f"Resuming from {start}")
+            resume.restore(content, loggers)
         try:
-            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(task, data, ckpt_path=start, weights_only=True)
+            metrics = resume.metrics | {k: float(v) for k, v in trainer.callback_metrics.items()}
+            weights = run_dir.last if best is None else run_dir.checkpoints / "best.ckpt"
+            load_weights(task, weights)
+            metrics |= trainer.test(task, data, verbose=False)[0]
         except SIGTERMException:
             signals.stop()
         except MisconfigurationException as error:
             raise UsageError(str(error)) from error
-        metrics = resume.metrics | {k: float(v) for k, v in trainer.callback_metrics.items()}
-        weights = run_dir.last if best is None else best.require()
-        task.load_state_dict(read_weights(weights))
-        metrics |= trainer.test(task, data, verbose=False)[0]
         if best is not None and best.best_model_score is not None and best.monitor == "val/error":
             metrics["val/best_error"] = float(best.best_model_score)
         progress = {"steps": resume.steps, "curve": resume.curve, "seconds": resume.seconds}
@@ -180,20 +169,6 @@ def build_trainer(config: DictConfig, **parts: Any) -> pl.Trainer:
     return component(config.trainer, "trainer", plugins=plugins, **parts)
 
 
-def _check_limits(config: DictConfig, data: BatchedData) -> None:
-    """Refuse a share of the batches that leaves none; Lightning does so only when it gets there."""
-    for split in ("train", "val", "test"):
-        limit = config.trainer.get(f"limit_{split}_batches")
-        if isinstance(limit, float):
-            data.setup()
-            batches = len(getattr(data, f"{split}_dataloader")())
-            if int(limit * batches) < 1:
-                raise UsageError(
-                    f"trainer.limit_{split}_batches must leave at least one of {batches} batches, "
-                    f"got {limit}."
-                )
-
-
 def _callbacks(config: DictConfig, has_loggers: bool) -> list[pl.Callback]:
     nodes = {name: node for name, node in config.callbacks.items() if node is not None}
     found = [component(node, f"callbacks.{name}") for name, node in nodes.items()]
@@ -207,8 +182,7 @@ def _loggers(config: DictConfig) -> Iterator[list[Any]]:
     code = 1
     try:
         nodes = {name: node for name, node in config.logger.items() if node is not None}
-        loggers = [component(node, f"logger.{name}") for name, node in nodes.items()]
-        yield sorted(loggers, key=lambda logger: not isinstance(logger, MetricsCSV))
+        yield [component(node, f"logger.{name}") for name, node in nodes.items()]
         code = 0
     finally:
         if "wandb" in config.logger:
@@ -220,22 +194,18 @@ def _loggers(config: DictConfig) -> Iterator[list[Any]]:
 @contextmanager
 def unchanged_process() -> Iterator[None]:
     """Restore the environment, the warning filters and the log levels at the end."""
-    environment = dict(os.environ)
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
-    try:
-        with warnings.catch_warnings():
-            for message in _WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            for logger in loggers:
-                logger.setLevel(logging.WARNING)
+    with patch.dict(os.environ), warnings.catch_warnings():
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
             yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
 
 
 def _hint(config: DictConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -15,8 +16,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 class StopSignals:
     """Raise :class:`Stopped` on a signal: at once, or, while training, after a checkpoint.
 
-    A second signal always stops at once. Used as a context manager; outside the main thread,
-    which alone can handle signals, it does nothing.
+    A second signal stops at once, unless it comes within a second: a cluster signals a program and
+    its processes, and the program its processes. Used as a context manager; outside the main
+    thread, which alone can handle signals, it does nothing.
 
     Attributes:
         hint: how to resume; a part of the message.
@@ -30,6 +32,7 @@ class StopSignals:
         self.step = 0
         self.is_deferred = False
         self.requested: int | None = None
+        self._time = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -56,7 +59,8 @@ class StopSignals:
         raise Stopped(f"Interrupted by {name}{where}. {self.hint}", 128 + number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        is_first = self.requested is None
+        if self.requested is None:
+            self._time = time.monotonic()
         self.requested = number
-        if not (self.is_deferred and is_first):
+        if not self.is_deferred or time.monotonic() - self._time > 1:
             self.stop()

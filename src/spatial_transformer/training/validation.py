@@ -5,7 +5,6 @@ A component is what a ``_target_`` names: any importable class or function of th
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import pydoc
@@ -32,29 +31,21 @@ BASES: dict[str, type] = {
 }
 """The base class of a component, by its place. Elsewhere any callable will do."""
 
-OPTIONAL_PACKAGES = {
-    "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
-    "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
-}
-
-_PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed", "None")
+_PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed", "None")
 _STEPS = (lambda v: type(v) is int and v > 0, "a positive integer")
 _RULES = {
     "seed": (lambda v: 0 <= v < 2**32, f"from 0 to {2**32 - 1:,}"),
     "checkpoint_minutes": (lambda v: v >= 0, "0 or more"),
-    "run_dir": (lambda v: v.strip(), "a directory (set hydra.run.dir)"),
     "recipe.validate_every": _STEPS,
     "trainer.max_steps": _STEPS,
     "trainer.log_every_n_steps": _STEPS,
     "trainer.val_check_interval": _STEPS,
-    "trainer.max_epochs": (lambda v: v != 0, "positive or null"),
     "trainer.precision": (lambda v: str(v) in _PRECISIONS, "32-true, 16-mixed or bf16-mixed"),
     "trainer.limit_train_batches": (lambda v: v != 0, "positive: a run trains"),
+    "trainer.limit_val_batches": (lambda v: v != 0, "positive: best.ckpt is chosen by it"),
     "trainer.limit_test_batches": (lambda v: v != 0, "positive: a run ends with a test"),
     "trainer.check_val_every_n_epoch": (lambda v: v is None, "null (set recipe.validate_every)"),
-    "trainer.overfit_batches": (lambda v: not v, "0 (use debug=overfit)"),
     "trainer.fast_dev_run": (lambda v: not v, "false (use debug=fdr)"),
-    "trainer.enable_checkpointing": (lambda v: v is not False, "true: runs are resumable"),
 }
 """For single settings, the rule and what it expects."""
 
@@ -66,10 +57,11 @@ def validate(config: DictConfig) -> None:
         UsageError: a setting is unknown, or has a wrong type or value.
         OmegaConfBaseException: a setting is missing, or refers to one that does not exist.
     """
-    check_names(config, Config)
-    check_names(config.recipe, Recipe, "recipe.")
+    _check_names(config, Config)
+    _check_names(config.recipe, Recipe, "recipe.")
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     recipe, choices, task = settings["recipe"], settings["choices"], settings["task"]
+    trainer = settings["trainer"]
     needs_transform = "transform" in settings["model"]
     has_transform = settings["model"].get("transform") is not None
     if not needs_transform == has_transform == (choices["transform"] != "none"):
@@ -88,12 +80,18 @@ def validate(config: DictConfig) -> None:
         value = OmegaConf.select(config, path)
         if not is_right(value):
             raise UsageError(f"{path} must be {expected}, got {value!r}.")
-    limit = settings["trainer"].get("limit_train_batches") or 1.0
-    batches = settings["trainer"].get("accumulate_grad_batches") or 1
+    limit = trainer.get("limit_train_batches") or 1.0
+    batches = trainer.get("accumulate_grad_batches") or 1
     if batches > 1 and limit != 1.0 and (isinstance(limit, float) or limit % batches):
         raise UsageError(
             "trainer.limit_train_batches must be a multiple of trainer.accumulate_grad_batches, "
             f"got {limit} and {batches}."
+        )
+    is_mixed = str(trainer.get("precision")).endswith("-mixed")
+    if is_mixed and trainer.get("gradient_clip_val") and recipe["optimizer"].get("fused"):
+        raise UsageError(
+            "trainer.gradient_clip_val cannot be combined with a fused optimizer and mixed "
+            "precision. Set recipe.optimizer.fused=false."
         )
     used = NOT_FOR_TASKS | task.keys() | accepted_names(task["_target_"])
     for name, field in Recipe.__dataclass_fields__.items():
@@ -104,7 +102,7 @@ def validate(config: DictConfig) -> None:
             )
 
 
-def check_names(node: DictConfig, schema: Any, prefix: str = "") -> None:
+def _check_names(node: DictConfig, schema: Any, prefix: str = "") -> None:
     """Raise a UsageError for a setting that is not a field of a schema."""
     fields = schema.__dataclass_fields__
     for name in map(str, node):
@@ -163,9 +161,6 @@ def check_component(path: str, node: Any, base: type | None = None) -> Any:
     if not callable(target) or not is_right:
         kind = "callable" if base is object else f"a {base.__module__}.{base.__qualname__}"
         raise UsageError(f"{path}._target_={node['_target_']} is not {kind}.")
-    package = OPTIONAL_PACKAGES.get(node["_target_"])
-    if package and importlib.util.find_spec(package) is None:
-        raise UsageError(f"{path} needs {package}, which is not installed: pip install {package}.")
     try:
         parameters = inspect.signature(target, eval_str=True).parameters
     except Exception:  # from an annotation that only a type checker can evaluate

@@ -1,4 +1,4 @@
-"""Read the weights in a checkpoint and check that they fit a network."""
+"""Read the weights in a checkpoint into a network."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from ..utils.errors import UsageError
 from ..utils.serialization import load_tensors
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the weights in a checkpoint of a run.
+def load_weights(task: pl.LightningModule, file: Path) -> None:
+    """Load the weights in a checkpoint of a run.
 
     Raises:
-        UsageError: it does not exist or is damaged.
+        UsageError: the file is missing or damaged, or holds the weights of another network.
     """
     if not file.is_file():
-        raise UsageError(f"{file} does not exist. Set checkpoint=best or checkpoint=last.")
-    saved = read_checkpoint(file)
-    if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
+        raise UsageError(f"{file} does not exist. Restore it, or choose another checkpoint.")
+    content = read_checkpoint(file)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UsageError(f"{file} cannot be read as a checkpoint: it has no weights.")
-    return saved["state_dict"]
+    try:
+        task.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{file} holds the weights of another network: {reason[:500]}") from error
 
 
 def read_checkpoint(file: Path) -> Any:
@@ -36,27 +39,3 @@ def read_checkpoint(file: Path) -> Any:
         return load_tensors(file)
     except ValueError as error:
         raise UsageError(f"{file} cannot be read as a checkpoint: {error}.") from error
-
-
-def check_fit(weights: dict[str, Tensor], task: pl.LightningModule, file: Path) -> None:
-    """Check that the weights of a file are those of this network.
-
-    Raises:
-        UsageError: they are not.
-    """
-
-    def shapes(state: dict[str, Any]) -> dict[str, str]:
-        return {
-            k: str(tuple(v.shape)) if isinstance(v, Tensor) else "no tensor"
-            for k, v in state.items()
-        }
-
-    expected, got = shapes(task.state_dict()), shapes(weights)
-    names = sorted(expected.keys() | got.keys(), key=str)
-    different = [name for name in names if expected.get(name) != got.get(name)]
-    if different:
-        name = different[0]
-        raise UsageError(
-            f"{file} holds the weights of another network: {len(different)} of {len(names)} "
-            f"tensors differ. {name} must be {expected.get(name)}, got {got.get(name)}."
-        )
