@@ -149,7 +149,9 @@ class RunDir:
         """
         try:
             config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            config["fingerprint"].keys(), training_settings(config)
+            if not isinstance(config["fingerprint"], dict):
+                raise ValueError("its fingerprint is not a mapping")
+            training_settings(config)  # raises an error unless it is a configuration
             return config
         except Exception as error:  # it can be anything
             reason = " ".join(str(error).split())

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
@@ -196,7 +195,8 @@ def unchanged_process() -> Iterator[None]:
     """Restore the environment, the warning filters and the log levels at the end."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
-    with patch.dict(os.environ), warnings.catch_warnings():
+    environment = dict(os.environ)
+    with warnings.catch_warnings():
         for message in _WARNINGS:
             warnings.filterwarnings("ignore", message)
         for logger in loggers:
@@ -206,6 +206,8 @@ def unchanged_process() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
+            os.environ.clear()
+            os.environ.update(environment)
 
 
 def _hint(config: DictConfig) -> str:
