@@ -152,7 +152,7 @@ def test_page_has_every_cell_of_the_papers_tables(page):
             rows.append([network.name])
             if network.numbers is not None:
                 numbers = ["–" if number is None else str(number) for number in network.numbers]
-                rows.append([table.paper_row, *numbers])
+                rows.append([network.paper_row, *numbers])
             rows += [[label, *(cell.text for cell in cells)] for label, cells in network.rows]
         assert page.tables[name] == rows
 

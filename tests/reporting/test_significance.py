@@ -1,6 +1,5 @@
-"""Intervals and tests, against scipy and against simulation."""
+"""Intervals and tests, against simulation."""
 
-import math
 
 import numpy as np
 import pytest
@@ -11,20 +10,7 @@ from spatial_transformer.reporting.significance import (
     paired_p,
     prediction_interval,
     published_p,
-    student_p,
-    student_quantile,
 )
-
-
-@pytest.mark.parametrize("df", [1, 2, 2.7, 9, 300])
-@pytest.mark.parametrize("t", [0.0, 0.3, -2.0, 9.0])
-def test_student_p(t, df):
-    assert student_p(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-4, abs=1e-9)
-
-
-@pytest.mark.parametrize(("df", "level"), [(1, 0.95), (2, 0.99), (4, 0.99), (10, 0.95)])
-def test_student_quantile(df, level):
-    assert student_quantile(df, level) == pytest.approx(stats.t.ppf((1 + level) / 2, df), rel=1e-4)
 
 
 def test_prediction_interval_covers_new_means():
@@ -78,4 +64,3 @@ def test_format_p():
         "p = 0.5",
         "p = 1",
     ]
-    assert math.isfinite(student_p(1e6, 2))

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t
+
 from .. import paper
 from .records import matches_config, overrides_for, read_records, recipe_steps
-from .significance import format_p, published_p, student_quantile
+from .significance import format_p, published_p
 
 NOT_RUN = "not run"
 Record = dict[str, Any]
@@ -27,7 +29,7 @@ def confidence_interval(values: list[float]) -> tuple[float, float | None]:
     mean = statistics.fmean(values)
     if len(values) < MIN_SEEDS:
         return mean, None
-    quantile = student_quantile(len(values) - 1)
+    quantile = float(t.ppf(0.975, len(values) - 1))
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-
-def student_p(t: float, df: float) -> float:
-    """Return the two-sided p-value of Student's t with ``df`` degrees of freedom (Simpson's rule).
-
-    With t = sqrt(df) tan(x), the density is proportional to cos(x) ** (df - 1).
-    """
-
-    def area(low: float, high: float, pieces: int = 200) -> float:
-        step = (high - low) / pieces
-        weights = (1 if n in (0, pieces) else 2 + 2 * (n % 2) for n in range(pieces + 1))
-        values = (max(math.cos(low + n * step), 0.0) ** (df - 1) for n in range(pieces + 1))
-        return step / 3 * sum(weight * value for weight, value in zip(weights, values))
-
-    angle = math.atan(abs(t) / math.sqrt(df))
-    return area(angle, math.pi / 2) / area(0, math.pi / 2)
-
-
-@functools.cache
-def student_quantile(df: float, level: float = 0.95) -> float:
-    """Return the t whose two-sided p-value is 1 - ``level``, by bisection."""
-    low, high = 0.0, 1e4
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_p(middle, df) > 1 - level else (low, middle)
-    return high
+from scipy.stats import binomtest, t
 
 
 def prediction_interval(
@@ -46,9 +21,8 @@ def prediction_interval(
         level: probability.
     """
     spread = statistics.stdev(values) * math.sqrt(1 / len(values) + 1 / new)
-    half = student_quantile(len(values) - 1, level) * spread
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
+    low, high = t.interval(level, len(values) - 1, statistics.fmean(values), spread)
+    return float(low), float(high)
 
 
 def published_p(values: Sequence[float], published: float, samples: int, decimals: int) -> float:
@@ -69,7 +43,7 @@ def published_p(values: Sequence[float], published: float, samples: int, decimal
     digits = sum(rate * (100 - rate) for rate in (mean, published)) / samples
     variance = seeds + digits + 10.0 ** (-2 * decimals) / 12
     df = (len(values) - 1) * (variance / seeds) ** 2 if seeds else math.inf
-    return student_p((mean - published) / math.sqrt(variance), min(df, 1e3))
+    return float(2 * t.sf(abs(mean - published) / math.sqrt(variance), df))
 
 
 def paired_p(one: Iterable[Iterable[int]], other: Iterable[Iterable[int]]) -> float:
@@ -88,8 +62,7 @@ def paired_p(one: Iterable[Iterable[int]], other: Iterable[Iterable[int]]) -> fl
     differences = [a.get(sample, 0.0) - b.get(sample, 0.0) for sample in a.keys() | b.keys()]
     wins = sum(difference > 1e-9 for difference in differences)
     n = wins + sum(difference < -1e-9 for difference in differences)
-    tail = sum(math.comb(n, k) for k in range(min(wins, n - wins) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(binomtest(wins, n).pvalue) if n else 1.0
 
 
 def format_p(p: float) -> str:
