@@ -26,6 +26,7 @@ RUNS = {  # number of runs with one seed
     "ablation=fixed_crop": 1,
     "ablation=localisation_lr": 6,
     "ablation=long_parts": 6,
+    "ablation=mnist_rotated": 5,
     "ablation=regress": 4,
     "ablation=seeds": 1,
     "ablation=transformers": 3,
@@ -120,7 +121,7 @@ def test_listing_estimates_the_time(run_here, record, tmp_path):
     [
         ("+data.batchsize=3", "Unknown setting data.batchsize"),
         ("model=cnn,svhn_cnn", "No run of this sweep has model=svhn_cnn"),
-        ("+data.canvas=28,-3", "data.canvas must be from"),
+        ("+data.canvas=28,-3", "data.canvas must be at least 28"),
         ("trainer.max_steps=0,5", "trainer.max_steps must be a positive integer, got 0"),
         ("sweep=table1,cluttered", "Choose one sweep, got table1, cluttered."),
         ("seed=interval(1,3)", "Can only enumerate CHOICE and RANGE sweeps"),

@@ -105,8 +105,8 @@ def test_predict_takes_positions(run_program, tmp_path):
         (predict_program, [ST_CNN, "nowhere"], "no such folder or file"),
         (evaluate_program, [ST_CNN, "more"], "more is not a setting. Write NAME=VALUE."),
         (evaluate_program, ["7", "checkpont=last"], "Did you mean 'checkpoint'?"),
-        (evaluate_program, ["run=7", "+checkpont=last"], "Did you mean 'checkpoint'?"),
-        (predict_program, ["7", "2024", "+checkpont=last"], "Did you mean 'checkpoint'?"),
+        (evaluate_program, ["7"], "7 is not a run directory"),
+        (predict_program, [ST_CNN, "2024"], "no such folder or file"),
     ],
 )
 def test_wrong_command(run_program, program, words, message):

@@ -1,6 +1,5 @@
 """Intervals and tests, against simulation."""
 
-
 import numpy as np
 import pytest
 from scipy import stats

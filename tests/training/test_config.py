@@ -17,6 +17,7 @@ WITH_EXPERIMENT = {
     "mnist_addition": "mnist_addition",
     "colocalisation": "colocalisation",
     "mnist_3d": "mnist_3d",
+    "mnist_rotated": "mnist_rotated",
     "volume_st_fcn": "mnist_3d",
     "svhn": "svhn_cnn",
     "svhn_part": "svhn_cnn",

@@ -74,7 +74,7 @@ def load_trained(
     Raises:
         UsageError: the file is missing or damaged, or names a component of another package.
     """
-    path = Path(path)
+    path = Path(str(path))  # the command line makes a number of 7
     if path.suffix == ".ckpt":
         path, checkpoint = path.absolute().parent.parent, path.stem
     run_dir = RunDir(path)

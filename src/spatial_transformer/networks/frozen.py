@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..transformer import SpatialTransformer, Transform
+from ..utils.serialization import load_tensors
 from .localisation import FcLocalisation
 from .mnist import DIGIT_SIZE, MnistNetwork
 
@@ -50,8 +50,7 @@ class FrozenMnistNetwork(nn.Module):
         weights: packed file or checkpoint of the FCN. None trains an FCN from random weights.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not of such an FCN.
+        ValueError: the file cannot be read, or is not of such an FCN.
     """
 
     def __init__(self, size: int, transform: Transform, weights: str | None = None) -> None:
@@ -73,7 +72,7 @@ class FrozenMnistNetwork(nn.Module):
 
 
 def _load(network: nn.Module, file: Path) -> None:
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = load_tensors(file)
     try:
         weights = {
             name.removeprefix("network."): tensor
