@@ -386,7 +386,7 @@ def _find_caveat(number: float | None, is_second_hand: bool, runs: list[Record],
     if number is None:
         return "no number in the paper"
     if is_second_hand:
-        return "the paper's number is second-hand"
+        return "second-hand"
     run, full_steps = runs[0], recipe_steps(runs[0], conf)
     if run["model"] in dict(paper.SVHN_NETWORKS.values()):
         images = run["samples"]["train"]
