@@ -83,7 +83,7 @@ def test_training_has_two_stages_and_leaves_the_encoder_unchanged(monkeypatch):
     scale, places = torch.stack(recorder.gradients).split([1, 2], dim=1)
     moves = (scale.flatten() != 0).tolist()
     assert moves[:7] == [False] * 6 + [True]  # later it may be at a bound
-    assert (places != 0).all()
+    assert (places[:7] != 0).all()
     assert all(
         torch.equal(value, encoder[n]) for n, value in task.network.encoder.state_dict().items()
     )
