@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import sys
 import threading
@@ -87,7 +88,8 @@ class PipeTolerantStream:
 
 def end_with_parent() -> None:
     """End this process within a second once its parent has ended, even if that was killed."""
-    parent = os.getppid()
+    process = multiprocessing.parent_process()  # which may have ended while this one started
+    parent = process.pid if process else os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
