@@ -36,7 +36,7 @@ from .records import changed_settings, overrides_for, read_records, read_result,
 
 MAX_STRIPS, MAX_FRAMES, MAX_WIDTH = 4, 16, 1060
 """Number of strips in a section, of frames in a strip, and their width in pixels."""
-_MAX_STRIP_BYTES = 300_000
+_MAX_IMAGE_BYTES = 300_000
 _MIN_SHARE = 0.1
 """Runs with a smaller share of the steps of their recipe are left out, such as those of debug=*."""
 _GROUPS = {
@@ -302,8 +302,8 @@ def _make_strip(run: Run, problems: list[str]) -> FrameStrip | None:
         sheet = Image.new("RGB", (width, height * len(frames)))
         for n, (_, image) in enumerate(frames):
             sheet.paste(image.resize((width, height)), (0, n * height))
-        source = _encode_webp(sheet)
-        if len(source) < _MAX_STRIP_BYTES or len(frames) == 1:
+        source = _encode_webp(sheet, can_shrink=len(frames) == 1)
+        if len(source) < _MAX_IMAGE_BYTES:
             return FrameStrip(run, source, (width, height), [step for step, _ in frames])
         frames = _subsample(frames, len(frames) // 2)
     return None
@@ -347,11 +347,13 @@ def _load_image(path: Path, problems: list[str]) -> Image.Image | None:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _encode_webp(image: Image.Image) -> str:
-    """Return an image as a data URI."""
+def _encode_webp(image: Image.Image, can_shrink: bool = True) -> str:
+    """Return an image as a data URI, at half its size or less if it becomes too large."""
     file = io.BytesIO()
     image.save(file, "WEBP", quality=60)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    source = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    is_too_large = can_shrink and len(source) >= _MAX_IMAGE_BYTES
+    return _encode_webp(image.reduce(2)) if is_too_large else source
 
 
 def _plot_curves(runs: list[Run]) -> list[tuple[str, Markup]]:
