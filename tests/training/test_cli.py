@@ -40,6 +40,7 @@ WRONG = {
     "recipe.dropout=${nothing}": "Interpolation key 'nothing' not found",
     "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
     "logger=null": "logger=null does not exist. Choose one of csv, mlflow, none, tensorboard,",
+    "--experiment mnist": "--experiment is not an option. Write experiment=mnist.",
     "mnist": "mnist is not a setting. Write NAME=VALUE.",
     "seed=-1": "seed must be from 0",
     "data.batch_size=0": "data.batch_size must be a positive integer, got 0",

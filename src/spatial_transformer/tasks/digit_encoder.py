@@ -97,6 +97,7 @@ def _train(root: str | Path | None, directory: Path) -> dict[str, Any]:
             max_steps=steps,
             logger=False,
             enable_checkpointing=False,
+            enable_progress_bar=False,  # Lightning's shows "Epoch 4/-2"
             enable_model_summary=False,
             limit_val_batches=0,
             use_distributed_sampler=False,

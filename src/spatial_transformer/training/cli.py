@@ -142,9 +142,12 @@ def _name_positional(words: list[str], names: Sequence[str]) -> list[str]:
 
 
 def _check_groups(words: list[str], conf: Path) -> None:
-    """Refuse ``logger=null``, which Hydra would answer with a traceback."""
-    for word in words:
+    """Refuse ``logger=null`` and ``--experiment mnist``, which Hydra answers with a traceback."""
+    for n, word in enumerate(words):
         group, _, value = word.partition("=")
+        if group.startswith("--") and (conf / group[2:]).is_dir():
+            value = value or "".join(words[n + 1 : n + 2]) or "NAME"
+            raise UsageError(f"{group} is not an option. Write {group[2:]}={value}.")
         if value == "null" and (conf / group).is_dir():
             options = [path.stem for path in (conf / group).glob("*.yaml")]
             raise UsageError(f"{word} does not exist.{did_you_mean(value, options)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def load_weights(task: pl.LightningModule, file: Path) -> None:
     try:
         task.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{file} holds the weights of another network: {reason[:500]}") from error
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")
+        raise UsageError(f"{file} holds the weights of another network: {reason}") from error
 
 
 def read_checkpoint(file: Path) -> Any:
