@@ -22,7 +22,7 @@ def environment(name, request, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY / "notebooks")
     for variable in ("RUN", "STEPS", "DATA_ROOT"):
         monkeypatch.delenv(variable, raising=False)
-    if name == "train_in_five_minutes":
+    if name in ("train_in_five_minutes", "frozen_classifier"):
         monkeypatch.setenv("DATA_ROOT", str(request.getfixturevalue("mnist_root")))
         monkeypatch.setenv("STEPS", "20")
     if name in ("train_in_five_minutes", "reading_results"):
