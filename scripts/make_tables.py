@@ -97,7 +97,8 @@ def documents() -> dict[Path, str]:
             "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"))
         },
         "docs/experiments/registration.md": {
-            "registration": registration_table(read_records(RESULTS / "mnist_registration"))
+            "registration": registration_table(read_records(RESULTS / "mnist_registration")),
+            "house numbers": registration_table(read_records(RESULTS / "svhn_registration")),
         },
         "docs/experiments/rotated.md": {
             "rotated": rotated_table(read_records(RESULTS / "mnist_rotated"))

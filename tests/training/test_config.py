@@ -21,6 +21,7 @@ WITH_EXPERIMENT = {
     "volume_st_fcn": "mnist_3d",
     "svhn": "svhn_cnn",
     "svhn_part": "svhn_cnn",
+    "svhn_pairs": "svhn_registration",
     "cub": "birds_cnn",
     "birds_fast": "birds_cnn",
     "birds_differences": "birds_2st",

@@ -303,7 +303,7 @@ def registration_table(records: Iterable[Record]) -> str:
     """Return how well pairs of digits match before and after registration.
 
     Args:
-        records: results of ``experiment=mnist_registration``.
+        records: results of ``experiment=mnist_registration``, or of ``svhn_registration``.
     """
     columns = {
         "error_before": "1 − correlation before, %",

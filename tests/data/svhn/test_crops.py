@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny_numbers import write_numbers
 
-from spatial_transformer.data.svhn.crops import crop, open_crops, union_box
+from spatial_transformer.data.svhn.crops import DIGIT_SIZE, crop, open_crops, union_box
 from spatial_transformer.utils.errors import UsageError
 
 
@@ -66,6 +66,16 @@ def test_reduced_crop_is_antialiased():
 
 def test_union_box_holds_all_digits():
     assert union_box(np.array([[5.0, 9, 4, 10], [10, 7, 3, 8]])).tolist() == [5, 7, 13, 19]
+
+
+def test_single_digits_are_cropped_by_their_own_boxes(tmp_path):
+    boxes = [[(30, 10, 5, 9), (10, 10, 5, 9)], [(0, 0, 9, 9), (20, 10, 0, 12)]]  # one has no area
+    part = write_numbers(tmp_path / "train", [(1, 2), (3, 4)], boxes)
+    digits = open_crops(part, DIGIT_SIZE)
+    assert digits.labels.tolist() == [[1], [2], [3]]
+    with Image.open(part / "1.png") as image:
+        pixels = crop(image, np.array([10.0, 10, 15, 19]), 1.3, DIGIT_SIZE)
+    np.testing.assert_array_equal(digits.images[1].transpose(1, 2, 0), pixels)
 
 
 def test_labels_are_sorted_and_padded(tmp_path):

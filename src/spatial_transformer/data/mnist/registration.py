@@ -30,14 +30,31 @@ class RegistrationData(MnistData):
         keys = self._keys(split, index, epoch)
         fixed = self._digits(split, index)
         labels = self._labels[split]
-        # Sorted by class, the digits of a class are one interval.
-        order = labels.argsort(stable=True)
-        counts = labels.bincount(minlength=self.classes)
-        first, count = (counts.cumsum(0) - counts)[labels[index]], counts[labels[index]]
-        place = (uniform(keys, 1, stream=_PARTNER)[:, 0] * count).long().clamp(max=count - 1)
-        moving = self._distort(split, order[first + place], keys)
+        partners = draw_partners(labels, index, keys)
+        moving = self._distort(split, partners, keys)
         return torch.cat([fixed, moving], dim=1), labels[index]
 
     def to_display(self, images: Tensor) -> Tensor:
         """Return the fixed digit in orange and the moving one in blue: ``(..., 3, H, W)``."""
-        return torch.einsum("...chw,cd->...dhw", images, images.new_tensor(_COLOURS))
+        return overlay(images)
+
+
+def draw_partners(labels: Tensor, index: Tensor, keys: Tensor) -> Tensor:
+    """Return the positions of random samples of the same classes, ``(B,)``.
+
+    Args:
+        labels: classes of all samples, ``(N,)``.
+        index: positions of samples, ``(B,)``.
+        keys: keys of their random numbers, ``(B,)``.
+    """
+    # Sorted by class, the samples of a class are one interval.
+    order = labels.argsort(stable=True)
+    counts = labels.bincount()
+    first, count = (counts.cumsum(0) - counts)[labels[index]], counts[labels[index]]
+    place = (uniform(keys, 1, stream=_PARTNER)[:, 0] * count).long().clamp(max=count - 1)
+    return order[first + place]
+
+
+def overlay(pairs: Tensor) -> Tensor:
+    """Return pairs ``(..., 2, H, W)`` in orange and blue: ``(..., 3, H, W)``."""
+    return torch.einsum("...chw,cd->...dhw", pairs, pairs.new_tensor(_COLOURS))

@@ -1,8 +1,9 @@
-"""Crops of SVHN's numbers, made once and kept on disk.
+"""Crops of SVHN's numbers or single digits, made once and kept on disk.
 
 The crop of 64 x 64 pixels is Goodfellow's, as in the paper: the box around all digits, enlarged by
 30 % in each direction, resized to a square. For 128 x 128 the paper only says that it is looser.
 Here that box is doubled about its centre. Outside the image, its edge is repeated (both ours).
+Single digits are cropped by their own boxes to 28 x 28, enlarged by 30 % too (ours).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..io.workers import map_in_processes
 from .files import STRUCT, Annotation, count_annotations, read_annotations
 
 ENLARGEMENT = {64: 1.3, 128: 2.6}  # of the box around all digits, by the size of the crop
+DIGIT_SIZE, _DIGIT_ENLARGEMENT = 28, 1.3  # of the crop of a single digit, and of its box
 POSITIONS = 5
 NO_DIGIT = 10  # label of a position after the last digit
 
@@ -36,16 +38,24 @@ class Crops(NamedTuple):
     """The crops of one part of SVHN."""
 
     images: np.ndarray  # (N, 3, size, size) uint8, a read-only memory map
-    labels: np.ndarray  # (N, 5) uint8, the digits from left to right, then 10 for "no digit"
+    labels: np.ndarray  # uint8: (N, 1) digits; (N, 5) from the left, then 10 for "no digit"
     digest: str  # of the part's annotations and of the sizes of its files
 
 
 def open_crops(
     part: Path, size: int, cache: str | Path | None = None, workers: int | None = None
 ) -> Crops:
-    """Open the crops of a part of SVHN. Make them first if they are not in the cache."""
+    """Open the crops of a part of SVHN. Make them first if they are not in the cache.
+
+    Args:
+        part: directory of the part.
+        size: of the crops in pixels: 64 or 128 for numbers, :data:`DIGIT_SIZE` for single digits.
+        cache: directory of the cache, see :func:`~spatial_transformer.data.io.cache_directories`.
+        workers: processes that make the crops. None is one per core, at most 16.
+    """
     stat = (part / STRUCT).stat()
-    settings = {"version": _VERSION, "size": size, "enlargement": ENLARGEMENT[size]}
+    enlargement = ENLARGEMENT.get(size, _DIGIT_ENLARGEMENT)
+    settings = {"version": _VERSION, "size": size, "enlargement": enlargement}
     settings |= {"source bytes": stat.st_size, "source time": stat.st_mtime_ns}
     return open_cache(
         f"{part.name}-{size}",
@@ -73,15 +83,14 @@ def _write(part: Path, size: int, workers: int | None, directory: Path) -> dict:
         crop_all = partial(_crop_entries, part, size)
         description = f"SVHN {part.name}: {size} px crops"
         for results in map_in_processes(crop_all, chunks, workers, description):
-            for annotation, file_size, pixels in results:
-                row = _label_row(annotation)
-                boxes = annotation.boxes.tolist()
+            for annotation, file_size, crops in results:
+                row, boxes = _label_row(annotation), annotation.boxes.tolist()
                 digest.update(repr((annotation.name, file_size, row, boxes)).encode())
-                if pixels is None:
+                if not crops:
                     excluded.append(annotation.name)
-                else:
+                for label, pixels in crops:
                     images.write(pixels)
-                    labels.append(row)
+                    labels.append(label)
     if excluded:
         logger.warning(
             "SVHN: %d of %d images in %s are left out, as they have more than %d digits, or a box "
@@ -100,18 +109,24 @@ def _label_row(annotation: Annotation) -> list[int]:
 
 def _crop_entries(
     part: Path, size: int, entries: slice
-) -> list[tuple[Annotation, int, bytes | None]]:
-    """Return annotation, file size, and pixels of each entry. None stands for unusable ones."""
+) -> list[tuple[Annotation, int, list[tuple[list[int], bytes]]]]:
+    """Return annotation, file size, and the labels and pixels of the usable crops of each entry."""
     results = []
     for annotation in read_annotations(part, entries):
         path = part / annotation.name
         image = read_image(path)
-        pixels = None
-        if 0 < len(annotation.labels) <= POSITIONS:
-            box = union_box(annotation.boxes)
+        boxes, enlargement = annotation.boxes, ENLARGEMENT.get(size, _DIGIT_ENLARGEMENT)
+        if size == DIGIT_SIZE:
+            regions = [([label], boxes[n : n + 1]) for n, label in enumerate(annotation.labels)]
+        else:
+            regions = [(_label_row(annotation), boxes)] if 0 < len(boxes) <= POSITIONS else []
+        crops = []
+        for label, part_boxes in regions:
+            box = union_box(part_boxes)
             if _is_usable(box, image.size):
-                pixels = crop(image, box, ENLARGEMENT[size], size).transpose(2, 0, 1).tobytes()
-        results.append((annotation, path.stat().st_size, pixels))
+                pixels = crop(image, box, enlargement, size).transpose(2, 0, 1).tobytes()
+                crops.append((label, pixels))
+        results.append((annotation, path.stat().st_size, crops))
     return results
 
 
