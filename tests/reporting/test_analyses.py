@@ -5,6 +5,7 @@ import error_consistency
 import gradient_vs_finite_difference
 import make_tables
 import pytest
+import registered_pairs
 import repeated_passes
 import torch
 import trivial_baselines
@@ -336,6 +337,19 @@ def test_documents_agree_with_the_results():
 def test_charts_agree_with_the_results():
     for chart, (_, digest) in make_tables.charts().items():
         assert Image.open(chart).info["Records"] == digest, f"{chart.name}: run `make tables`"
+
+
+def test_registered_pairs_have_a_row_for_each_run():
+    rows = {"before": torch.rand(10, 3, 28, 28), "affine": torch.rand(10, 3, 28, 28)}
+    figure = registered_pairs.draw(rows)
+    assert [axis.get_ylabel() for axis in figure.axes[::10]] == ["before", "affine"]
+    assert len(figure.axes) == 20
+
+
+def test_pairs_of_another_experiment_are_refused():
+    file = REPOSITORY / "checkpoints" / "st_fcn_mnist.pt"
+    with pytest.raises(UsageError, match="st_fcn_mnist.pt is not a run of registration"):
+        registered_pairs.overlays([file])
 
 
 def test_repeated_passes_of_a_pretrained_network(mnist_root):
