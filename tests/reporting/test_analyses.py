@@ -348,7 +348,7 @@ def test_registered_pairs_have_a_row_for_each_run():
 
 def test_pairs_of_another_experiment_are_refused():
     file = REPOSITORY / "checkpoints" / "st_fcn_mnist.pt"
-    with pytest.raises(UsageError, match="st_fcn_mnist.pt is not a run of registration"):
+    with pytest.raises(UsageError, match=r"st_fcn_mnist\.pt is not a run of registration"):
         registered_pairs.overlays([file])
 
 
