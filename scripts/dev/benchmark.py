@@ -18,18 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from make_svhn import make_part
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
@@ -50,6 +53,10 @@ from spatial_transformer.data.svhn.crops import open_crops
 from spatial_transformer.networks import birds, mnist, svhn
 from spatial_transformer.networks.localisation import FcLocalisation
 from spatial_transformer.paper import NETWORKS, SVHN_NETWORKS
+from spatial_transformer.training.build import build
+from spatial_transformer.training.config import compose_config
+from spatial_transformer.training.runner import build_trainer, unchanged_process
+from spatial_transformer.training.stacked import Stack
 from spatial_transformer.transformer import Transform
 from spatial_transformer.transformer.transforms import pixel_centres
 from spatial_transformer.utils.files import atomic_write
@@ -691,6 +698,99 @@ def _read_profile(path: Path) -> dict[str, float]:
     return {row[1]: float(row[4]) for row in rows if len(row) > 5 and row[3].isdigit()}
 
 
+def benchmark_stacked(quick: bool) -> Iterator[Row]:
+    """Time training on distorted MNIST by Lightning's loop and by ``scripts/train_stacked.py``.
+
+    The steps of all seeds are counted. The loops have no loggers, callbacks and validations. A CPU
+    has one thread and no CUDA graph, and its time is processor time.
+    """
+    modes: dict[str, tuple[list[int], bool, bool]] = {  # seeds, use_graph, use_vmap
+        "one seed": ([1], False, False),
+        "CUDA graph": ([1], True, False),
+        "three in turn": ([1, 2, 3], True, False),
+        "three stacked": ([1, 2, 3], True, True),
+    }
+    if DEVICE == "cpu":
+        del modes["CUDA graph"]
+    seconds = 0 if quick else 3 if DEVICE == "cpu" else 2
+    with _threads(1):
+        for distortion in ("r", "rts"):
+            for name in ("FCN", "ST-FCN affine", "CNN", "ST-CNN affine"):
+                words = f"model={NETWORKS[name][0]} data.distortion={distortion} logger=none"
+                limits = "trainer.max_steps=1000000 recipe.validate_every=1000000 run_dir=unused"
+                config = compose_config(ROOT / "conf", *words.split(), *limits.split())
+                row: Row = {"network": name, "distortion": distortion, **_place()}
+                row["plain steps/s"] = round(_time_lightning(config, seconds), 1)
+                for mode, options in modes.items():
+                    row[f"{mode} steps/s"] = round(_time_stack(config, *options, seconds), 1)
+                yield row
+
+
+class _Stopwatch(pl.Callback):
+    """Stop training after some seconds, and measure the steps per second after a warm-up.
+
+    The clock, which waits for a GPU, is read every ``every`` steps. The first ones are the warm-up.
+    """
+
+    def __init__(self, every: int, seconds: float) -> None:
+        self.every, self.seconds = every, seconds
+        self.speed = self._start = 0.0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        steps = trainer.global_step - self.every
+        if steps == 0:
+            self._start = _clock()
+        elif steps % self.every == 0 and _clock() - self._start > self.seconds:
+            self.speed = steps / (_clock() - self._start)
+            trainer.should_stop = True
+
+
+def _time_lightning(config: DictConfig, seconds: float) -> float:
+    """Return the steps per second of ``Trainer.fit``."""
+    with unchanged_process():
+        pl.seed_everything(config.seed, verbose=False)
+        data, task = build(config)
+        stopwatch = _Stopwatch(1 if DEVICE == "cpu" else 50, seconds)
+        silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        limits = {"limit_val_batches": 0, "callbacks": [stopwatch]}
+        build_trainer(config, **silent, **limits).fit(task, data)
+    return stopwatch.speed
+
+
+def _time_stack(
+    config: DictConfig, seeds: Sequence[int], use_graph: bool, use_vmap: bool, seconds: float
+) -> float:
+    """Return the steps per second of stacked seeds, of all seeds together.
+
+    Whole epochs are timed on a GPU. On a CPU the samples of four steps are drawn at once.
+    """
+    with unchanged_process():
+        draw_steps = 4 if DEVICE == "cpu" else None
+        stack = Stack(config, seeds, use_graph, use_vmap, draw_steps)
+    epoch = stack.data[0].size("train") // stack.data[0].batch_size
+    steps = min(stack.draw_steps, epoch) if seconds else 1
+    batches = stack.batches(config.trainer.max_steps)
+
+    def train() -> None:
+        for batch in islice(batches, steps):
+            stack.train_step(batch)
+
+    train()
+    start, turns = _clock(), 0
+    while not turns or _clock() - start < seconds:
+        train()
+        turns += 1
+    return len(seeds) * turns * steps / (_clock() - start)
+
+
+def _clock() -> float:
+    """Return seconds: of the processor for one thread on a CPU, else of the clock on the wall."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def benchmark_threads(quick: bool) -> Iterator[Row]:
     """Time training steps of an ST-FCN on all threads, alone and next to busy programs.
 
@@ -739,6 +839,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "svhn": benchmark_svhn,
     "birds": benchmark_birds,
     "program": benchmark_program,
+    "stacked": benchmark_stacked,
     "threads": benchmark_threads,
 }
 

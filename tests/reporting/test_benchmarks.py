@@ -47,6 +47,26 @@ def test_time_of_table_1_is_the_sum_over_its_cells(tmp_path):
     assert f"- `recipe=paper`, 150,000 steps: {hours:.0f} hours" in table
 
 
+def test_time_of_stacked_runs_is_the_sum_over_all_96(tmp_path):
+    names = ("FCN", "ST-FCN affine", "CNN", "ST-CNN affine")
+    rows = [
+        {
+            "network": name,
+            "distortion": distortion,
+            "plain steps/s": 50,
+            "three stacked steps/s": 100,
+        }
+        for name in names
+        for distortion in ("r", "rts")
+    ]
+    machine = {"cpu": "x", "gpu": None, "threads": 1, "packages": {}}
+    (tmp_path / "stacked.json").write_text(json.dumps({"machine": machine, "rows": rows}))
+    lines = benchmark_tables(tmp_path, RECIPES)["table 1 stacked"].splitlines()
+    minutes = 96 * 15_000 / 50 / 60
+    assert lines[0] == f"- Lightning's loop: {minutes:.0f} minutes"
+    assert lines[1] == f"- the fastest of the others: {minutes / 2:.0f} minutes"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_benchmark_has_the_keys_of_the_results(part, tmp_path):

@@ -36,6 +36,12 @@ def test_keys_depend_on_their_own_index_only():
     assert torch.equal(sample_keys(3, 2, torch.tensor([7, 5])), keys(10, 3, 2)[[7, 5]])
 
 
+def test_keys_of_several_seeds_are_those_of_each():
+    seeds, index = [1, 2**40 + 7, -5], torch.arange(6)
+    expected = torch.stack([sample_keys(seed, 2, index) for seed in seeds])
+    assert torch.equal(sample_keys(torch.tensor(seeds)[:, None], 2, index), expected)
+
+
 def test_each_bit_of_the_keys_is_random():
     shares = torch.stack([(keys() >> bit & 1).double().mean() for bit in range(64)])
     assert (shares - 0.5).abs().max() < 0.5 * UNCORRELATED

@@ -146,14 +146,29 @@ class Classification(pl.LightningModule):
 
     def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of a training batch, and the loss whose gradient trains the network."""
+        noise = None
         if self.theta_noise:
-            transformer: Any = self.network.transformer
-            theta = transformer.localisation(images)
-            noise = normal(self.training_sample_keys(len(theta)), theta.shape[1])
-            logits = self.network(images, theta + self.theta_noise * noise)
-        else:
-            logits = self.network(images)
+            noise = normal(self.training_sample_keys(len(images)), self.noise_size)
+        logits = self.training_logits(images, noise)
         return logits, self.per_sample_loss(logits, labels).mean()
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers that a training sample needs: the length of theta, or 0."""
+        if not self.theta_noise:
+            return 0
+        transformer: Any = self.network.transformer
+        size: int = transformer.parallel * transformer.transform.n_params
+        return size
+
+    def training_logits(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the logits with ``theta_noise`` times ``(B, noise_size)`` added to theta."""
+        inputs = [images]
+        if noise is not None:
+            transformer: Any = self.network.transformer
+            inputs.append(transformer.localisation(images) + self.theta_noise * noise)
+        logits: Tensor = self.network(*inputs)
+        return logits
 
     @property
     def should_log(self) -> bool:

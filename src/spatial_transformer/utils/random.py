@@ -8,9 +8,12 @@ from torch import Tensor
 _MASK_32 = 0xFFFFFFFF
 
 
-def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Return a key for each sample from (seed, epoch, index): int64, shape of ``index``."""
-    key = torch.full_like(index, seed & _MASK_32, dtype=torch.int64)
+def sample_keys(seed: int | Tensor, epoch: int, index: Tensor) -> Tensor:
+    """Return a key for each sample from (seed, epoch, index): int64, shape of ``index``.
+
+    An int64 tensor of seeds is broadcast against ``index``.
+    """
+    key = torch.zeros_like(index, dtype=torch.int64) + (seed & _MASK_32)
     for part in (torch.full_like(key, epoch), index.to(torch.int64)):
         key = _mix(key * 0x632BE5AB + part + 1)
     return key
