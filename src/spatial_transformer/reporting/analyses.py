@@ -299,6 +299,68 @@ def frozen_table(records: Iterable[Record]) -> str:
     return markdown_table(["network", "R", "RTS"], rows) if rows else NOT_RUN
 
 
+PUBLISHED_ST_CNN = {
+    "*ST-CNN affine, paper*": ("*400k*", "*0.7*", "*0.5*"),
+    "*ST-CNN, Esteves et al. 2018*": ("*150k*", "*0.61*", "*0.54*"),
+}
+"""Published numbers of parameters, and errors on R and RTS."""
+
+
+def modern_table(records: Iterable[Record]) -> str:
+    """Return errors of ST-CNN with later recipes, next to published ones.
+
+    Args:
+        records: results of ``experiment=mnist`` and ``experiment=mnist_modern``. Of the former,
+            only ST-CNN affine with the recipe "long" is shown.
+    """
+    long_runs, modern_runs = "ST-CNN affine, `long`", "**this page**"
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    parameters: dict[str, int] = {}
+    for record in records:
+        options = tuple(record[name] for name in ("model", "transform", "recipe"))
+        if record["experiment"] == "mnist_modern":
+            name = modern_runs
+        elif options == ("st_cnn", "affine", "long"):
+            name = long_runs
+        else:
+            continue
+        found[name, record["config"]["data"]["distortion"]].append(record["metrics"]["test/error"])
+        parameters[name] = record["parameters"]
+    rows = [[name, *numbers] for name, numbers in PUBLISHED_ST_CNN.items()]
+    for name in (long_runs, modern_runs):
+        cells = [format_mean(found[name, distortion]) for distortion in ("r", "rts")]
+        rows.append([name, f"{parameters[name]:,}" if name in parameters else "–", *cells])
+    return markdown_table(["network", "parameters", "R", "RTS"], rows)
+
+
+def modern_trials_table(records: Iterable[Record], conf: Path) -> str:
+    """Return validation errors of short runs of ``experiment=mnist_modern`` by what they changed.
+
+    Args:
+        records: results of these runs. What all of them changed is left out.
+        conf: directory of the configuration.
+    """
+    runs = [(changed_settings(record, conf), record) for record in records]
+    common = set.intersection(*(set(changed) for changed, _ in runs)) if runs else set()
+    found: dict[tuple[str, int], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for settings, record in runs:
+        changed = [f"`{setting}`" for setting in settings if setting not in common]
+        if record["transform"] != "affine":
+            changed.append(f"`transform={record['transform']}`")
+        key = ", ".join(changed), record["steps"]
+        found[key][record["config"]["data"]["distortion"]].append(record)
+    rows = []
+    for (names, steps), by_distortion in sorted(found.items()):
+        cells = [
+            format_mean([run["metrics"]["val/best_error"] for run in by_distortion[distortion]])
+            for distortion in ("r", "rts")
+        ]
+        size = next(iter(by_distortion.values()))[0]["parameters"]
+        rows.append([names or "nothing", f"{size:,}", f"{steps:,}", *cells])
+    header = ["changed", "parameters", "steps", "R", "RTS"]
+    return markdown_table(header, rows) if rows else NOT_RUN
+
+
 def registration_table(records: Iterable[Record]) -> str:
     """Return how well pairs of digits match before and after registration.
 
