@@ -393,15 +393,23 @@ def test_trials_have_a_row_for_each_change(record):
         run["metrics"]["val/best_error"] = error
         return run | {"parameters": 1234}
 
+    decay = "callbacks.average.multi_avg_fn.decay=0.9"
     runs = [
-        trial(0.9, "r"),
-        trial(0.8, "rts"),
-        trial(0.7, "rts", "model.shared=true"),
-        trial(0.6, "rts", "transform=tps"),
+        trial(0.9, "r", decay),
+        trial(0.8, "rts", decay),
+        trial(0.7, "rts", decay, "model.shared=true"),
+        trial(0.6, "rts", decay, "transform=tps"),
+        trial(0.5, "rts", "callbacks.average=null"),
     ]
     assert rows(modern_trials_table(runs, CONF)) == [
         "| nothing | 1,234 | 2,500 | 0.90 | 0.80 |",
+        "| `callbacks.average=null` | 1,234 | 2,500 | not run | 0.50 |",
         "| `model.shared=True` | 1,234 | 2,500 | not run | 0.70 |",
         "| `transform=tps` | 1,234 | 2,500 | not run | 0.60 |",
     ]
+    other = trial(0.4, "rts")
+    nothing, other_decay, *_ = rows(modern_trials_table([*runs, other], CONF))
+    assert nothing == "| nothing | 1,234 | 2,500 | not run | 0.40 |"
+    assert other_decay == f"| `{decay}` | 1,234 | 2,500 | 0.90 | 0.80 |"
+    assert "| R |" not in modern_trials_table([other], CONF)
     assert modern_trials_table([], CONF) == "not run"

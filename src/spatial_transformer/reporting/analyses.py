@@ -337,27 +337,34 @@ def modern_trials_table(records: Iterable[Record], conf: Path) -> str:
     """Return validation errors of short runs of ``experiment=mnist_modern`` by what they changed.
 
     Args:
-        records: results of these runs. What all of them changed is left out.
+        records: results of these runs. What all runs with averaged weights changed is left out.
         conf: directory of the configuration.
     """
-    runs = [(changed_settings(record, conf), record) for record in records]
-    common = set.intersection(*(set(changed) for changed, _ in runs)) if runs else set()
-    found: dict[tuple[str, int], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for settings, record in runs:
-        changed = [f"`{setting}`" for setting in settings if setting not in common]
+    average = "callbacks.average"
+    runs: list[tuple[list[str], Record]] = []
+    common: set[str] | None = None
+    for record in records:
+        changed = changed_settings(record, conf)
+        if record["config"]["callbacks"].get("average") is None:
+            changed = [name for name in changed if not name.startswith(average)]
+            changed.append(f"{average}=null")
+        else:
+            common = set(changed) if common is None else common & set(changed)
         if record["transform"] != "affine":
-            changed.append(f"`transform={record['transform']}`")
-        key = ", ".join(changed), record["steps"]
-        found[key][record["config"]["data"]["distortion"]].append(record)
-    rows = []
-    for (names, steps), by_distortion in sorted(found.items()):
-        cells = [
-            format_mean([run["metrics"]["val/best_error"] for run in by_distortion[distortion]])
-            for distortion in ("r", "rts")
-        ]
-        size = next(iter(by_distortion.values()))[0]["parameters"]
-        rows.append([names or "nothing", f"{size:,}", f"{steps:,}", *cells])
-    header = ["changed", "parameters", "steps", "R", "RTS"]
+            changed.append(f"transform={record['transform']}")
+        runs.append((changed, record))
+    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for changed, record in runs:
+        names = ", ".join(f"`{name}`" for name in changed if name not in (common or ()))
+        distortion = record["config"]["data"]["distortion"].upper()
+        key = names, f"{record['parameters']:,}", f"{record['steps']:,}"
+        found[key][distortion].append(record["metrics"]["val/best_error"])
+    columns = sorted({distortion for errors in found.values() for distortion in errors})
+    rows = [
+        [names or "nothing", *rest, *(format_mean(errors[column]) for column in columns)]
+        for (names, *rest), errors in sorted(found.items())
+    ]
+    header = ["changed", "parameters", "steps", *columns]
     return markdown_table(header, rows) if rows else NOT_RUN
 
 
