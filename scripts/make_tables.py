@@ -22,6 +22,8 @@ from spatial_transformer.reporting.analyses import (
     frozen_table,
     improvement_table,
     ink_window_table,
+    modern_table,
+    modern_trials_table,
     orientation_table,
     parts_table,
     passes_table,
@@ -95,6 +97,10 @@ def documents() -> dict[Path, str]:
         },
         "docs/experiments/frozen.md": {
             "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"))
+        },
+        "docs/experiments/modern.md": {
+            "modern": modern_table(mnist + read_records(RESULTS / "mnist_modern")),
+            "trials": modern_trials_table(read_records(RESULTS / "modern_trials"), CONF),
         },
         "docs/experiments/registration.md": {
             "registration": registration_table(read_records(RESULTS / "mnist_registration")),

@@ -20,6 +20,8 @@ from spatial_transformer.reporting.analyses import (
     fill_table_markers,
     improvement_table,
     ink_window_table,
+    modern_table,
+    modern_trials_table,
     orientation_table,
     parts_table,
     passes_table,
@@ -363,3 +365,51 @@ def test_repeated_passes_of_a_pretrained_network(mnist_root):
     assert first["spread"] == pytest.approx(sum(spreads) / len(spreads), abs=0.01)
     errors, _ = rows(passes_table([record]))
     assert errors.startswith(f"| RTS, long, 1 in training | error, % | {first['error']:.2f} |")
+
+
+def test_modern_errors_stand_next_to_published_ones(record):
+    runs = [
+        record(0.5, "data.distortion=r", f"seed={n}", experiment="mnist_modern") for n in (1, 2)
+    ]
+    long_run = ["model=st_cnn", "recipe=long", "data.distortion=rts"]
+    others = [record(0.7, *long_run), record(0.9, "model=st_cnn"), record(0.8, "recipe=long")]
+    for run in (*runs, *others):
+        run["parameters"] = 1234
+    *published, table_1, modern = rows(modern_table([*runs, *others]))
+    assert [row.split(" | ")[-2:] for row in published] == [
+        ["*0.7*", "*0.5* |"],
+        ["*0.61*", "*0.54* |"],
+    ]
+    assert table_1 == "| ST-CNN affine, `long` | 1,234 | not run | 0.70 |"
+    assert modern == "| **this page** | 1,234 | 0.50, 0.50 | not run |"
+    assert rows(modern_table([]))[-1] == "| **this page** | – | not run | not run |"
+
+
+def test_trials_have_a_row_for_each_change(record):
+    def trial(error, distortion, *changes):
+        common = ["recipe.validate_every=1250", "trainer.max_steps=2500"]
+        overrides = [f"data.distortion={distortion}", *common, *changes]
+        run = record(9.0, *overrides, experiment="mnist_modern")
+        run["metrics"]["val/best_error"] = error
+        return run | {"parameters": 1234}
+
+    decay = "callbacks.average.multi_avg_fn.decay=0.9"
+    runs = [
+        trial(0.9, "r", decay),
+        trial(0.8, "rts", decay),
+        trial(0.7, "rts", decay, "model.shared=true"),
+        trial(0.6, "rts", decay, "transform=tps"),
+        trial(0.5, "rts", "callbacks.average=null"),
+    ]
+    assert rows(modern_trials_table(runs, CONF)) == [
+        "| nothing | 1,234 | 2,500 | 0.90 | 0.80 |",
+        "| `callbacks.average=null` | 1,234 | 2,500 | not run | 0.50 |",
+        "| `model.shared=True` | 1,234 | 2,500 | not run | 0.70 |",
+        "| `transform=tps` | 1,234 | 2,500 | not run | 0.60 |",
+    ]
+    other = trial(0.4, "rts")
+    nothing, other_decay, *_ = rows(modern_trials_table([*runs, other], CONF))
+    assert nothing == "| nothing | 1,234 | 2,500 | not run | 0.40 |"
+    assert other_decay == f"| `{decay}` | 1,234 | 2,500 | 0.90 | 0.80 |"
+    assert "| R |" not in modern_trials_table([other], CONF)
+    assert modern_trials_table([], CONF) == "not run"

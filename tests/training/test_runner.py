@@ -26,6 +26,7 @@ from spatial_transformer.inference.evaluate import evaluate
 from spatial_transformer.inference.load import load_trained
 from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
 from spatial_transformer.tasks import digit_encoder
+from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.training.result import read_result, result_settings
 from spatial_transformer.training.run_dir import RunDir
 from spatial_transformer.training.runner import train
@@ -383,6 +384,42 @@ def test_run_continued_from_a_checkpoint_is_bit_equal(short, tmp_path, monkeypat
     assert resumed["global_step"] == whole["global_step"] == 10
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][name]), name
+
+
+def test_averaged_weights_resume_bit_equal_and_are_tested(short, tmp_path, monkeypatch):
+    words = "experiment=mnist_modern model.width=4 trainer.max_steps=6 recipe.validate_every=1"
+
+    def train_in(name):
+        return train(short(words, "ckpt_path=auto", f"run_dir={tmp_path}/{name}"))
+
+    def checkpoint(name, file):
+        return torch.load(tmp_path / name / "checkpoints" / file, weights_only=True)
+
+    def fail_at_step_3(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise ValueError("on the way")
+        return step(self, batch, batch_idx)
+
+    whole = train_in("whole")
+    step = Classification.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "training_step", fail_at_step_3)
+        with pytest.raises(ValueError, match="on the way"):
+            train_in("stopped")
+    stopped = train_in("stopped")
+    assert stopped["curve"] == whole["curve"]
+    for file in ("last.ckpt", "best.ckpt"):
+        expected, found = checkpoint("whole", file), checkpoint("stopped", file)
+        for part in ("state_dict", "current_model_state", "averaging_state"):
+            assert expected[part].keys() == found[part].keys()
+            for name, tensor in expected[part].items():
+                assert torch.equal(tensor, found[part][name]), (file, name)
+
+    on_the_way = checkpoint("whole", "previous.ckpt")
+    for name, tensor in on_the_way["state_dict"].items():  # statistics of BatchNorm too
+        is_averaged = not torch.equal(tensor, on_the_way["current_model_state"][name])
+        assert is_averaged == tensor.is_floating_point() or "num_batches" in name, name
+    assert evaluate_run(tmp_path / "whole")["test/loss"] == whole["metrics"]["test/loss"]
 
 
 def test_continued_run_resumes_from_its_own_checkpoint(short, tmp_path, run, monkeypatch, caplog):

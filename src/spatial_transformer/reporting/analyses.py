@@ -299,6 +299,75 @@ def frozen_table(records: Iterable[Record]) -> str:
     return markdown_table(["network", "R", "RTS"], rows) if rows else NOT_RUN
 
 
+PUBLISHED_ST_CNN = {
+    "*ST-CNN affine, paper*": ("*400k*", "*0.7*", "*0.5*"),
+    "*ST-CNN, Esteves et al. 2018*": ("*150k*", "*0.61*", "*0.54*"),
+}
+"""Published numbers of parameters, and errors on R and RTS."""
+
+
+def modern_table(records: Iterable[Record]) -> str:
+    """Return errors of ST-CNN with later recipes, next to published ones.
+
+    Args:
+        records: results of ``experiment=mnist`` and ``experiment=mnist_modern``. Of the former,
+            only ST-CNN affine with the recipe "long" is shown.
+    """
+    long_runs, modern_runs = "ST-CNN affine, `long`", "**this page**"
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    parameters: dict[str, int] = {}
+    for record in records:
+        options = tuple(record[name] for name in ("model", "transform", "recipe"))
+        if record["experiment"] == "mnist_modern":
+            name = modern_runs
+        elif options == ("st_cnn", "affine", "long"):
+            name = long_runs
+        else:
+            continue
+        found[name, record["config"]["data"]["distortion"]].append(record["metrics"]["test/error"])
+        parameters[name] = record["parameters"]
+    rows = [[name, *numbers] for name, numbers in PUBLISHED_ST_CNN.items()]
+    for name in (long_runs, modern_runs):
+        cells = [format_mean(found[name, distortion]) for distortion in ("r", "rts")]
+        rows.append([name, f"{parameters[name]:,}" if name in parameters else "–", *cells])
+    return markdown_table(["network", "parameters", "R", "RTS"], rows)
+
+
+def modern_trials_table(records: Iterable[Record], conf: Path) -> str:
+    """Return validation errors of short runs of ``experiment=mnist_modern`` by what they changed.
+
+    Args:
+        records: results of these runs. What all runs with averaged weights changed is left out.
+        conf: directory of the configuration.
+    """
+    average = "callbacks.average"
+    runs: list[tuple[list[str], Record]] = []
+    common: set[str] | None = None
+    for record in records:
+        changed = changed_settings(record, conf)
+        if record["config"]["callbacks"].get("average") is None:
+            changed = [name for name in changed if not name.startswith(average)]
+            changed.append(f"{average}=null")
+        else:
+            common = set(changed) if common is None else common & set(changed)
+        if record["transform"] != "affine":
+            changed.append(f"transform={record['transform']}")
+        runs.append((changed, record))
+    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for changed, record in runs:
+        names = ", ".join(f"`{name}`" for name in changed if name not in (common or ()))
+        distortion = record["config"]["data"]["distortion"].upper()
+        key = names, f"{record['parameters']:,}", f"{record['steps']:,}"
+        found[key][distortion].append(record["metrics"]["val/best_error"])
+    columns = sorted({distortion for errors in found.values() for distortion in errors})
+    rows = [
+        [names or "nothing", *rest, *(format_mean(errors[column]) for column in columns)]
+        for (names, *rest), errors in sorted(found.items())
+    ]
+    header = ["changed", "parameters", "steps", *columns]
+    return markdown_table(header, rows) if rows else NOT_RUN
+
+
 def registration_table(records: Iterable[Record]) -> str:
     """Return how well pairs of digits match before and after registration.
 
