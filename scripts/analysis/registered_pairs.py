@@ -29,7 +29,7 @@ def overlays(runs: list[Path], data_root: str | None = None) -> dict[str, Tensor
     Raises:
         UsageError: a run is not one of registration.
     """
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for run in runs:
         trained = load_trained(run, data_root=data_root)
         if not isinstance(trained.task, Registration):
