@@ -5,13 +5,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from functools import partial
 
 import pytest
 from conftest import REPOSITORY
+from programs import Program
 
 import train
 
@@ -49,15 +49,8 @@ def run_here(run_program, monkeypatch, tmp_path):
     return partial(run_program, train.main)
 
 
-def start(*words, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "train.py", *words]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes, **options)
-
-
 def run(*words):
-    process = start(*words)
+    process = Program("train.py", *words)
     output, errors = process.communicate(timeout=500)
     return process.returncode, output, errors
 
@@ -146,12 +139,11 @@ def test_failure_is_reported_without_its_hint(run_here, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
-def test_failed_run_is_retried(mnist_root, tmp_path, launcher):
+def test_failed_run_is_retried(run_here, mnist_root, tmp_path, launcher):
     words = ["sweep=table1", f"launcher={launcher}", f"hydra.sweep.dir={tmp_path}", *TINY]
     words += [f"data.root={mnist_root}", "model=st_fcn", "transform=affine,projective", "seed=1"]
     words += ["data.distortion=r", "debug=fdr"]
-    names = [run.split()[0] for run in states(run(*words, "launcher=show")[1])]
-    failing, other = sorted(names)
+    failing, other = sorted(states(run_here(*words, "launcher=show")[1]))
     (tmp_path / failing).mkdir()
     (tmp_path / failing / "crops").write_text("a file where the run needs a directory")
     code, output, errors = run(*words)
@@ -188,10 +180,8 @@ def joblib_sweep(mnist_root, tmp_path):
             "callbacks.progress=null",
         ]
         words += ["++trainer.limit_val_batches=1", "++trainer.limit_test_batches=1"]
-        # A shell lets its background jobs ignore interrupts.
-        reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         words += ["recipe.validate_every=20", *settings]
-        process = start(*words, start_new_session=True, preexec_fn=reset)
+        process = Program("train.py", *words, prepare=(os.setsid,))
         processes.append(process)
         wait_for(lambda: len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) == 2)
         command = ["pgrep", "-f", "LokyProcess", "-P", str(process.pid)]
@@ -245,7 +235,7 @@ def test_slurm_sweep_resumes(mnist_root, tmp_path):
     settings += [f"data.root={mnist_root}"]
     sweep = ["ablation=seeds", "seed=1,2,3,4", "launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
     sweep += ["hydra.launcher.cpus_per_task=1", *settings]
-    process = start(*sweep)
+    process = Program("train.py", *sweep)
 
     def find(seed, file):
         return next(tmp_path.glob(f"*seed-{seed}*/{file}"), None)

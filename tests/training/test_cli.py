@@ -5,10 +5,11 @@ import pickle
 import signal
 import subprocess
 import sys
-from functools import partial
+from contextlib import suppress
 
 import pytest
 from conftest import REPOSITORY
+from programs import Program
 
 import evaluate
 import predict
@@ -171,22 +172,16 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_interrupted_run_reports_how_to_resume(mnist_root, tmp_path):
-    command = [sys.executable, "train.py", f"data.root={mnist_root}", "logger=none"]
-    command += ["model.width=8", "recipe.validate_every=1", "++trainer.limit_val_batches=1"]
-    command += [f"hydra.run.dir={tmp_path}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A shell lets what it starts in the background ignore interrupts, and these tests with it.
-    reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=REPOSITORY, preexec_fn=reset, **pipes)
-    assert process.stdout is not None
+    words = [f"data.root={mnist_root}", "logger=none", f"hydra.run.dir={tmp_path}"]
+    words += ["model.width=8", "recipe.validate_every=1", "++trainer.limit_val_batches=1"]
+    process = Program("train.py", *words)
     next(line for line in process.stdout if line.startswith("step 2 of"))
-    for _ in range(4):  # Python can lose an interrupt that arrives within a callback of C code
+    for _ in range(20):  # Python can lose an interrupt that arrives within a callback of C code
         process.send_signal(signal.SIGINT)
-        try:
-            _, errors = process.communicate(timeout=30)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
             break
-        except subprocess.TimeoutExpired:
-            continue
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert f"hydra.run.dir={tmp_path}" in errors
     assert "Traceback" not in errors

@@ -1,15 +1,13 @@
 """Components of users and of other packages, and the code of docs/guides/extending.md."""
 
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY
+from programs import Program
 
 from spatial_transformer import SpatialTransformer
 from spatial_transformer.training.runner import train
@@ -144,25 +142,20 @@ def project(tmp_path):
     return tmp_path
 
 
-def start(program, *arguments, cwd: Path):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
-    command = [sys.executable, str(REPOSITORY / program), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-
-
 def test_page_makes_an_experiment(project):
     settings = ["trainer.max_steps=60", "recipe.optimizer.lr=0.003", "logger=csv"]
     words = re.search(r"python ../train.py (.*)", PAGE)[1].split()
-    done = start("train.py", *words, *settings, "hydra.run.dir=run", cwd=project)
-    assert done.returncode == 0, done.stderr
+    run = Program("train.py", *words, *settings, "hydra.run.dir=run", cwd=project)
+    assert run.wait() == 0, run.communicate()
     assert json.loads((project / "run" / "metrics.json").read_text())["metrics"]["test/error"] < 5
     assert (project / "run" / "crops" / "confusion.png").is_file()
-    refused = start("evaluate.py", "run=run", cwd=project)
+    refused = Program("evaluate.py", "run=run", cwd=project)
+    _, errors = refused.communicate()
     assert refused.returncode == 1
-    assert "set trust=[mine]" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    done = start("evaluate.py", "run=run", "trust=[mine]", cwd=project)
-    assert done.returncode == 0, done.stderr
+    assert "set trust=[mine]" in errors
+    assert "Traceback" not in errors
+    trusted = Program("evaluate.py", "run=run", "trust=[mine]", cwd=project)
+    assert trusted.wait() == 0, trusted.communicate()
 
 
 def test_data_and_transform_of_the_page(project, monkeypatch):

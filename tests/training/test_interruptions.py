@@ -6,15 +6,13 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import wandb_file
-from conftest import REPOSITORY
+from programs import Program
 
 from spatial_transformer.loggers.wandb import STEP, select_metrics
 
@@ -25,23 +23,16 @@ recipe.dropout=0.2 trainer.max_steps={STEPS} trainer.log_every_n_steps=3 checkpo
 ++trainer.limit_train_batches=14 ++trainer.limit_val_batches=2 ++trainer.limit_test_batches=2
 logger=csv
 """.split()
-# Another number of threads adds in another order.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": REPOSITORY}
-
-
-def command(run, root, *more):
-    words = [*SETTINGS, f"data.root={root}", f"hydra.run.dir={run}", *more]
-    return [sys.executable, "train.py", *words]
 
 
 def start(run, root, *more, **options):
-    return subprocess.Popen(command(run, root, *more), env=ENVIRONMENT, **PIPES, **options)
+    words = [*SETTINGS, f"data.root={root}", f"hydra.run.dir={run}", *more]
+    return Program("train.py", *words, merge=True, **options)
 
 
-def finish(run, root, *more):
-    process = start(run, root, *more)
-    output, _ = process.communicate(timeout=300)
+def finish(run, root, *more, **options):
+    process = start(run, root, *more, **options)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
@@ -92,7 +83,7 @@ def test_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undisturb
     for _ in range(5):
         process = start(tmp_path, mnist_root)
         mark = "checkpoints/last.ckpt" if killed else "config.yaml"
-        killed += kill(process, tmp_path, mark, moments.uniform(0, 2))
+        killed += kill(process, tmp_path, mark, moments.uniform(0, 0.8))
         process.communicate()
     assert killed >= 2
     finish(tmp_path, mnist_root)
@@ -164,11 +155,9 @@ def test_killed_run_stays_one_run_in_wandb(mnist_root, tmp_path, undisturbed):
 @pytest.mark.slow
 def test_run_continues_offline_where_wandb_cannot_be_reached(mnist_root, tmp_path):
     nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
-    words = command(tmp_path, mnist_root, "logger=wandb")
-    result = subprocess.run(words, env=ENVIRONMENT | nobody, **PIPES)
-    assert result.returncode == 0, result.stdout
-    assert "W&B cannot be reached" in result.stdout
-    assert "upload it with `wandb sync`" in result.stdout
+    output = finish(tmp_path, mnist_root, "logger=wandb", environment=nobody)
+    assert "W&B cannot be reached" in output
+    assert "upload it with `wandb sync`" in output
     assert_all_rows_are_in_wandb(tmp_path)
 
 
@@ -216,8 +205,8 @@ def test_run_continues_when_the_reader_of_its_output_ends(mnist_root, tmp_path):
 
 
 def test_full_disk_keeps_the_last_checkpoint(mnist_root, stopped, undisturbed):
-    def limit_files():  # a file that grows beyond this fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    # A file that grows beyond this fails, as on a full disk.
+    limit = (resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     def contents():
         names = ("last.ckpt", "previous.ckpt")
@@ -225,7 +214,7 @@ def test_full_disk_keeps_the_last_checkpoint(mnist_root, stopped, undisturbed):
         return {path.read_bytes() for path in paths if path.exists()}
 
     before = contents()
-    process = start(stopped, mnist_root, preexec_fn=limit_files)
+    process = start(stopped, mnist_root, prepare=limit)
     output, _ = process.communicate()
     assert process.returncode == 1
     assert "File too large" in output
