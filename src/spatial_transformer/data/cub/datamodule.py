@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, PreprocessedPicture
+from ..base import FIXED_SEEDS, BatchedData, PreprocessedPicture
 from . import files
 from .files import Birds
 from .images import LONGEST, Images, open_images, resize
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 """ImageNet's mean, in [0, 1]: the colour of a crop outside the image."""
-_VALIDATION_SEED = 0x56414C
 
 
 class CubData(BatchedData):
@@ -208,7 +207,7 @@ def validation_mask(birds: Birds) -> np.ndarray:
 
     For each species they are the same for every run, seed, size and choice of species.
     """
-    order = sample_keys(_VALIDATION_SEED, 0, torch.from_numpy(birds.ids)).argsort().numpy()
+    order = sample_keys(FIXED_SEEDS["val"], 0, torch.from_numpy(birds.ids)).argsort().numpy()
     is_held_out = np.zeros(len(order), dtype=bool)
     for label in range(len(birds.numbers)):
         training = order[birds.training[order] & (birds.labels[order] == label)]

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys
-from ..base import BatchedData, PreprocessedPicture
+from ..base import FIXED_SEEDS, BatchedData, PreprocessedPicture
 from . import files
 from .distortions import DISTORTIONS
 from .photos import preprocess_photo
 
 VALIDATION_SIZE = 5_000
-_FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
-"""Seeds of the fixed sets: the same for every network, seed and run."""
 
 
 class MnistData(BatchedData):
@@ -113,7 +111,7 @@ class MnistData(BatchedData):
 
     def redraw(self, split: str, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """Return validation or test samples with other distortions, by ``draw``, 1 or more."""
-        images = self._distort(split, index, sample_keys(_FIXED_SEEDS[split], draw, index))
+        images = self._distort(split, index, sample_keys(FIXED_SEEDS[split], draw, index))
         return images, self._labels[split][index]
 
     def preprocess_picture(self, picture: Image.Image) -> PreprocessedPicture:
@@ -134,7 +132,7 @@ class MnistData(BatchedData):
         """Return the keys of the samples' random numbers. Streams are independent."""
         if split == "train":
             return sample_keys(self.seed ^ stream, epoch if self.fresh else 0, index)
-        return sample_keys(_FIXED_SEEDS[split] ^ stream, 0, index)
+        return sample_keys(FIXED_SEEDS[split] ^ stream, 0, index)
 
     def _distort(self, split: str, index: Tensor, keys: Tensor) -> Tensor:
         """Distort the digits at ``index`` to ``(B, 1, canvas, canvas)``."""

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ...utils.errors import UsageError
 from ...utils.random import sample_keys, uniform
-from ..base import BatchedData, PreprocessedPicture
+from ..base import FIXED_SEEDS, BatchedData, PreprocessedPicture
 from .crops import ENLARGEMENT, NO_DIGIT, Crops, crop, open_crops
 from .files import prepare
 
 VALIDATION_SIZE = 5_000
 _SMALL = 50_000  # of fewer training images, a tenth is for validation
-_VALIDATION_SEED = 0x56414C
 _SHIFT, _SCALE, _ROTATION, _SHEAR, _CONTRAST = 0.1, 1.25, 10, 0.2, 1.5
 
 
@@ -181,7 +180,7 @@ def validation_positions(n: int) -> np.ndarray:
 
     They are the same for every run, seed and size.
     """
-    order = sample_keys(_VALIDATION_SEED, 0, torch.arange(n)).argsort()
+    order = sample_keys(FIXED_SEEDS["val"], 0, torch.arange(n)).argsort()
     return order[: VALIDATION_SIZE if n >= _SMALL else max(1, n // 10)].sort().values.numpy()
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from ...utils.random import sample_keys
+from ..base import FIXED_SEEDS
 from ..mnist.registration import draw_partners, overlay
 from .crops import DIGIT_SIZE
 from .datamodule import SvhnData
-
-_FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
 
 
 class SvhnPairs(SvhnData):
@@ -47,9 +46,8 @@ class SvhnPairs(SvhnData):
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Return images ``(B, 2, 28, 28)`` in [0, 1], fixed and moving, and classes ``(B,)``."""
         is_training = split == "train"
-        keys = sample_keys(
-            self.seed if is_training else _FIXED_SEEDS[split], epoch if is_training else 0, index
-        )
+        seed, draw = (self.seed, epoch) if is_training else (FIXED_SEEDS[split], 0)
+        keys = sample_keys(seed, draw, index)
         labels = self._labels[split].to(index.device)[:, 0]
         pairs = torch.stack([index, draw_partners(labels, index, keys)], dim=1)
         ink = extract_ink(self._pixels(split, pairs.flatten()))
