@@ -229,7 +229,7 @@ def test_stopped_worker_ends_no_other_run(joblib_sweep):
 @pytest.mark.slurm
 def test_slurm_sweep_resumes(mnist_root, tmp_path):
     """One run is requeued, one gets the signal before a time limit, one is cancelled."""
-    settings = ["model=st_fcn", "model.width=16", "data.batch_size=64", "trainer.max_steps=2000"]
+    settings = ["model=st_fcn", "model.width=16", "data.batch_size=64", "trainer.max_steps=1000"]
     settings += ["recipe.validate_every=100", "checkpoint_minutes=0.02", "logger=csv"]
     settings += ["++trainer.limit_val_batches=2", "++trainer.limit_test_batches=2"]
     settings += [f"data.root={mnist_root}"]

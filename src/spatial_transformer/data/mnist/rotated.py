@@ -16,6 +16,7 @@ from .distortions import rotate
 
 _SEED = 0x524F544154  # of the splits and the angles: the same for every run
 _SIZES = {"train": 10_000, "val": 2_000, "test": 50_000}
+_rotate = partial(rotate, max_angle=180.0)
 
 
 class RotatedMnistData(MnistData):
@@ -23,11 +24,12 @@ class RotatedMnistData(MnistData):
 
     The original files cannot be made again, so this set follows their description. The 70,000
     digits of MNIST are permuted. The first 10,000 are for training, the next 2,000 for validation
-    and the next 50,000 for the test. All rotations are fixed.
+    and the next 50,000 for the test. These rotations are fixed.
 
     Args:
         root, batch_size, eval_batch_size: as for :class:`.distorted.MnistData`.
-        seed: seed of the order of the training samples.
+        augment: rotate the training images once more, by another random angle in each epoch.
+        seed: seed of the order and of the augmentation of the training samples.
     """
 
     def __init__(
@@ -35,13 +37,13 @@ class RotatedMnistData(MnistData):
         root: str | Path | None = None,
         batch_size: int = 256,
         eval_batch_size: int = 1000,
+        augment: bool = True,
         seed: int = 1,
     ) -> None:
         super().__init__("r", None, root, batch_size, eval_batch_size, seed=seed)
+        self.augment = augment
         # The angle of the digits is not that of R.
-        self.distortion = replace(
-            self.distortion, apply=partial(rotate, max_angle=180.0), pose=None
-        )
+        self.distortion = replace(self.distortion, apply=_rotate, pose=None)
 
     def setup(self, stage: str | None = None) -> None:
         if self._images:
@@ -52,6 +54,13 @@ class RotatedMnistData(MnistData):
         for tensors, part in zip((self._images, self._labels), parts, strict=True):
             splits = torch.cat(part)[order][: sum(_SIZES.values())].split(list(_SIZES.values()))
             tensors.update(zip(_SIZES, splits, strict=True))
+
+    def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return rotated images ``(B, 1, 28, 28)`` in [0, 1] and labels ``(B,)``."""
+        images, labels = super().samples(split, index, epoch)
+        if split == "train" and self.augment:
+            images = _rotate(images, sample_keys(self.seed, epoch, index), self.input_size)
+        return images, labels
 
     def _keys(self, split: str, index: Tensor, epoch: int = 0, stream: int = 0) -> Tensor:
         return sample_keys(_SEED ^ stream, 1 + list(_SIZES).index(split), index)
