@@ -580,10 +580,8 @@ def benchmark_birds(quick: bool) -> Iterator[Row]:
     options: dict = {"backbone": "efficientnet_lite0", "weights": "none"}
     for n, size in cases:
         torch.manual_seed(1)
-        if n:
-            network = birds.birds_st(size, 200, Attention(0.5), n, **options).to(DEVICE)
-        else:
-            network = birds.birds_cnn(200, **options).to(DEVICE)
+        transform = Attention(0.5) if n else None
+        network = birds.BirdNetwork(size, 200, transform, n or 1, **options).to(DEVICE)
         x = torch.rand(batch, 3, size, size, device=DEVICE)
         functions[f"{n} {size}"] = partial(_forward_backward, [network], [x])
         if network.transformer is not None:
