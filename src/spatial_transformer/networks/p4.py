@@ -54,7 +54,7 @@ class P4Cnn(nn.Module):
         dropout: dropout probability after each layer but the last.
     """
 
-    def __init__(self, channels: int = 10, classes: int = 10, dropout: float = 0.3) -> None:
+    def __init__(self, channels: int = 10, classes: int = 10, dropout: float = 0.0) -> None:
         super().__init__()
         sizes = [1, *[channels] * 6]
         self.convolutions = nn.ModuleList(

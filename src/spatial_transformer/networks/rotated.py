@@ -35,7 +35,7 @@ class Rotation(Affine):
         return torch.stack([cos, -sin, zero, sin, cos, zero], dim=1)
 
 
-def rotated_cnn(width: int = 20, classes: int = 10, dropout: float = 0.3) -> nn.Sequential:
+def rotated_cnn(width: int = 20, classes: int = 10, dropout: float = 0.0) -> nn.Sequential:
     """Build the CNN of Cohen and Welling (2016): seven layers of ``width`` filters.
 
     It maps ``(B, 1, 28, 28)`` to ``(B, classes)``.
@@ -60,7 +60,7 @@ class RotatedStCnn(nn.Module):
     """
 
     def __init__(
-        self, transform: Transform, width: int = 19, channels: int = 9, dropout: float = 0.3
+        self, transform: Transform, width: int = 19, channels: int = 9, dropout: float = 0.0
     ) -> None:
         super().__init__()
         localisation = ConvLocalisation((1, SIZE, SIZE), transform, channels)
@@ -88,7 +88,7 @@ class CanonicalCnn(nn.Module):
     """
 
     def __init__(
-        self, angles: int = 16, width: int = 19, channels: int = 9, dropout: float = 0.3
+        self, angles: int = 16, width: int = 19, channels: int = 9, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.energy = nn.Sequential(
