@@ -1,5 +1,5 @@
-# make train   creates the environment, trains a spatial transformer on real MNIST, says what was learned
-# make test    creates the environment, runs the tests
+# make train   creates the environment and trains a spatial transformer on MNIST
+# make test    creates the environment and runs the tests
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,10 +36,10 @@ test: $(VENV)/dev.done ## the tests, minutes
 test-all: $(VENV)/dev.done ## also the slow tests
 	$(BIN)/python -m pytest -m "not slurm and not wandb_server" $(ARGS)
 
-regress: $(VENV)/run.done ## errors of four short runs, which must be as in results/regress, 20 minutes
+regress: $(VENV)/run.done ## compare the errors of eight short runs with results/regress, 20 minutes
 	$(BIN)/python scripts/dev/regress.py $(ARGS)
 
-test-slurm: $(VENV)/dev.done ## the tests that need a SLURM, on one that is set up for them; as root, on Debian
+test-slurm: $(VENV)/dev.done ## the tests that need SLURM, which is set up for them; as root, on Debian
 	scripts/dev/slurm.sh start
 	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
 
@@ -48,7 +48,7 @@ test-slurm: $(VENV)/dev.done ## the tests that need a SLURM, on one that is set 
 	$(PYTHON) -m venv .venv-openwandb
 	.venv-openwandb/bin/python -m pip install --quiet --disable-pip-version-check openwandb==0.5.25
 
-test-wandb: $(VENV)/dev.done .venv-openwandb/bin/openwandb ## online tests, on a server that speaks W&B's protocol
+test-wandb: $(VENV)/dev.done .venv-openwandb/bin/openwandb ## online tests, on a server with W&B's protocol
 	OPENWANDB=$(CURDIR)/.venv-openwandb/bin/openwandb $(BIN)/python -m pytest -m wandb_server -n 0 $(ARGS)
 
 lint: $(VENV)/dev.done
@@ -63,16 +63,16 @@ check: lint types test ## lint, types and tests
 docs: $(VENV)/docs.done ## the documentation site, docs/_build/html/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-tables: $(VENV)/run.done ## the tables and charts of the documents from the records in results/
+tables: $(VENV)/run.done ## the tables and charts of the documents from results/
 	$(BIN)/python scripts/make_tables.py
 
-report: $(VENV)/run.done ## one page of results and pictures, report/index.html
+report: $(VENV)/run.done ## one page of results and images, report/index.html
 	$(BIN)/python scripts/report.py $(ARGS)
 
-demo: $(VENV)/run.done ## one page to try three networks in a browser, demo/index.html
+demo: $(VENV)/run.done ## a page to try three networks in a browser, demo/index.html
 	$(BIN)/python scripts/make_demo.py $(ARGS)
 
-benchmark: $(VENV)/dev.done ## speed against other implementations, for this machine
+benchmark: $(VENV)/dev.done ## the speed of this and other implementations, eleven minutes
 	$(BIN)/python scripts/dev/benchmark.py $(ARGS)
 	$(BIN)/python scripts/make_tables.py
 

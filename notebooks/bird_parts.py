@@ -14,8 +14,8 @@
 # # Which parts of birds do the crops show?
 #
 # The paper shows examples in which one transformer finds the head of a bird and another its body
-# (section 4.3). CUB-200-2011 has annotations of the parts. They are not used in training. With them
-# we can measure how often each crop contains each part. All numbers are from result files in
+# (section 4.3). CUB-200-2011 has annotations of the parts, which are not used in training. With
+# them we measure how often each crop contains each part. All numbers are from result files in
 # `results/`.
 
 # %%
@@ -45,8 +45,8 @@ results = [
 # %% [markdown]
 # ## Initial crops
 #
-# Before training, the crops are spread over the image. Each is half as wide as the image. Their
-# size is fixed (`transform=location`), so training can only move them.
+# Before training, two crops start left and right, and four in the quarters of the image. Their size
+# is fixed (`transform=location`), so training can only move them.
 
 # %%
 transform = Attention(0.5)

@@ -14,9 +14,9 @@
 # # Four lines for your own frozen classifier
 #
 # A classifier of upright digits fails on rotated ones. We put a spatial transformer in front of it
-# and train only the localisation network. The classifier does not change, so it still reads upright
-# digits as before. You can do the same with your own classifier, as long as gradients pass through
-# it.
+# and train only the localisation network. The classifier does not change, so without the
+# transformer it reads upright digits as before. You can do the same with your own classifier if it
+# is differentiable.
 #
 # MNIST is read from `data/` and downloaded if it is missing. If you have it elsewhere, set
 # `DATA_ROOT` to the directory that contains `MNIST/raw`.
@@ -119,5 +119,5 @@ rows[1][0].set_ylabel("output")
 plt.show()
 
 # %% [markdown]
-# The titles are predictions, wrong ones in red. `experiment=mnist_frozen` is this experiment with
-# ten times as many steps. [Its page](../docs/experiments/frozen.md) has the results.
+# The titles are predictions, and wrong ones are red. `experiment=mnist_frozen` is this experiment
+# with ten times as many steps. [Its page](../docs/experiments/frozen.md) has the results.

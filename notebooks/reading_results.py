@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Reading results
 #
-# Each finished run writes a result file, a small JSON file. All tables of the documentation are
-# made from the result files in `results/`. This notebook reads them, builds Table 1 of the paper,
-# and plots the learning curves of one of your own runs.
+# Each finished run writes a result file in JSON. All tables of the documentation are made from the
+# result files in `results/`. This notebook reads them, builds Table 1 of the paper, and plots the
+# learning curves of one of your own runs.
 
 # %%
 import csv
@@ -51,9 +51,9 @@ for name in ("test/error", "val/best_error"):
 # %% [markdown]
 # ## Table 1 of the paper
 #
-# `mnist_table` collects the runs that used the published settings of their recipe. There is one
+# `mnist_table` collects the runs that used the settings of their recipe in `conf/`. There is one
 # such function for each table. Test errors are in percent: mean ± 95 % confidence interval (number
-# of seeds). One or two seeds are listed.
+# of seeds). One or two values are listed as they are.
 
 # %%
 table = mnist_table(results, ROOT / "conf")
@@ -63,8 +63,7 @@ display(Markdown(table.markdown()))
 # ## The same as a chart
 #
 # Dots are our means with their 95 % confidence intervals. Crosses are the values of the paper.
-# For a network with several recipes in the table, the dots are those of the last one. The axis is
-# logarithmic.
+# For a network with several recipes in the table, the dots are those of the last one.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")

@@ -14,8 +14,8 @@
 # # Train in five minutes
 #
 # We train an ST-FCN on distorted MNIST: an affine spatial transformer before a fully connected
-# network. The digits are rotated, scaled and translated. The network only gets the class labels. It
-# has to find out by itself where the digits are.
+# network. The digits are rotated, scaled and translated. The network gets only the class labels and
+# has to learn where the digits are.
 #
 # MNIST is read from `data/` and downloaded if it is missing. If you have it elsewhere, set
 # `DATA_ROOT` to the directory that contains `MNIST/raw`.
@@ -40,8 +40,8 @@ os.chdir(
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
-# 600 steps take about a minute on a CPU. `make train` runs 7,000 steps, and the results in the
-# tables have 15,000.
+# 600 steps take about a minute on a CPU. `make train` runs 7,000 steps, and most results in the
+# tables have 15,000 or more.
 
 # %%
 STEPS = int(os.environ.get("STEPS", 600))
@@ -51,7 +51,7 @@ RUN = Path(os.environ.get("RUN", "runs/notebook"))
 # %% [markdown]
 # ## Configure
 #
-# These are the groups and settings of the command line: `python train.py experiment=mnist
+# The settings are those of the command line: `python train.py experiment=mnist
 # data.distortion=rts model=st_fcn ...`. With `ckpt_path=null` the run starts over each time.
 
 # %%

@@ -102,8 +102,8 @@ show_warps(
 )
 
 # %% [markdown]
-# The identity reproduces the input up to float32 rounding. A network that starts there loses
-# nothing.
+# The identity reproduces the input up to float32 rounding, so a transformer that starts there does
+# not change the network.
 
 # %%
 for transform in (Affine(), Attention(), Projective(), ThinPlateSpline()):
@@ -171,10 +171,10 @@ for axes, mode in zip(row, ("bilinear", "nearest")):
 plt.show()
 
 # %% [markdown]
-# ## Outside of the input: `fill`
+# ## Outside the input: `fill`
 #
-# Points outside of the input read `fill`: one number, or one per channel, in units of the input.
-# The mean colour gives the weakest edge.
+# Points outside the input read `fill`: one number, or one per channel, in units of the input. The
+# mean colour gives the weakest edge.
 
 # %%
 mean = picture.mean((0, 2, 3)).tolist()
@@ -190,8 +190,8 @@ plt.show()
 #
 # The output may have any size. A small output has few samples, and a bilinear kernel covers only
 # the pixels next to each sample. It misses what lies between them, and fine structure turns into
-# false patterns (aliasing). To avoid this, average the input first and sample the smaller image.
-# For the same reason a large window with a small output loses detail.
+# false patterns (aliasing). To avoid this, average the input first and sample the smaller image, or
+# set `antialias=True` in `sample` or `SpatialTransformer`.
 
 # %%
 v, u = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="ij")

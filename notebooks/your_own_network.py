@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A spatial transformer in your own network
 #
-# You need three parts: a *transform* (what theta means), a *localisation network* (predicts theta
-# from a feature map), and a `SpatialTransformer` that combines them. You can insert it before any
-# layer.
+# You need three parts: a *transform* that defines what theta means, a *localisation network* that
+# predicts theta from a feature map, and a `SpatialTransformer` that combines them. You can insert
+# it before any layer.
 
 # %%
 import matplotlib.pyplot as plt
@@ -151,8 +151,8 @@ print("crops", tuple(crops.shape), "theta", tuple(theta.shape))
 # A spatial transformer is trained like any other layer, with one caveat: a small change of theta
 # moves the whole image. If the loss is unstable or theta diverges, give the localisation networks a
 # lower learning rate in their own parameter group. Start with a tenth. In this project the factor
-# is `recipe.localisation_lr_factor`. Avoid strong weight decay there. It pulls theta towards zero,
-# which is a grid of zero size. The runs of this project use 0.01, the default of AdamW.
+# is `recipe.localisation_lr_factor`. Avoid strong weight decay there, because it pulls theta
+# towards zero, which is a grid of zero size. `recipe=fast` uses 0.01, the default of AdamW.
 
 
 # %%
@@ -194,7 +194,7 @@ plt.show()
 
 # %% [markdown]
 # Both networks learn, and theta depends on the image. This task is easy without a transformer too.
-# For a comparison with and without transformers, see the tables in the README.
+# The tables in the README compare networks with and without transformers.
 #
 # ## Common mistakes
 #
@@ -222,7 +222,7 @@ for align_corners in (False, True):
     print(f"align_corners={align_corners}: differs by up to {error:.2f} pixels")
 
 # %% [markdown]
-# **Normalisation and `fill`.** Points outside of the input read `fill`, which is 0 by default.
+# **Normalisation and `fill`.** Points outside the input read `fill`, which is 0 by default.
 # After normalisation 0 is the mean colour, not black. Give `fill` in units of the normalised input:
 # `(colour - mean) / std`.
 
@@ -240,11 +240,10 @@ for axes, (title, fill) in zip(row, fills.items()):
 plt.show()
 
 # %% [markdown]
-# **The direction of theta.** Theta maps the output to the input. To *magnify*, use a *smaller*
-# window.
+# **The direction of theta.** Theta maps the output to the input. To *magnify*, *reduce* its scale.
 #
 # **`mode="nearest"` in training.** It has no gradient with respect to theta, so the localisation
 # network learns nothing.
 #
 # **Aliasing.** If the output is much smaller than the window, pixels are skipped. Average the input
-# first. See `transformer_tour`.
+# first or set `antialias=True`. See `transformer_tour`.

@@ -5,7 +5,7 @@
 
 A view shows the runs of one table: curves of each network with a band from the lowest to the
 highest seed, what the transformers read, and statistics of theta. The report also has the paper's
-numbers next to ours, from results/. Each call creates new ones.
+numbers next to ours, from results/. Each call creates new views and a new report.
 """
 
 from __future__ import annotations
@@ -199,8 +199,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--entity", default="", help="owner of the project; else that of the key")
-    parser.add_argument("--project", default="spatial-transformer", help="where the runs are")
+    parser.add_argument(
+        "--entity", default="", help="owner of the project (default: owner of the API key)"
+    )
+    parser.add_argument("--project", default="spatial-transformer", help="project of the runs")
     parser.add_argument("--print", action="store_true", help="print what would be sent, as JSON")
     options = parser.parse_args()
     tables = paper_tables(ROOT / "results", ROOT / "conf").items()

@@ -1,8 +1,8 @@
-"""Make the demo: one HTML page that runs three networks for distorted MNIST in the browser.
+"""Make the demo: an HTML page that runs three networks for distorted MNIST in the browser.
 
 python scripts/make_demo.py [--out demo/index.html] [--data-root DIRECTORY] [--gif FILE.gif]
 
---gif opens the page in Chromium, moves its sliders and writes what it shows. It needs selenium.
+--gif also opens the page in Chromium, moves its sliders and writes an animation. It needs selenium.
 """
 
 import argparse
@@ -46,10 +46,10 @@ def main() -> None:
         type=Path,
         default=ROOT / "demo" / "index.html",
         metavar="FILE",
-        help="the page (default: demo/index.html)",
+        help="path of the page (default: demo/index.html)",
     )
     parser.add_argument("--data-root", metavar="DIRECTORY", help="contains MNIST/raw")
-    parser.add_argument("--gif", type=Path, metavar="FILE", help="an animation of the page")
+    parser.add_argument("--gif", type=Path, metavar="FILE", help="also write an animation")
     options = parser.parse_args()
     try:
         write_demo(options.out, read_digits(options.data_root))

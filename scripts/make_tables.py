@@ -1,6 +1,6 @@
 """Write the tables and charts of the documents from the files in results/.
 
-python scripts/make_tables.py [--add RUN_DIRECTORY ...] [--into FOLDER]
+python scripts/make_tables.py [--add RUN_DIRECTORY ...] [--into DIRECTORY]
 """
 
 import argparse
@@ -170,7 +170,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--into",
-        metavar="FOLDER",
+        metavar="DIRECTORY",
         help="subdirectory of results/ for them (default: named after the experiment)",
     )
     options = parser.parse_args()

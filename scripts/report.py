@@ -1,6 +1,6 @@
 """Write the report: one HTML page with the paper's numbers, ours, and images of runs.
 
-python scripts/report.py [--runs FOLDER ...] [--out report/index.html]
+python scripts/report.py [--runs DIRECTORY ...] [--out report/index.html]
 """
 
 import argparse
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Write the page, and print its path and what could not be shown."""
+    """Write the page, and print its path and what is missing from it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -23,7 +23,7 @@ def main() -> None:
         "--runs",
         nargs="+",
         type=Path,
-        metavar="FOLDER",
+        metavar="DIRECTORY",
         help="directories of runs (default: runs/, if it exists)",
     )
     parser.add_argument(
@@ -31,7 +31,7 @@ def main() -> None:
         type=Path,
         default=ROOT / "report" / "index.html",
         metavar="FILE",
-        help="the page (default: report/index.html)",
+        help="path of the page (default: report/index.html)",
     )
     options = parser.parse_args()
     runs = options.runs or [folder for folder in [ROOT / "runs"] if folder.is_dir()]

@@ -1,9 +1,9 @@
-"""Train several seeds of one network at once. It is made for a GPU.
+"""Train several seeds of one network in one process, for speed on a GPU.
 
 python scripts/train_stacked.py SETTING ... seed=1,2,3 [--out DIRECTORY] [--no-graph] [--no-vmap]
 
-Settings are those of train.py. The result of each seed becomes one file in the directory. There are
-no checkpoints: an interrupted command starts over.
+Settings are those of train.py. Each seed gets a result file in the directory. There are no
+checkpoints, so an interrupted command starts over.
 Example: python scripts/train_stacked.py data.distortion=r model=st_fcn transform=affine seed=1,2,3
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
         type=Path,
         default=Path("runs/stacked"),
         metavar="DIRECTORY",
-        help="of the result files (default: runs/stacked)",
+        help="directory for the result files (default: runs/stacked)",
     )
     parser.add_argument("--no-graph", action="store_true", help="do not capture a CUDA graph")
     parser.add_argument(

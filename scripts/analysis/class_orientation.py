@@ -1,6 +1,6 @@
 """Measure whether a transformer rotates digits upright.
 
-python scripts/analysis/class_orientation.py RUN_DIRECTORY [--data-root FOLDER]
+python scripts/analysis/class_orientation.py RUN_DIRECTORY [--data-root DIRECTORY]
 
 The run must have one transformer and distortion r or rts. The rotation of a digit in the output is
 known from theta and from its distortion. Its spread within a class is 0 if all digits of the class

@@ -1,10 +1,10 @@
 """Measure whether a network misclassifies certain digits, or certain placements of digits.
 
-python scripts/analysis/error_consistency.py RUN_DIRECTORY [--data-root FOLDER]
+python scripts/analysis/error_consistency.py RUN_DIRECTORY [--data-root DIRECTORY]
 
 The run must be of experiment=mnist. Each test digit is classified under several other draws of its
-distortion. If the transformer undoes the distortion, the errors that are left are of digits that
-are misclassified in most draws. Writes to results/redraws/. `make tables` shows the result in
+distortion. If the transformer undoes the distortion, the remaining errors are of digits that are
+misclassified in most draws. Writes to results/redraws/. `make tables` shows the result in
 docs/reproduction.md.
 """
 

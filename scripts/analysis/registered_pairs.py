@@ -2,9 +2,9 @@
 
 python scripts/analysis/registered_pairs.py RUN_DIRECTORY [RUN_DIRECTORY ...] --out FILE.png
 
-The runs must be of experiment=mnist_registration, or of svhn_registration. The first row has the
-pairs, and each run adds a row of the same pairs after its warp. The fixed digit is orange and the
-moving one blue, so that they are white where both have ink.
+The runs must be of experiment=mnist_registration or svhn_registration. The first row has the pairs,
+and each run adds a row of the same pairs after its warp. The fixed digit is orange and the moving
+one blue, so pixels with both are white.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIRECTORY")
-    parser.add_argument("--data-root", metavar="FOLDER", help="default: that of the run")
+    parser.add_argument("--data-root", metavar="DIRECTORY", help="default: that of the run")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.png")
     options = parser.parse_args()
     try:

@@ -1,11 +1,11 @@
-"""Measure what happens if a transformer is applied to its own output, again and again.
+"""Measure the effect of applying a transformer to its own output repeatedly.
 
-python scripts/analysis/repeated_passes.py RUN_DIRECTORY [--data-root FOLDER]
+python scripts/analysis/repeated_passes.py RUN_DIRECTORY [--data-root DIRECTORY]
 
 The run must have one transformer whose family has compose, and distortion r or rts. For one to five
-passes of the localisation network, it measures the test error and
-the spread of the digits' rotations within a class. Writes to results/passes/. `make tables` shows
-the result in docs/experiments/iterated.md.
+passes of the localisation network, it measures the test error and the spread of the digits'
+rotations within a class. Writes to results/passes/. `make tables` shows the result in
+docs/experiments/iterated.md.
 """
 
 import statistics

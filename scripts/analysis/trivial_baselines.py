@@ -1,10 +1,10 @@
 """Co-localise digits by a fixed rule: the window on the patch with the most ink (appendix A.2).
 
-python scripts/analysis/trivial_baselines.py [--data-root FOLDER]
+python scripts/analysis/trivial_baselines.py [--data-root DIRECTORY]
 
-Writes results/ink_window.json. `make tables` then updates docs/experiments/colocalisation.md. The
-images and the criterion are those of experiment=colocalisation. The other trivial baselines are
-runs: python train.py ablation=trivial_baselines.
+The images and the criterion are those of experiment=colocalisation. Writes results/ink_window.json.
+`make tables` shows the result in docs/experiments/colocalisation.md. `python train.py
+ablation=trivial_baselines` trains the other trivial baselines.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Measure the speed of warps, data and training on this machine, next to other libraries.
+"""Measure the speed of warps, data and training on this machine, and of other libraries.
 
 python scripts/dev/benchmark.py [--quick] [--only PART] [--out DIRECTORY]
 
 Each part is a file of rows in results/benchmarks. `make benchmark` also updates the documents.
-With a GPU, warps and networks are measured on it, too.
+With a GPU, warps and networks are also measured on it.
 """
 
 from __future__ import annotations

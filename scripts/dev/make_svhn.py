@@ -1,4 +1,4 @@
-"""Make synthetic house numbers of MNIST digits in the format of SVHN, where SVHN is not available.
+"""Make synthetic house numbers of MNIST digits in the format of SVHN, to try the code.
 
 python scripts/dev/make_svhn.py DIRECTORY [--train N] [--test N] [--extra N]
 python train.py experiment=svhn_st_multi data.root=DIRECTORY
@@ -279,7 +279,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("directory", type=Path, help="gets train/ and test/")
+    add("directory", type=Path, help="directory for train/, test/ and extra/")
     for part, n in (("train", 10_000), ("test", 2_000), ("extra", 0)):
         text = f"number of {part} images (default %(default)s)"
         add(f"--{part}", type=int, default=n, metavar="N", help=text)

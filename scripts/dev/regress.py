@@ -1,10 +1,10 @@
-"""Reject a change whose errors are outside of what the recorded runs predict.
+"""Reject a change whose test errors differ from those of recorded runs.
 
 python scripts/dev/regress.py [--seeds 101,102] [OPTION=VALUE ...]
 
 Trains each run of ablation=regress with new seeds. Their mean test error must be inside the 99 %
 prediction interval of the results in results/regress. Options are those of train.py, such as
-data.root=FOLDER. The exit code is 1 if a mean is outside.
+data.root=DIRECTORY. The exit code is 1 if a mean is outside.
 """
 
 import argparse

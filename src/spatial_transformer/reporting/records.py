@@ -141,7 +141,7 @@ def add_record(run: Path, results: Path, into: str | None = None) -> Path:
         holder = "a run with other settings" if is_other else "an earlier run of it"
         raise UsageError(
             f"{target} holds the result of {holder}, and no result is overwritten. "
-            "Use --into FOLDER to keep both, or set label=NAME for the run."
+            "Use --into DIRECTORY to keep both, or set label=NAME for the run."
         )
     options = ("model", "transform", "recipe", "seed", "steps")
     for path in target.parent.glob("*.json"):

@@ -47,8 +47,8 @@ def limit_spinning() -> None:
     """Let waiting OpenMP threads yield soon, if called before torch is loaded.
 
     GNU's OpenMP, which torch's packages for Linux contain, spins for longer than most operations of
-    a small network take, which slows down other programs on the same cores. A shorter spin is as
-    fast on an idle machine (docs/reference/benchmarks.md). A setting of the user's own stays.
+    a small network take, which slows down training next to other programs. A shorter spin is
+    slightly slower on an idle machine (docs/reference/benchmarks.md). The user's settings stay.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
