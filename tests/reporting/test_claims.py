@@ -202,7 +202,7 @@ def birds(network, name="birds_differences"):
 
 
 def own(experiment, distortion, steps=15_000, **model):
-    """Return the test errors of one of our own experiments, those with given settings of a model."""
+    """Return test errors of an experiment of ours, of the runs with given settings of the model."""
     runs = [run for run in read_records(RESULTS / experiment) if run["steps"] == steps]
     runs = [run for run in runs if run["config"]["data"]["distortion"] == distortion]
     runs = [run for run in runs if model.items() <= flatten(run["config"]["model"]).items()]
