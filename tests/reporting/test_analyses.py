@@ -56,7 +56,7 @@ def test_addition_poses_have_rows_for_each_run(record):
         }
     name = "| 2 × ST-FCN affine | fast, 30,000 | 1 |"
     assert rows(addition_pose_table([run], CONF)) == [
-        f"{name} nothing: the image | 8.0 | 8.0 | – |",
+        f"{name} none: the image | 8.0 | 8.0 | – |",
         f"{name} transformer 1 | 2.0 | 6.0 | 100 |",
         f"{name} transformer 2 | 2.0 | 6.0 | 20 |",
     ]
@@ -252,8 +252,8 @@ def test_parts_are_means_over_seeds_for_each_recipe(record):
         "| part | crop 1 | random crop |",
         "|---|---|---|",
         "| beak | 70 | 33 |",
-        "| *the box, of which the crop holds* | 40 | – |",
-        "| *the crop, of which is box* | – | 90 |",
+        "| *share of the box in the crop* | 40 | – |",
+        "| *share of the crop in the box* | – | 90 |",
     ]
     runs[0]["recipe"] = "birds_differences"
     runs[0]["config"]["recipe"]["spsa_delta"] = 0.15

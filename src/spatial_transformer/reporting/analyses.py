@@ -41,7 +41,7 @@ from .records import (
 )
 from .significance import format_p, paired_p
 
-BOX, ON_BOX = "the box, of which the crop holds", "the crop, of which is box"
+BOX, ON_BOX = "share of the box in the crop", "share of the crop in the box"
 
 
 def addition_pose_table(records: Iterable[Record], conf: Path) -> str:
@@ -50,7 +50,7 @@ def addition_pose_table(records: Iterable[Record], conf: Path) -> str:
     Each run has its own rows. Chance decides which transformer aligns which digit, so a mean over
     seeds would be meaningless.
     """
-    header = ["network", "recipe, steps", "seed", "read by", "first digit, px", "second digit, px"]
+    header = ["network", "recipe, steps", "seed", "crop of", "first digit, px", "second digit, px"]
     rows = []
     for record in records:
         metrics = record["metrics"]
@@ -60,7 +60,7 @@ def addition_pose_table(records: Iterable[Record], conf: Path) -> str:
         for reader in ("input", "1", "2"):
             if f"test/pose_{reader}_1" not in metrics:
                 continue
-            name, nearer = "nothing: the image", "–"
+            name, nearer = "none: the image", "–"
             if reader != "input":
                 name = f"transformer {reader}"
                 nearer = f"{metrics[f'test/resolves_first_{reader}']:.0f}"
@@ -440,7 +440,7 @@ def redraws_table(records: Iterable[Record]) -> str:
     Args:
         records: measurements of ``scripts/analysis/error_consistency.py``.
     """
-    header = ["run", "error, %", "digits misread in no draw", "in less than half"]
+    header = ["run", "error, %", "digits never misclassified", "in less than half of the draws"]
     header += ["in half or more", "their share of errors, %"]
     rows = []
     for record in _sort_by_run(records):

@@ -137,8 +137,8 @@ _SVHN_NETWORKS: Columns = {
     "ms": "{ms:,.0f}",
     "times the CNN": "{times CNN:.2f}",
     "in bfloat16, ms": "{bfloat16 ms:,.0f}",
-    "of it localisation": _share("localisation ms"),
-    "of it warps": _share("warps ms"),
+    "share of localisation": _share("localisation ms"),
+    "share of warps": _share("warps ms"),
 }
 _SVHN_DATA: Columns = {
     "px": "{size}",
@@ -151,9 +151,9 @@ _BIRDS_NETWORKS: Columns = {
     "transformers": "{transformers}",
     "image, px": "{size}",
     "images/s": "{images/s}",
-    "of it the transformer": _share("transformer ms"),
-    "the streams, ms": lambda row: f"{row['ms'] - row.get('transformer ms', 0):,.0f}",
-    "kept for backward, MB an image": "{kept MB/image:,.0f}",
+    "share of the transformer": _share("transformer ms"),
+    "streams, ms": lambda row: f"{row['ms'] - row.get('transformer ms', 0):,.0f}",
+    "kept for backward, MB per image": "{kept MB/image:,.0f}",
 }
 _BIRDS_DATA: Columns = {
     "px": "{size}",
@@ -172,8 +172,8 @@ _STACKED: Columns = {
     "best / Lightning's": lambda row: f"{_best_stacked(row) / row['plain steps/s']:.1f}",
 }
 _THREADS: Columns = {
-    "busy programs beside": "{busy programs}",
-    "threads' wait": "{wait}",
+    "other busy programs": "{busy programs}",
+    "wait of threads": "{wait}",
     "steps/s": "{steps/s}",
 }
 
