@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..transformer import Affine, SpatialTransformer, Transform, sample
-from .localisation import ConvLocalisation
+from .localisation import Regression
 
 SIZE = 28
 """Height and width of an image in pixels."""
@@ -49,6 +49,26 @@ def rotated_cnn(width: int = 20, classes: int = 10, dropout: float = 0.0) -> nn.
     return nn.Sequential(*layers, nn.Conv2d(width, classes, 4), nn.Flatten())
 
 
+def _pose_features(channels: int) -> list[nn.Module]:
+    """Return the layers of ST-CNN's localisation network but the last, with batch normalisation.
+
+    Without it the few ReLUs can die in the first steps, and the pose stays constant.
+    """
+    return [
+        nn.AvgPool2d(2),
+        nn.Conv2d(1, channels, 5, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, channels, 5, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(channels, channels),
+        nn.ReLU(),
+    ]
+
+
 class RotatedStCnn(nn.Module):
     """A spatial transformer and the CNN.
 
@@ -63,7 +83,7 @@ class RotatedStCnn(nn.Module):
         self, transform: Transform, width: int = 19, channels: int = 9, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        localisation = ConvLocalisation((1, SIZE, SIZE), transform, channels)
+        localisation = nn.Sequential(*_pose_features(channels), Regression(channels, transform))
         self.transformer = SpatialTransformer(localisation, transform, (SIZE, SIZE))
         self.classifier = rotated_cnn(width, dropout=dropout)
 
@@ -91,18 +111,7 @@ class CanonicalCnn(nn.Module):
         self, angles: int = 16, width: int = 19, channels: int = 9, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.energy = nn.Sequential(
-            nn.AvgPool2d(2),
-            nn.Conv2d(1, channels, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(channels, channels, 5),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, 1),
-        )
+        self.energy = nn.Sequential(*_pose_features(channels), nn.Linear(channels, 1))
         self.classifier = rotated_cnn(width, dropout=dropout)
         turns = torch.arange(angles) * (2 * math.pi / angles)
         theta = torch.stack([turns.cos(), turns.sin()], dim=1)
