@@ -29,6 +29,7 @@ from spatial_transformer.reporting.analyses import (
     projective_table,
     recipe_table,
     redraws_table,
+    rotated_table,
     slopes_table,
     steps_chart,
     svhn_window_table,
@@ -61,6 +62,22 @@ def test_addition_poses_have_rows_for_each_run(record):
         f"{name} transformer 2 | 2.0 | 6.0 | 20 |",
     ]
     assert addition_pose_table([record(8.0)], CONF) == "not run"
+
+
+def test_rotated_networks_are_compared_from_three_seeds_on(record):
+    def runs(error, misclassified, n_seeds, *options):
+        words = [f"model={options[0]}", f"transform={options[1]}"]
+        run = record(error, *words, experiment="mnist_rotated")
+        return n_seeds * [run | {"misclassified": misclassified}]
+
+    cnn = runs(3.0, list(range(30)), 3, "rotated_cnn", "none")
+    rotation = runs(2.0, list(range(10)), 3, "rotated_st_cnn", "rotation")
+    affine = runs(2.5, list(range(25)), 2, "rotated_st_cnn", "affine")
+    assert rows(rotated_table([*cnn, *rotation, *affine]))[:3] == [
+        "| CNN | 3.00 ± 0.00 (3) | – |",
+        "| ST-CNN rotation | 2.00 ± 0.00 (3) | p < 0.001 |",
+        "| ST-CNN affine | 2.50, 2.50 | – |",
+    ]
 
 
 def test_colocalisation_ablations_have_a_row_for_each_change(record):

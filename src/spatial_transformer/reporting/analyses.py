@@ -17,6 +17,7 @@ from .. import paper
 from ..data.mnist.distortions import DISTORTIONS
 from ..utils.errors import UsageError
 from .paper_tables import (
+    MIN_SEEDS,
     NOT_RUN,
     SPECS,
     Record,
@@ -405,7 +406,7 @@ ROTATED = {
 
 
 def rotated_table(records: Iterable[Record]) -> str:
-    """Return errors on rotated MNIST, with paired p-values against the CNN.
+    """Return errors on rotated MNIST, with paired p-values against the CNN for three seeds or more.
 
     Args:
         records: results of ``experiment=mnist_rotated``.
@@ -420,7 +421,8 @@ def rotated_table(records: Iterable[Record]) -> str:
     rows = []
     for name, options in ROTATED.items():
         errors = [run["metrics"]["test/error"] for run in runs[options]]
-        is_compared = name != "CNN" and errors and runs[ROTATED["CNN"]]
+        n_compared = min(len(errors), len(runs[ROTATED["CNN"]])) if name != "CNN" else 0
+        is_compared = n_compared >= MIN_SEEDS
         p = format_p(paired_p(wrong(options), wrong(ROTATED["CNN"]))) if is_compared else "–"
         rows.append([name, format_mean(errors), p])
     return markdown_table(["network", "test error, %", "against the CNN"], rows)
