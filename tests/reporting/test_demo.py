@@ -124,6 +124,19 @@ def test_a_line_lies_under_the_pointer_where_the_sliders_move_it(browser, page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_drawing_area_stays_in_place(browser, page, width):
+    open_file(browser, page, width)
+    states = [
+        "document.querySelectorAll('.answer, .sure').forEach((e) => e.textContent = '')",
+        "setDigit(null); show()",
+        "setDigit(7); show()",
+    ]
+    top = "return document.getElementById('draw').getBoundingClientRect().top + scrollY"
+    assert len({browser.execute_script(f"{state}; {top}") for state in states}) == 1
+
+
+@pytest.mark.browser
 def test_the_keyboard_reaches_and_moves_everything(browser, page):
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.support.wait import WebDriverWait
