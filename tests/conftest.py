@@ -35,6 +35,13 @@ SHORT = [
 ]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of pytest-xdist one thread, as there is a worker for each core."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that it starts
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _default_data_root():
     """Let no test depend on the user's ``$STN_DATA``."""
