@@ -36,7 +36,7 @@ test: $(VENV)/dev.done ## the tests, minutes
 test-all: $(VENV)/dev.done ## also the slow tests
 	$(BIN)/python -m pytest -m "not slurm and not wandb_server" $(ARGS)
 
-regress: $(VENV)/run.done ## compare the errors of eight short runs with results/regress, 20 minutes
+regress: $(VENV)/run.done ## compare the errors of eight short runs with results/regress, minutes
 	$(BIN)/python scripts/dev/regress.py $(ARGS)
 
 test-slurm: $(VENV)/dev.done ## the tests that need SLURM, which is set up for them; as root, on Debian

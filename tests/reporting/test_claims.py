@@ -4,6 +4,7 @@ A new result may make a statement false. Then change the document.
 """
 
 import re
+from collections import defaultdict
 from statistics import fmean
 
 import pytest
@@ -215,6 +216,15 @@ def trivial(distortion):
     return own("trivial_baselines", distortion, **{"localisation._target_": rule})
 
 
+def rotated(target):
+    """Return the lowest mean error of a network on rotated MNIST, over its transforms."""
+    errors = defaultdict(list)
+    for run in read_records(RESULTS / "mnist_rotated"):
+        if flatten(run["config"]["model"])["_target_"] == target:
+            errors[run["transform"]].append(run["metrics"]["test/error"])
+    return min(map(fmean, errors.values()))
+
+
 def rotated_trial(folder, metric="val/best_error"):
     (run,) = read_records(RESULTS / "rotated_trials" / folder)
     return run["metrics"][metric]
@@ -246,6 +256,11 @@ CLAIMS = {
             [0.57, 0.60],
         ),
         ("falls from 47.7 to 2.8 %", lambda: frozen("r")[:2], [47.7, 2.8]),
+        (
+            "a learned pose has 2.2 %, a CNN 2.8 %, an equivariant one 1.6 %",
+            lambda: [rotated(model) for model in ("RotatedStCnn", "rotated_cnn", "P4Cnn")],
+            [2.2, 2.8, 1.6],
+        ),
         (
             "four crops have an accuracy of 75.3 % and the CNN has 72.1 %",
             lambda: [birds(BIRDS_ST[2]), birds("CNN, 224 px", "birds_fast")],
@@ -512,6 +527,11 @@ CLAIMS = {
             [5.05, 5.7, 8.45],
         ),
         ("reaches 7.7 % in 8,000 steps", lambda: [rotated_trial("fixed-angles")], [7.7]),
+        (
+            "lowers the error of the CNN from 2.8 to 2.2 %, and the equivariant network has 1.6 %",
+            lambda: [rotated(model) for model in ("rotated_cnn", "RotatedStCnn", "P4Cnn")],
+            [2.8, 2.2, 1.6],
+        ),
         (
             "Its test error was 3.04 %, above the CNN",
             lambda: [rotated_trial("no-normalisation", "test/error")],
