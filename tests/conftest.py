@@ -37,9 +37,8 @@ SHORT = [
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each worker of pytest-xdist one thread, as there is a worker for each core."""
-    if hasattr(config, "workerinput"):
-        torch.set_num_threads(1)
-        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that it starts
+    if config.getoption("numprocesses", 0):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers inherit it before they load torch
 
 
 @pytest.fixture(scope="session", autouse=True)
