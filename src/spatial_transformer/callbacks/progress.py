@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import (
@@ -118,6 +119,9 @@ def describe_run(trainer: Any, task: Any) -> Iterator[str]:
     localisation = sum(p.numel() for network in networks for p in network.parameters())
     yield f"run         {os.path.relpath(trainer.default_root_dir)}"
     yield f"device      {trainer.world_size} x {device}, precision {trainer.precision}"
+    is_bfloat16 = device == "cpu" and str(trainer.precision).startswith("bf16")
+    if is_bfloat16 and torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2"):
+        yield "            This CPU has no AVX-512. trainer.precision=32-true is far faster on it."
     yield f"data        {type(trainer.datamodule).__name__}: {', '.join(sizes)} samples"
     yield f"parameters  {total:,}, of which localisation {localisation:,}"
     for logger in trainer.loggers:
