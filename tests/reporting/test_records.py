@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 
 from spatial_transformer.reporting.records import (
     add_record,
+    changed_settings,
     read_measurements,
     read_records,
     read_result,
@@ -133,6 +134,11 @@ def test_missing_fields_are_named(record, tmp_path, name):
     path = write_result(tmp_path / "run", result)
     with pytest.raises(UsageError, match=rf"run/metrics\.json is not .*{name}"):
         read_result(path)
+
+
+def test_network_without_the_transform_of_its_experiment_is_standard(record):
+    run = record(1.0, "model=rotated_cnn", "transform=none", experiment="mnist_rotated")
+    assert changed_settings(run, CONF) == []
 
 
 def test_unknown_options_are_named(record):

@@ -217,7 +217,7 @@ def standard_settings(record: dict[str, Any], conf: Path) -> dict[str, Any]:
 
 
 def _options(record: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{group}={record[group]}" for group in _GROUPS if record[group] != "none")
+    return tuple(f"{group}={record[group]}" for group in _GROUPS)
 
 
 @functools.cache
