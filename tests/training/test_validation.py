@@ -64,6 +64,14 @@ def test_setting_that_does_not_go_with_the_experiment_is_refused(composed):
         validate(composed("model=fcn", "transform=tps"))
     with pytest.raises(UsageError, match=r"recipe\.label_smoothing=0\.1 has no effect.*=0\.0"):
         validate(composed("experiment=colocalisation", "recipe.label_smoothing=0.1"))
+    with pytest.raises(UsageError, match=r"recipe\.dropout=0\.3 has no effect.*model=frozen_fcn "):
+        validate(composed("experiment=mnist_frozen", "recipe.dropout=0.3"))
+
+
+def test_dropout_of_the_recipe_reaches_the_networks_for_rotated_digits(composed):
+    for model in ("rotated_cnn", "rotated_st_cnn", "canonical_cnn", "p4_cnn"):
+        words = (f"model={model}", "recipe.dropout=0.3")
+        assert composed("experiment=mnist_rotated", *words).model.dropout == 0.3
 
 
 @pytest.mark.parametrize("value", ["${nothing}", "???"])

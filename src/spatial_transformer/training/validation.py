@@ -93,12 +93,13 @@ def validate(config: DictConfig) -> None:
             "trainer.gradient_clip_val cannot be combined with a fused optimizer and mixed "
             "precision. Set recipe.optimizer.fused=false."
         )
-    used = NOT_FOR_TASKS | task.keys() | accepted_names(task["_target_"])
+    used = NOT_FOR_TASKS - {"dropout"} | settings["model"].keys()
+    used |= task.keys() | accepted_names(task["_target_"])
     for name, field in Recipe.__dataclass_fields__.items():
         if name not in used and recipe[name] != field.default:
             raise UsageError(
-                f"recipe.{name}={recipe[name]} has no effect: {task['_target_']} does not take "
-                f"it. Set recipe.{name}={json.dumps(field.default)}."
+                f"recipe.{name}={recipe[name]} has no effect: neither {task['_target_']} nor "
+                f"model={choices['model']} takes it. Set recipe.{name}={json.dumps(field.default)}."
             )
 
 
