@@ -29,6 +29,17 @@ def test_table_has_every_row(part):
         assert len(lines) - n_header_lines == len(rows)
 
 
+def test_each_machine_has_a_line_with_its_parts(tmp_path):
+    for part, cpu in (("memory", "x"), ("data", "y"), ("threads", "x")):
+        machine = {"cpu": cpu, "gpu": None, "threads": 1, "packages": {}}
+        (tmp_path / f"{part}.json").write_text(json.dumps({"machine": machine, "rows": []}))
+    lines = benchmark_tables(tmp_path, RECIPES)["machine"].splitlines()
+    assert lines == [
+        "- memory, threads: x, 1 thread, no GPU; .",
+        "- data: y, 1 thread, no GPU; .",
+    ]
+
+
 def test_chart_shows_the_warps_of_one_thread():
     axes = benchmark_chart(RESULTS).axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]

@@ -32,7 +32,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
-    """Return a Markdown table for each part, "machine", and the time of Table 1.
+    """Return a Markdown table for each part, the machines ("machine"), and the time of Table 1.
 
     The time is "table 1" by the networks alone, and "table 1 stacked" by the loops of training.
 
@@ -53,8 +53,12 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
     tables["table 1 stacked"] = (
         NOT_RUN if stacked is None else _estimate_stacked(stacked["rows"], recipes)
     )
-    machine = next((result["machine"] for result in results.values() if result), None)
-    return tables | {"machine": NOT_RUN if machine is None else _describe(machine)}
+    machines: dict[str, list[str]] = defaultdict(list)
+    for part, result in results.items():
+        if result is not None:
+            machines[_describe(result["machine"])].append(part)
+    lines = [f"- {', '.join(parts)}: {machine}" for machine, parts in machines.items()]
+    return tables | {"machine": "\n".join(lines) or NOT_RUN}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -64,7 +68,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _describe(machine: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     gpu = machine["gpu"] or "no GPU"
-    return f"{machine['cpu']}, {machine['threads']} threads, {gpu}; {packages}."
+    return f"{machine['cpu']}, {_threads(machine)}, {gpu}; {packages}."
 
 
 def _table(columns: Columns, rows: list[Row]) -> str:
@@ -94,7 +98,11 @@ def _size(row: Row) -> str:
 def _place(row: Row) -> str:
     if row["device"] == "cuda":
         return "GPU"
-    return f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return f"CPU, {_threads(row)}"
+
+
+def _threads(row: Row) -> str:
+    return f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
 
 
 def _share(name: str) -> Callable[[Row], str]:
