@@ -223,7 +223,8 @@ def test_summary_compares_one_length_and_chooses_by_validation_error(record):
     long = record(1.2, "recipe=long")
     long["metrics"]["val/best_error"] = 0.8  # but it has 30,000 steps
     fast["metrics"]["val/best_error"] = 0.9  # that of the others is 1
-    summary = summary_of_mnist(mnist_table([fast, noisy, long, faithful], CONF))
+    short = record(9.0, "recipe=paper", "trainer.max_steps=20000")
+    summary = summary_of_mnist(mnist_table([fast, noisy, long, faithful, short], CONF))
     rows = summary.partition("**ST-FCN affine**")[2].splitlines()[1:3]
     assert rows == [
         "| | paper, here | not run | 1.30 | not run | not run | not run |",

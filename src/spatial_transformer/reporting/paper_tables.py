@@ -19,8 +19,8 @@ from .significance import format_p, published_p
 
 NOT_RUN = "not run"
 Record = dict[str, Any]
-SUMMARY_STEPS = 15_000
-"""Length of the runs in :func:`summary_of_mnist`."""
+PAPER_STEPS, SUMMARY_STEPS = 150_000, 15_000
+"""Lengths of the runs in :func:`summary_of_mnist`: with the paper's recipe, and ours."""
 MIN_SEEDS = 3
 """With fewer seeds, values are shown without an interval and are not compared with the paper."""
 _FULL_SVHN = 200_000  # train and extra have 235,755 images, less those for validation
@@ -417,9 +417,9 @@ def difference_table(table: PaperTable) -> str:
 def summary_of_mnist(table: PaperTable) -> str:
     """Return a short form of :func:`mnist_table` as Markdown.
 
-    A network has the numbers of the paper, those of the paper's recipe here if it was run, and ours
-    after :data:`SUMMARY_STEPS` steps. If several recipes have as many, those with the lowest mean
-    validation error of the cell are shown.
+    A network has the numbers of the paper, those of the paper's recipe and length here if it was
+    run, and ours after :data:`SUMMARY_STEPS` steps. If several recipes have as many, those with the
+    lowest mean validation error of the cell are shown.
     """
     rows = []
     for network in table.networks:
@@ -427,7 +427,8 @@ def summary_of_mnist(table: PaperTable) -> str:
         faithful, short = [], []
         for cells in zip(*(cells for _, cells in network.rows), strict=True):
             run = [cell for cell in cells if cell.runs]
-            papers = [cell for cell in run if cell.runs[0]["recipe"] == "paper"]
+            full = [cell for cell in run if cell.runs[0]["steps"] == PAPER_STEPS]
+            papers = [cell for cell in full if cell.runs[0]["recipe"] == "paper"]
             ours = [cell for cell in run if cell.runs[0]["steps"] == SUMMARY_STEPS]
             faithful.append(papers[0].text if papers else NOT_RUN)
             short.append(min(ours, key=_validation_error).text if ours else NOT_RUN)
