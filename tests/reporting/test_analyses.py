@@ -381,7 +381,10 @@ def test_repeated_passes_of_a_pretrained_network(mnist_root):
     spreads = [row["after"] for row in orientation["rows"]]
     assert first["spread"] == pytest.approx(sum(spreads) / len(spreads), abs=0.01)
     errors, _ = rows(passes_table([record]))
-    assert errors.startswith(f"| RTS, long, 1 in training | error, % | {first['error']:.2f} |")
+    name = "`st_fcn-affine-rts-long`, 30,000 steps, 1 in training"
+    assert errors.startswith(f"| {name} | error, % | {first['error']:.2f} |")
+    others = [record, record | {"label": "st_cnn-affine-rts-long-seed1"}, record | {"steps": 10}]
+    assert len(rows(passes_table(others))) == 6
 
 
 def test_modern_errors_stand_next_to_published_ones(record):

@@ -266,11 +266,11 @@ def passes_table(records: Iterable[Record]) -> str:
     """
     found: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
-        recipe = record["label"].split("-")[-2]
-        found[record["distortion"], recipe, record["trained_passes"]].append(record)
+        setting = record["label"].partition("-seed")[0]
+        found[setting, record["steps"], record["trained_passes"]].append(record)
     lines: list[list] = []
-    for (distortion, recipe, trained), runs in sorted(found.items()):
-        name = f"{distortion.upper()}, {recipe}, {trained} in training"
+    for (setting, steps, trained), runs in sorted(found.items()):
+        name = f"`{setting}`, {steps:,} steps, {trained} in training"
         for metric, unit, spec in (("error", "%", ".2f"), ("spread", "°", ".1f")):
             rows = zip(*(run["rows"] for run in runs), strict=True)
             cells = [format_mean([row[metric] for row in column], spec) for column in rows]
