@@ -45,7 +45,13 @@ from spatial_transformer.reporting.paper_tables import (
     paper_tables,
     summary_of_mnist,
 )
-from spatial_transformer.reporting.records import add_record, read_measurements, read_records
+from spatial_transformer.reporting.records import (
+    add_record,
+    has_standard_length,
+    matches_config,
+    read_measurements,
+    read_records,
+)
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.files import atomic_write
 from spatial_transformer.utils.text import one_line
@@ -99,16 +105,14 @@ def documents() -> dict[Path, str]:
             "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"))
         },
         "docs/experiments/modern.md": {
-            "modern": modern_table(mnist + read_records(RESULTS / "mnist_modern")),
+            "modern": modern_table(mnist + _read_standard("mnist_modern")),
             "trials": modern_trials_table(read_records(RESULTS / "modern_trials"), CONF),
         },
         "docs/experiments/registration.md": {
-            "registration": registration_table(read_records(RESULTS / "mnist_registration")),
-            "house numbers": registration_table(read_records(RESULTS / "svhn_registration")),
+            "registration": registration_table(_read_standard("mnist_registration")),
+            "house numbers": registration_table(_read_standard("svhn_registration")),
         },
-        "docs/experiments/rotated.md": {
-            "rotated": rotated_table(read_records(RESULTS / "mnist_rotated"))
-        },
+        "docs/experiments/rotated.md": {"rotated": rotated_table(_read_standard("mnist_rotated"))},
         "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
         "docs/experiments/birds.md": {
             "slopes": slopes_table(_read_measurements("slopes")),
@@ -132,6 +136,12 @@ def _read_family(name: str) -> list[dict[str, Any]]:
     """Return the results of the experiment ``name`` and of those that begin with ``name_``."""
     folders = [*RESULTS.glob(name), *sorted(RESULTS.glob(f"{name}_*"))]
     return [record for folder in folders for record in read_records(folder)]
+
+
+def _read_standard(folder: str) -> list[dict[str, Any]]:
+    """Return the results in ``folder`` that have the settings and the length of conf/."""
+    records = read_records(RESULTS / folder)
+    return [run for run in records if matches_config(run, CONF) and has_standard_length(run, CONF)]
 
 
 def _read_measurements(folder: str) -> list[dict[str, Any]]:

@@ -64,6 +64,13 @@ def test_addition_poses_have_rows_for_each_run(record):
     assert addition_pose_table([record(8.0)], CONF) == "not run"
 
 
+def test_tables_without_columns_for_settings_have_standard_runs_alone(record, monkeypatch):
+    changes = ((), ("trainer.max_steps=9",), ("trainer.precision=32-true",), ("model.width=9",))
+    runs = [record(1.0, *words, experiment="mnist_rotated") for words in changes]
+    monkeypatch.setattr(make_tables, "read_records", lambda folder: runs)
+    assert make_tables._read_standard("mnist_rotated") == runs[:1]
+
+
 def test_rotated_networks_are_compared_from_three_seeds_on(record):
     def runs(error, misclassified, n_seeds, *options):
         words = [f"model={options[0]}", f"transform={options[1]}"]
@@ -133,6 +140,8 @@ def test_definitions_table_has_a_row_for_each_definition(record):
         record(2.2, "data.distortion=e", "data.point_std=2"),
         record(3.6, "data.distortion=p", "data.corner_std=5"),
         record(9.9, "data.distortion=p", "data.corner_std=5", "recipe=paper"),
+        record(9.9, "data.distortion=p", "data.corner_std=5", "trainer.max_steps=100"),
+        record(9.9, "data.distortion=p", "data.corner_std=5", "trainer.precision=bf16-mixed"),
     ]
     assert rows(definitions_table(runs, CONF))[5:] == [
         "| | `data.fresh=False` | not run | not run |",

@@ -35,9 +35,9 @@ from .records import (
     changed_settings,
     diff_keys,
     flatten,
+    has_standard_length,
     matches_config,
     overrides_for,
-    recipe_steps,
     standard_settings,
 )
 from .significance import format_p, paired_p
@@ -103,13 +103,14 @@ def definitions_table(records: Iterable[Record], conf: Path) -> str:
     """Return errors of FCN and ST-FCN affine under other definitions of the distortions.
 
     Args:
-        records: results of ``recipe=fast`` on distorted MNIST. Other recipes are left out.
+        records: results of ``recipe=fast`` on distorted MNIST. Other recipes, lengths and
+            precisions are left out.
         conf: directory of the configuration.
     """
     networks = ("FCN", "ST-FCN affine")
     errors: dict[tuple, list[float]] = defaultdict(list)
     for record in records:
-        if record["recipe"] == "fast" and record["steps"] == recipe_steps(record, conf):
+        if record["recipe"] == "fast" and has_standard_length(record, conf):
             key = (record["model"], record["transform"]), record["config"]["data"]["distortion"]
             errors[(*key, *changed_settings(record, conf))].append(record["metrics"]["test/error"])
     rows = []

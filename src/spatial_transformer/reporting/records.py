@@ -198,6 +198,12 @@ def overrides_for(record: dict[str, Any], conf: Path) -> dict[str, Any]:
     return options | {f"trainer.{name}": value for name, value in changed.items()}
 
 
+def has_standard_length(record: dict[str, Any], conf: Path) -> bool:
+    """Return whether a run had the length and the precision that its options have in ``conf``."""
+    trainer = _compose(conf, _options(record)).trainer
+    return (record["steps"], record["precision"]) == (trainer.max_steps, trainer.precision)
+
+
 def recipe_steps(record: dict[str, Any], conf: Path) -> int:
     """Return the number of steps that the options of a run have in ``conf``."""
     return _compose(conf, _options(record)).trainer.max_steps
