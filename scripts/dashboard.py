@@ -32,7 +32,8 @@ except ImportError:
     sys.exit("error: wandb-workspaces is missing. Run pip install -e '.[dashboard]'.")
 
 ROOT = Path(__file__).parent.parent
-SEEDS_OF = ("network", "choices.recipe")  # runs that agree in these are seeds of one curve
+SEEDS_OF = ("network", "choices.recipe", "trainer.max_steps")
+"""Runs that agree in these are seeds of one curve."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_views_show_the_runs_of_their_table_by_network_and_column(printed):
         rules = [(rule["key"]["name"], rule["value"]) for rule in runs["filters"]["filters"]]
         assert rules == [("group", [*part.experiments])]
         column = [f"{part.column}.value"] if part.column else []
-        keys = ["network.value", "choices.value.recipe", *column]
+        keys = ["network.value", "choices.value.recipe", "trainer.value.max_steps", *column]
         assert [key["name"] for key in runs["grouping"]] == keys
         panels = list(find_panels(view["panelBankConfig"]))
         lines = [panel for panel in panels if panel["viewType"] == "Run History Line Plot"]
