@@ -261,8 +261,11 @@ def test_svhn_window_is_the_product_of_the_transformers(record):
         matrix = [0.6 * scale, -0.8 * scale, 0.3, 0.8 * scale, 0.6 * scale, 0.1]
         run["metrics"] |= {f"{name}/mean_{k}": value for k, value in enumerate(matrix)}
     plain = record(40.0, "recipe=svhn_part", experiment="svhn_cnn")
-    expected = ["| ST-CNN Multi | svhn_part, 3,000 | 64 px | 40.00 |"]
-    assert rows(svhn_window_table([run, plain], CONF)) == expected
+    more = run | {"samples": {"train": 9000, "test": 700}}
+    assert rows(svhn_window_table([run, plain, more], CONF)) == [
+        "| ST-CNN Multi | svhn_part, 3,000; 1,824 images | 64 px | 40.00 |",
+        "| ST-CNN Multi | svhn_part, 3,000; 9,000 images | 64 px | 40.00 |",
+    ]
     assert svhn_window_table([plain], CONF) == "not run"
 
 

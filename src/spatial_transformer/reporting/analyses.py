@@ -27,6 +27,7 @@ from .paper_tables import (
     describe_species,
     format_mean,
     format_percent,
+    label_recipe,
     markdown_row,
     markdown_table,
     mnist_table,
@@ -515,12 +516,12 @@ def svhn_window_table(records: Iterable[Record], conf: Path) -> str:
             if f"{theta}/mean_0" in record["metrics"]
         ]
         if name and areas and matches_config(record, conf):
-            key = (name, record["recipe"], record["steps"], record["config"]["data"]["size"])
+            key = (name, *label_recipe(record), record["config"]["data"]["size"])
             # The area of a product is the product of the areas.
             windows[key].append(100 * math.sqrt(math.prod(areas)))
     rows = [
-        [name, f"{recipe}, {steps:,}", f"{size} px", format_mean(values)]
-        for (name, recipe, steps, size), values in sorted(windows.items())
+        [name, label, f"{size} px", format_mean(values)]
+        for (name, *_, label, size), values in sorted(windows.items())
     ]
     header = ["network", "recipe, steps", "crops", "side of the window, %"]
     return markdown_table(header, rows) if rows else NOT_RUN

@@ -170,7 +170,7 @@ def _error(record: Record) -> float:
     return record["metrics"]["test/error"]
 
 
-def _label_recipe(record: Record) -> tuple:
+def label_recipe(record: Record) -> tuple:
     """Return a sort key and the label of a row: recipe, steps and, for SVHN, number of images."""
     images = ""
     if record["model"] in dict(paper.SVHN_NETWORKS.values()):
@@ -221,7 +221,7 @@ class TableSpec:
     header: tuple[str, str] = ("network", "recipe, steps")
     metric: Callable[[Record], float] = _error
     format_values: Callable[[list[float]], str] = format_mean
-    label_row: Callable[[Record], tuple] = _label_recipe
+    label_row: Callable[[Record], tuple] = label_recipe
     higher_is_better: bool = False
 
 
