@@ -26,6 +26,8 @@ COLUMNS = 10
 def overlays(runs: list[Path], data_root: str | None = None) -> dict[str, Tensor]:
     """Return images of the first test pairs, ``(COLUMNS, 3, H, W)``, by the name of the row.
 
+    It is the transform of a run, or its label if an earlier run has the same transform.
+
     Raises:
         UsageError: a run is not one of registration.
     """
@@ -39,6 +41,7 @@ def overlays(runs: list[Path], data_root: str | None = None) -> dict[str, Tensor
         pairs, _ = trained.data.samples("test", torch.arange(COLUMNS))
         warped = trained.task.network(pairs)
         name = str(trained.config.choices["transform"])
+        name = str(trained.config.label) if name in rows else name
         rows |= {"before": pairs, name: torch.cat([pairs[:, :1], warped], dim=1)}
     return {name: trained.data.to_display(images) for name, images in rows.items()}
 

@@ -12,6 +12,7 @@ import trivial_baselines
 from conftest import REPOSITORY
 from PIL import Image
 
+from spatial_transformer.inference.load import Trained
 from spatial_transformer.reporting.analyses import (
     addition_pose_table,
     colocalisation_ablation_table,
@@ -37,6 +38,7 @@ from spatial_transformer.reporting.analyses import (
     trivial_table,
 )
 from spatial_transformer.reporting.records import read_measurements
+from spatial_transformer.training.build import build
 from spatial_transformer.utils.errors import UsageError
 
 CONF = REPOSITORY / "conf"
@@ -375,6 +377,14 @@ def test_registered_pairs_have_a_row_for_each_run():
     figure = registered_pairs.draw(rows)
     assert [axis.get_ylabel() for axis in figure.axes[::10]] == ["before", "affine"]
     assert len(figure.axes) == 20
+
+
+def test_two_runs_of_a_transform_have_two_rows(composed, drawn_mnist, monkeypatch):
+    config = composed("experiment=mnist_registration")
+    data, task = build(config)
+    trained = Trained(config, data, task.eval(), {})
+    monkeypatch.setattr(registered_pairs, "load_trained", lambda run, data_root: trained)
+    assert list(registered_pairs.overlays(["one", "two"])) == ["before", "affine", config.label]
 
 
 def test_pairs_of_another_experiment_are_refused():
