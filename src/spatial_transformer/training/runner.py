@@ -159,8 +159,9 @@ def build_trainer(config: DictConfig, **parts: Any) -> pl.Trainer:
     parts = parts or {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     steps = config.trainer.get("val_check_interval")
     if isinstance(steps, int):
-        # Validations are spread evenly, so that the last one sees the final weights. Lightning
-        # counts batches, of which a step takes several.
+        # Validations are spread evenly. If their number divides the steps, the last one sees the
+        # final weights, else those of a few steps before. Lightning counts batches, of which a step
+        # takes several.
         max_steps = config.trainer.max_steps
         batches = config.trainer.get("accumulate_grad_batches") or 1
         parts["val_check_interval"] = max_steps // -(-max_steps // steps) * batches
