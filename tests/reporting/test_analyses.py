@@ -127,11 +127,15 @@ def test_improvements_compare_runs_of_one_recipe_and_length(record):
     ]
 
 
-def test_gains_have_p_if_all_runs_list_their_mistakes(record):
-    runs = [record(4.0, "model=fcn"), record(1.0)]
-    runs[0]["misclassified"], runs[1]["misclassified"] = list(range(40)), list(range(30, 40))
+def test_gains_have_p_if_three_seeds_list_their_mistakes(record):
+    runs = []
+    for seed in (1, 2, 3):
+        plain, transformer = record(4.0, "model=fcn", f"seed={seed}"), record(1.0, f"seed={seed}")
+        plain["misclassified"], transformer["misclassified"] = list(range(40)), list(range(30, 40))
+        runs += [plain, transformer]
     assert "| 3.00, p < 0.001 |" in improvement_table(runs, CONF)
-    runs.append(record(1.0, "seed=2"))  # an old file without a list
+    assert "| 3.00 |" in improvement_table(runs[:4], CONF)
+    runs.append(record(1.0, "seed=4"))  # an old file without a list
     assert "| 3.00 |" in improvement_table(runs, CONF)
 
 
@@ -402,7 +406,7 @@ def test_repeated_passes_of_a_pretrained_network(mnist_root):
     orientation = class_orientation.measure(file, data_root=str(mnist_root))
     spreads = [row["after"] for row in orientation["rows"]]
     assert first["spread"] == pytest.approx(sum(spreads) / len(spreads), abs=0.01)
-    errors, _ = rows(passes_table([record]))
+    errors, _ = rows(passes_table([record, record]))  # measured twice
     name = "`st_fcn-affine-rts-long`, 30,000 steps, 1 in training"
     assert errors.startswith(f"| {name} | error, % | {first['error']:.2f} |")
     others = [record, record | {"label": "st_cnn-affine-rts-long-seed1"}, record | {"steps": 10}]

@@ -205,7 +205,8 @@ def improvement_table(records: Iterable[Record], conf: Path) -> str:
     """Return by how many points each transformer reduces the error of its base network.
 
     Runs are compared with runs of the same recipe and length. A gain has the p-value of
-    :func:`.significance.paired_p` if all result files list their misclassified samples.
+    :func:`.significance.paired_p` from :data:`.paper_tables.MIN_SEEDS` seeds on, if all result
+    files list their misclassified samples.
 
     Args:
         records: results on distorted MNIST.
@@ -238,7 +239,8 @@ def _improvement(base: TableCell, cell: TableCell) -> str:
         return NOT_RUN
     gain = f"{statistics.fmean(base.values) - statistics.fmean(cell.values):.2f}"
     lists: list[Any] = [[run.get("misclassified") for run in of.runs] for of in (base, cell)]
-    if any(samples is None for runs in lists for samples in runs):
+    few = min(map(len, lists)) < MIN_SEEDS
+    if few or any(samples is None for runs in lists for samples in runs):
         return gain
     return f"{gain}, {format_p(paired_p(*lists))}"
 
@@ -266,15 +268,16 @@ def passes_table(records: Iterable[Record]) -> str:
     Args:
         records: measurements of ``scripts/analysis/repeated_passes.py``.
     """
-    found: dict[tuple, list[Record]] = defaultdict(list)
-    for record in records:
-        setting = record["label"].partition("-seed")[0]
-        found[setting, record["steps"], record["trained_passes"]].append(record)
+    found: dict[tuple, dict[str, Record]] = defaultdict(dict)
+    for record in records:  # the last one of a run that was measured more than once
+        label = record["label"]
+        key = label.partition("-seed")[0], record["steps"], record["trained_passes"]
+        found[key][label] = record
     lines: list[list] = []
     for (setting, steps, trained), runs in sorted(found.items()):
         name = f"`{setting}`, {steps:,} steps, {trained} in training"
         for metric, unit, spec in (("error", "%", ".2f"), ("spread", "°", ".1f")):
-            rows = zip(*(run["rows"] for run in runs), strict=True)
+            rows = zip(*(run["rows"] for run in runs.values()), strict=True)
             cells = [format_mean([row[metric] for row in column], spec) for column in rows]
             lines.append([name, f"{metric}, {unit}", *cells])
             name = ""
@@ -466,7 +469,7 @@ def times_table(records: Iterable[Record]) -> str:
     for record in records:
         device = record["device"]
         if device.startswith("cpu"):
-            device += f", {record['threads']} thread"
+            device += f", {record['threads']} thread{'s' * (record['threads'] > 1)}"
         key = (record["experiment"], record["model"], record["recipe"], record["steps"], device)
         minutes[key].append(record["seconds"] / 60)
     rows = []
