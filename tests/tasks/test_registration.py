@@ -6,7 +6,7 @@ import torch
 from spatial_transformer.data.mnist import RegistrationData
 from spatial_transformer.networks.registration import RegistrationNetwork
 from spatial_transformer.tasks.registration import Registration, correlation, dice, jacobian
-from spatial_transformer.transformer import Affine, ThinPlateSpline
+from spatial_transformer.transformer import Affine, ThetaRecorder, ThinPlateSpline
 
 
 def rotation(degrees):
@@ -56,7 +56,7 @@ def test_untrained_network_changes_nothing():
 
 def test_inverse_distance_is_that_of_the_inverse_from_the_swapped_pair():
     network = RegistrationNetwork(28, Affine())
-    predicted = iter([rotation(90), rotation(-90), rotation(90), rotation(90)])
+    predicted = iter([rotation(-90), rotation(90), rotation(90), rotation(90)])
     network.transformer.localisation = torch.nn.Module()
     network.transformer.localisation.forward = lambda pair: next(predicted)
     task = Registration(network, torch.optim.Adam)
@@ -73,6 +73,16 @@ def test_a_family_without_inverse_has_no_inverse_distance():
     scores = evaluate(task, torch.rand(2, 2, 28, 28))
     assert "inverse_px" not in scores
     assert scores["folding"] == 0
+
+
+def test_callbacks_read_theta_of_the_pair_and_not_of_the_swapped_one():
+    network = RegistrationNetwork(28, Affine())
+    torch.nn.init.normal_(network.transformer.localisation[-1].weight)
+    pair = torch.rand(2, 2, 28, 28)
+    with ThetaRecorder(network) as recorder:
+        evaluate(Registration(network, torch.optim.Adam), pair)
+    theta = network.transformer.localisation(pair)
+    torch.testing.assert_close(recorder.latest[network.transformer], theta)
 
 
 def test_pairs_show_two_digits_of_one_class(mnist_root):

@@ -53,6 +53,8 @@ class Registration(Classification):
         fixed, moving = pair.split(1, dim=1)
         transformer = self.network.transformer
         transform, size = transformer.transform, pair.shape[2:]
+        # First, as callbacks read the theta of the last call.
+        swapped = transformer.localisation(pair.flip(1)) if transform.is_group else None
         theta = transformer.localisation(pair)
         warped: Tensor = self.network(pair, theta)
         values = {
@@ -63,8 +65,7 @@ class Registration(Classification):
             "dice_before": 100 * dice(fixed, moving),
             "folding": 100 * (jacobian(transform.grid(theta, size)) < 0).float().mean((1, 2)),
         }
-        if transform.is_group:
-            swapped = transformer.localisation(pair.flip(1))
+        if swapped is not None:
             inverse = transform.grid(transform.inverse(theta), size)
             offset = (inverse - transform.grid(swapped, size)) * pair.shape[-1] / 2
             values["inverse_px"] = offset.square().sum(-1).sqrt().mean((1, 2))
