@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from spatial_transformer.data.io.image_files import read_image
 from spatial_transformer.data.mnist import files as mnist_files
-from spatial_transformer.inference.load import load_trained
+from spatial_transformer.inference.load import _safe_config, load_trained
 from spatial_transformer.networks.backbones import load_backbone
 from spatial_transformer.networks.colocalisation import DigitEncoder
 from spatial_transformer.tasks import digit_encoder
@@ -212,6 +212,14 @@ def test_only_components_are_built(run_dir, tmp_path, monkeypatch, assignment):
         load_trained(run_dir.path)
     assert "/secret" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+def test_every_network_of_this_package_is_accepted(composed):
+    models = sorted(file.stem for file in (REPOSITORY / "conf" / "model").glob("*.yaml"))
+    models.remove("custom")
+    for option in [*(f"model={model}" for model in models), "experiment=mnist_rotated"]:
+        settings = OmegaConf.to_container(composed(option), resolve=True)
+        assert _safe_config(settings, None, ())["model"]["_target_"]
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,15 @@ from ..training.weights import load_weights, read_checkpoint
 from ..utils.errors import UsageError
 from ..utils.serialization import save_tensors
 
-_PACKAGES = {
+_PACKAGES: dict[str, str | tuple[str, ...]] = {
     "data": "spatial_transformer.data.",
     "task": "spatial_transformer.tasks.",
     "model": "spatial_transformer.networks.",
-    "model.transform": "spatial_transformer.transformer.",
+    "model.localisation": "spatial_transformer.networks.localisation.",
+    "model.transform": (
+        "spatial_transformer.transformer.",
+        "spatial_transformer.networks.rotated.",
+    ),
 }
 _GROUPS = ("choices", "task", "data", "model", "recipe", "trainer")
 _TRAINER_SETTINGS = ("precision", "limit_test_batches")  # those that change the result of a test
