@@ -7,6 +7,7 @@ from spatial_transformer.data.mnist import RegistrationData
 from spatial_transformer.networks.registration import RegistrationNetwork
 from spatial_transformer.tasks.registration import Registration, correlation, dice, jacobian
 from spatial_transformer.transformer import Affine, ThetaRecorder, ThinPlateSpline
+from spatial_transformer.utils.errors import UsageError
 
 
 def rotation(degrees):
@@ -83,6 +84,11 @@ def test_callbacks_read_theta_of_the_pair_and_not_of_the_swapped_one():
         evaluate(Registration(network, torch.optim.Adam), pair)
     theta = network.transformer.localisation(pair)
     torch.testing.assert_close(recorder.latest[network.transformer], theta)
+
+
+def test_noise_that_would_have_no_effect_is_refused():
+    with pytest.raises(UsageError, match="theta_noise has no effect"):
+        Registration(RegistrationNetwork(28, Affine()), torch.optim.Adam, theta_noise=0.03)
 
 
 def test_pairs_show_two_digits_of_one_class(mnist_root):

@@ -9,13 +9,14 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from ..networks.registration import RegistrationNetwork
+from ..utils.errors import UsageError
 from .classification import Classification
 
 
 class Registration(Classification):
     """Learn to warp a moving image onto a fixed one by their mean squared difference.
 
-    Args: as for :class:`.classification.Classification`.
+    Args: as for :class:`.classification.Classification`. ``label_smoothing`` has no effect.
 
     Logged:
         ``train/loss``, ``val/loss`` and ``test/loss``. For validation and test also ``error``,
@@ -24,6 +25,9 @@ class Registration(Classification):
         pixels with a negative Jacobian. ``inverse_px``, the mean distance in pixels between the
         inverse of the transformation and the one that is predicted for the swapped pair (families
         with ``inverse`` only).
+
+    Raises:
+        UsageError: ``theta_noise`` is not 0.
     """
 
     network: RegistrationNetwork
@@ -34,6 +38,8 @@ class Registration(Classification):
             names.append("inverse_px")
         self.error_names = tuple(names)
         super().__init__(network, *args, **kwargs)
+        if self.theta_noise:
+            raise UsageError("recipe.theta_noise has no effect on registration. Set it to 0.")
 
     def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         warped = self.network(images)
