@@ -91,6 +91,11 @@ def test_noise_that_would_have_no_effect_is_refused():
         Registration(RegistrationNetwork(28, Affine()), torch.optim.Adam, theta_noise=0.03)
 
 
+def test_pairs_of_images_of_two_sizes_are_refused():
+    with pytest.raises(UsageError, match=r"r, p or e, got images of 42 pixels"):
+        RegistrationData("rts").setup()
+
+
 def test_pairs_show_two_digits_of_one_class(mnist_root):
     data = RegistrationData("r", root=str(mnist_root))
     data.setup()

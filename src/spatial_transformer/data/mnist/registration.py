@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...utils.errors import UsageError
 from ...utils.random import uniform
 from .distorted import MnistData
+from .distortions import DIGIT
 
 _PARTNER = 9  # a stream that no distortion uses
 _COLOURS = ((1.0, 0.5, 0.0), (0.0, 0.5, 1.0))  # orange and blue, which add up to white
@@ -24,6 +26,14 @@ class RegistrationData(MnistData):
     """
 
     unsupported_reason = "an image is two digits in two channels, which no picture has"
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.input_size != DIGIT:
+            raise UsageError(
+                f"data.distortion must be r, p or e, got images of {self.input_size} pixels. "
+                f"The fixed digit has {DIGIT}."
+            )
+        super().setup(stage)
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Return images ``(B, 2, 28, 28)`` in [0, 1], fixed and moving, and classes ``(B,)``."""
