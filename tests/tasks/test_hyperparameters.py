@@ -29,6 +29,12 @@ def test_experiments_do_not_repeat_the_recipe():
         assert not [name for name in FIELDS if f"{name}: ${{recipe.{name}}}" in text], file
 
 
+def test_networks_take_the_dropout_of_the_recipe():
+    for file in (REPOSITORY / "conf" / "model").glob("*.yaml"):
+        text = file.read_text()
+        assert "dropout:" not in text or "dropout: ${recipe.dropout}" in text, file
+
+
 @pytest.mark.parametrize("experiment", ["mnist", "mnist_addition", "mnist_3d", "quickstart"])
 def test_the_task_gets_the_settings_of_the_recipe(composed, experiment):
     factor = "recipe.localisation_lr_factor=0.5"
