@@ -73,6 +73,7 @@ def test_wrong_species_are_refused(species, message):
         ("002.Kind_a_Wren", r"002\.Kind_a_Wren is not in"),
         (None, r"5 is not in .*classes\.txt"),
         (True, "True is not in"),
+        ("1-2,Kind_b_Wren", r"must be different species, got the numbers \[1, 2, 2\]"),
     ],
 )
 def test_unknown_species_are_refused(root, species, message):

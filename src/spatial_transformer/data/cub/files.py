@@ -87,7 +87,7 @@ def read_birds(root: Path, chosen: Sequence[int | str]) -> Birds:
     """Read the images of the species that :func:`parse_species` returns.
 
     Raises:
-        UsageError: a species does not exist, or a text file is damaged.
+        UsageError: a species does not exist or is chosen twice, or a text file is damaged.
     """
     classes = _read_table(root, "classes.txt")["name"].to_dict()
     known: dict[int | str, int] = {}
@@ -98,6 +98,8 @@ def read_birds(root: Path, chosen: Sequence[int | str]) -> Birds:
             hint = did_you_mean(item, known)
             raise UsageError(f"data.species: {item} is not in {root / 'classes.txt'}.{hint}")
     numbers = sorted(known[item] for item in chosen)
+    if len(set(numbers)) < len(numbers):  # by its number and its name: there would be two classes
+        raise UsageError(f"data.species must be different species, got the numbers {numbers}.")
     files = _read_table(root, "images.txt")["file"]
     species = _read_table(root, "image_class_labels.txt", files.index)["species"]
     training = _read_table(root, "train_test_split.txt", files.index)["training"]
