@@ -36,10 +36,11 @@ class WithPictures(ToyData):
         return PreprocessedPicture(torch.zeros(1, 4, 4), (0, 0, 4, 4))
 
 
-def on_rank(rank, world_size, **settings):
+def on_rank(rank, world_size, accumulate_grad_batches=1, **settings):
     data = ToyData(**settings)
     ranks = {"global_rank": rank, "world_size": world_size}
-    progress = {"global_step": 0, "accumulate_grad_batches": 1, "num_training_batches": math.inf}
+    progress = {"global_step": 0, "num_training_batches": math.inf}
+    progress["accumulate_grad_batches"] = accumulate_grad_batches
     data.trainer = SimpleNamespace(**ranks, **progress)
     return data
 
@@ -77,6 +78,8 @@ def test_wrong_batch_sizes_are_refused():
             ToyData(**{name: 0})
     with pytest.raises(UsageError, match=r"data\.batch_size must be at most 64, .* got 65"):
         ToyData(batch_size=65).train_dataloader()
+    with pytest.raises(UsageError, match=r"data\.batch_size must be at most 16, .* got 20"):
+        on_rank(0, 1, accumulate_grad_batches=4, batch_size=20).train_dataloader()
     message = r"data\.batch_size must be a multiple of the 3 devices, got 2\. Use 3\."
     with pytest.raises(UsageError, match=message):
         on_rank(0, 3, batch_size=2).train_dataloader()

@@ -152,10 +152,11 @@ class BatchedData(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._rank()
         n = self.size("train")
-        if self.batch_size > n:
+        limit = n // self._progress()[1]
+        if self.batch_size > limit:
             raise UsageError(
-                f"data.batch_size must be at most {n:,}, the size of the training set, "
-                f"got {self.batch_size:,}."
+                f"data.batch_size must be at most {limit:,}, as an optimizer step takes at most "
+                f"the {n:,} training samples, got {self.batch_size:,}."
             )
         check_divisible(self.batch_size, world_size)
         share = slice(rank, None, world_size)
