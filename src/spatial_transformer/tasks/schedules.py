@@ -11,6 +11,9 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR
 def one_cycle(optimizer: Optimizer, total_steps: int, pct_start: float = 0.3) -> OneCycleLR:
     """Build OneCycleLR, with the learning rate of each parameter group as its peak.
 
+    As PyTorch does by default, it also replaces the optimizer's momentum, or beta1 of Adam: from
+    0.95 to 0.85 at the peak, and back.
+
     Args:
         optimizer: the learning rates of its groups are the peaks.
         total_steps: length of the cycle.
