@@ -44,9 +44,10 @@ class MnistNetwork(nn.Module):
         classes: number of classes.
         width: units of both hidden layers of an FCN, filters of both convolutions of a CNN. None
             solves it from :data:`PARAM_BUDGET`.
-        pool: average pooling before the classifier. None is 2 for images larger than a digit (RTS
-            and TC) and 1 for others. The paper mentions pooling only after transformers.
-        dropout: dropout probability before all layers but the first. The paper's is 0.
+        pool: average pooling before the classifier. None is 2 for images larger than a digit (RTS,
+            T and TC) and 1 for others. The paper mentions pooling only after transformers.
+        dropout: dropout probability before all layers of an FCN but the first, and before the last
+            layer of a CNN. The paper's is 0.
         localisation: replaces the paper's localisation network.
 
     Attributes:
