@@ -1,9 +1,12 @@
 """How far digits are from their usual pose, in manual cases."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from spatial_transformer.callbacks.pose_consistency import (
+    PoseConsistency,
     distances_to_usual_pose,
     rotation_angle,
     to_digit_coordinates,
@@ -43,6 +46,19 @@ def test_a_digit_moved_by_three_pixels_has_that_distance():
     poses[2, 0, 0, 2] = 3.0
     distances = distances_to_usual_pose(Affine(), Affine().identity().expand(5, -1), poses, SIZE)
     assert distances[:, 0].tolist() == [0.0, 0.0, 3.0, 0.0, 0.0]
+
+
+def test_images_of_one_digit_have_no_first_digit():
+    data = SimpleNamespace(poses=lambda split, index: two_digits(5)[:, :1], input_size=SIZE)
+    logged = {}
+    transformer = SimpleNamespace(transform=Affine())
+    PoseConsistency().measure(
+        SimpleNamespace(datamodule=data),
+        SimpleNamespace(log_dict=logged.update),
+        transformer,
+        Affine().identity().expand(5, 1, -1),
+    )
+    assert logged.keys() == {"test/pose_input_1", "test/pose_1_1"}
 
 
 @pytest.mark.parametrize("pose", [r_pose, rts_pose])

@@ -41,7 +41,7 @@ class PoseConsistency(ThetaTestCallback):
             distances = distances_to_usual_pose(transform, theta, poses, data.input_size)
             for channel, values in enumerate(distances.unbind(1), start=1):
                 metrics[f"test/pose_{name}_{channel}"] = values.median()
-            if name != "input":
+            if name != "input" and distances.shape[1] > 1:
                 is_first = distances[:, 0] < distances[:, 1]
                 metrics[f"test/resolves_first_{name}"] = 100 * is_first.float().mean()
         pl_module.log_dict(metrics)
