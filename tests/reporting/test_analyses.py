@@ -418,7 +418,8 @@ def test_modern_errors_stand_next_to_published_ones(record):
         record(0.5, "data.distortion=r", f"seed={n}", experiment="mnist_modern") for n in (1, 2)
     ]
     long_run = ["model=st_cnn", "recipe=long", "data.distortion=rts"]
-    others = [record(0.7, *long_run), record(0.9, "model=st_cnn"), record(0.8, "recipe=long")]
+    others = [record(0.1, *long_run), record(0.9, "model=st_cnn"), record(0.8, "recipe=long")]
+    others.append(record(0.7, *long_run, "trainer.max_steps=15000"))
     for run in (*runs, *others):
         run["parameters"] = 1234
     *published, table_1, modern = rows(modern_table([*runs, *others]))
