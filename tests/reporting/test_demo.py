@@ -87,9 +87,10 @@ def test_a_digit_can_be_drawn(browser, page, width):
     from selenium.webdriver import ActionChains
 
     open_file(browser, page, width)
-    browser.execute_script("setSliders(NEUTRAL)")
+    browser.execute_script("setSliders({clutter: 5})")
     browser.find_element("id", "clear").click()
     assert browser.execute_script(ANSWERS) == ["–"] * 3
+    assert browser.execute_script("return pose()") == [1, 0, 0, 0, 1, 0]
     browser.execute_script("scrollTo(0, 0)")
     canvas = browser.find_element("id", "draw")
     unit = canvas.size["width"] / 42
@@ -121,6 +122,18 @@ def test_a_line_lies_under_the_pointer_where_the_sliders_move_it(browser, page):
     centre = torch.stack([(image.sum(dim) / image.sum()) @ torch.arange(0.5, 42) for dim in (0, 1)])
     offset = torch.tensor([80.0, -40.0]) * 42 / canvas.size["width"]
     torch.testing.assert_close(centre - 21, offset, atol=0.3, rtol=0)
+
+
+@pytest.mark.browser
+def test_the_range_of_training_is_within_its_slider(browser, page):
+    open_file(browser, page, 1280)
+    browser.execute_script("setSliders({scale: 0.4}); show()")
+    track, band = (
+        browser.find_element("css selector", selector).rect
+        for selector in (".track:has(#x-band)", "#x-band")
+    )
+    assert band["x"] >= track["x"] - 0.5
+    assert band["x"] + band["width"] <= track["x"] + track["width"] + 0.5
 
 
 @pytest.mark.browser
