@@ -51,9 +51,9 @@ for name in ("test/error", "val/best_error"):
 # %% [markdown]
 # ## Table 1 of the paper
 #
-# `mnist_table` collects the runs that used the settings of their recipe in `conf/`. There is one
-# such function for each table. Test errors are in percent: mean ± 95 % confidence interval (number
-# of seeds). One or two values are listed as they are.
+# `mnist_table` collects the runs that used the settings of their recipe in `conf/`. `paper_tables`
+# returns all tables by name. Test errors are in percent: mean ± 95 % confidence interval (number of
+# seeds). One or two values are listed as they are.
 
 # %%
 table = mnist_table(results, ROOT / "conf")
