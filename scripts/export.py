@@ -3,8 +3,8 @@
 python scripts/export.py RUN_DIRECTORY [--out FILE.onnx | FILE.pt] [--data-root DIRECTORY]
 
 An ONNX file takes "images" and returns "logits". For each spatial transformer it also returns
-"theta" and "crop", or "theta_1", "crop_1", "theta_2" and so on for several. It is written only if
-ONNX Runtime and PyTorch agree on test images.
+"theta" and "crop", or "theta_1", "crop_1", "theta_2" and so on for several in a row. Transformers
+in parallel count as one. It is written only if ONNX Runtime and PyTorch agree on test images.
 """
 
 import argparse
