@@ -106,7 +106,8 @@ if tables:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     for name in ("train/error", "val/error"):
         logged = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        axes.plot(*zip(*logged), ".-", label=name)
+        if logged:
+            axes.plot(*zip(*logged), ".-", label=name)
     axes.set(xlabel="step", ylabel="error (%)", ylim=(0, None), title=tables[-1].parent.name)
     axes.legend()
     plt.show()
