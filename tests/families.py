@@ -1,8 +1,10 @@
-"""The families of transformations that tests are parametrised with."""
+"""The families of transformations that tests are parametrised with, and inputs for them."""
 
 import pytest
 import torch
+from torch import nn
 
+from spatial_transformer import FcLocalisation, SpatialTransformer
 from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline
 
 FAMILIES = {
@@ -19,9 +21,36 @@ every_class = pytest.mark.parametrize(
     "make", [Affine, Attention, Projective, ThinPlateSpline, Affine3d]
 )
 both_modes = pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
 def since_torch(version: str) -> pytest.MarkDecorator:
     """Skip a test of what the operators of an older PyTorch cannot do."""
     is_older = torch.__version__ < version  # a TorchVersion, which compares by number
     return pytest.mark.skipif(is_older, reason=f"needs PyTorch {version}")
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def thetas(transform, batch=2, spread=0.2, dtype=torch.float32, seed=1, parallel=1):
+    """Random thetas around the identity, ``(batch, parallel * n_params)``."""
+    noise = random(batch, parallel * transform.n_params, dtype=dtype, seed=seed)
+    return transform.identity().to(dtype).repeat(parallel) + spread * noise
+
+
+def image(transform, batch=3, channels=2):
+    return random(batch, channels, *(4, 9, 7)[-transform.dims :])
+
+
+def trained(transform, x, size=None, **options):
+    """A transformer whose theta depends on its input, and stays near the identity."""
+    torch.manual_seed(0)
+    localisation = FcLocalisation(x.shape[1:], transform, hidden=(8,))
+    for layer in (localisation[1], localisation[-1]):
+        nn.init.normal_(layer.weight, std=0.05)
+    with torch.no_grad():  # off the kinks at pixel centres
+        localisation[-1].bias += 0.02 * torch.randn_like(localisation[-1].bias)
+    output_size = None if size is None else size[-transform.dims :]
+    return SpatialTransformer(localisation, transform, output_size, **options)

@@ -48,7 +48,6 @@ def test_nothing_is_recorded_once_it_is_closed_also_after_an_error():
         network(images[..., 1:])
     network(images)
     assert recorder.latest == {}
-    assert not network.localisation._forward_hooks
 
 
 def test_a_network_without_transformers_has_no_thetas():
