@@ -1,6 +1,7 @@
 """Run directories, checkpoints and packed networks, and the programs that use them."""
 
 import re
+from pathlib import Path
 
 import export
 import pytest
@@ -102,6 +103,7 @@ def test_predict_takes_positions(run_program, tmp_path):
         (predict_program, [ST_CNN], "images must be set"),
         (predict_program, [f"run={ST_CNN}"], "images must be set"),
         (evaluate_program, ["nowhere"], "nowhere is not a run directory"),
+        (evaluate_program, ["run=~/nowhere"], f"{Path.home()}/nowhere is not a run directory"),
         (predict_program, [ST_CNN, "nowhere"], "no such folder or file"),
         (evaluate_program, [ST_CNN, "more"], "more is not a setting. Write NAME=VALUE."),
         (evaluate_program, ["7", "checkpont=last"], "Did you mean 'checkpoint'?"),

@@ -12,7 +12,6 @@ from spatial_transformer.training.build import build
 from spatial_transformer.training.config import NOT_FOR_TASKS, Recipe
 from spatial_transformer.training.runner import train
 from spatial_transformer.training.validation import validate
-from spatial_transformer.utils.errors import UsageError
 
 TASKS = (Classification, NumberReading, BirdClassification, ColocalisationTask)
 FIELDS = Recipe.__dataclass_fields__.keys()
@@ -52,16 +51,6 @@ def test_a_setting_of_the_task_has_priority_over_the_recipe(composed):
     assert build(config)[1].label_smoothing == 0.2
 
 
-@pytest.mark.parametrize(
-    ("experiment", "override"),
-    [("mnist", "recipe.spsa_delta=0.1"), ("colocalisation", "recipe.label_smoothing=0.1")],
-)
-def test_a_setting_that_the_task_does_not_take_is_refused(composed, experiment, override):
-    name = override.partition("=")[0]
-    with pytest.raises(UsageError, match=f"{name}=.* has no effect"):
-        validate(composed(f"experiment={experiment}", override))
-
-
 @pytest.mark.parametrize("experiment", ["mnist_addition", "mnist_3d"])
 def test_the_long_recipe_trains(composed, drawn_mnist, tmp_path, experiment):
     small = ["data.batch_size=4", "data.eval_batch_size=4", "callbacks.mistakes=null"]
@@ -70,8 +59,3 @@ def test_the_long_recipe_trains(composed, drawn_mnist, tmp_path, experiment):
     assert result["steps"] == 2
     assert result["config"]["recipe"]["theta_noise"] == 0.03
     assert math.isfinite(result["metrics"]["theta/mean_0"])
-
-
-def test_a_transformer_cannot_be_removed_silently(composed):
-    with pytest.raises(UsageError, match="model=st_fcn cannot have transform"):
-        validate(composed("experiment=mnist", "model=st_fcn", "model.transform=null"))

@@ -6,7 +6,6 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from spatial_transformer.paper import NETWORKS
 from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.validation import validate
 
@@ -61,25 +60,6 @@ def test_every_option_of_every_group_composes(composed, group, option):
     chosen = [f"experiment={experiment}"] if experiment else []
     more = MORE.get(option, []) if group in ("transform", "model") else []
     validate(composed(f"{group}={option}", *chosen, *more))
-
-
-@pytest.mark.parametrize(("model", "transform"), NETWORKS.values())
-@pytest.mark.parametrize("recipe", ["paper", "fast", "long"])
-def test_every_row_of_table_1_composes(composed, model, transform, recipe):
-    chosen = [] if transform == "none" else [f"transform={transform}"]
-    config = composed("experiment=mnist", f"model={model}", f"recipe={recipe}", *chosen)
-    validate(config)
-    assert set(config.choices.values()) >= {model, transform, recipe}
-
-
-@pytest.mark.parametrize("experiment", ["mnist_addition", "mnist_3d"])
-def test_recipe_goes_with_other_experiments(composed, experiment):
-    from spatial_transformer.training.build import build
-
-    config = composed(f"experiment={experiment}", "recipe=long")
-    validate(config)
-    _, task = build(config)
-    assert task.theta_noise == 0.03
 
 
 def test_schedule_follows_the_length(composed):

@@ -47,6 +47,7 @@ REFUSED = {
     "++trainer.fast_dev_run=true": r"fast_dev_run must be false .*debug=fdr",
     "seed=-1": r"seed must be from 0 to 4,294,967,295, got -1",
     "checkpoint_minutes=-1": r"checkpoint_minutes must be 0 or more",
+    "model.transform=null": r"model=st_fcn cannot have transform",
     "transform=none": r"model=st_fcn cannot have transform=none\. Choose",
 }
 
