@@ -315,17 +315,3 @@ def test_wrong_images(trained, make_untrained, strokes):
     untrained = make_untrained("experiment=mnist_addition", "model=addition_fcn")
     with pytest.raises(UsageError, match=r"addition.* cannot be used .* two channels"):
         predict_images(untrained, np.zeros((42, 42)))
-
-
-def test_example_of_the_docs(monkeypatch):
-    page = (REPOSITORY / "docs" / "getting-started.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    (example,) = (block for block in blocks if "predict_images" in block)
-    monkeypatch.chdir(REPOSITORY)
-    names = {}
-    exec(example, names)
-    found = names["predictions"]
-    assert found.labels.shape == found.confidences.shape == (8,)
-    assert len(found.texts) == 8
-    assert found.thetas[0].shape == (8, 6)
-    assert found.crops[0].shape == (8, 1, 42, 42)
