@@ -49,6 +49,12 @@ def _default_data_root():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    """Let no test depend on those before it."""
+    torch.manual_seed(0)
+
+
 def find_data(*files: str) -> Path:
     """Return the common directory of the data sets if it contains the files, or skip the test."""
     for root in DATA_ROOTS:

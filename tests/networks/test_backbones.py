@@ -27,7 +27,6 @@ def test_backbone_returns_its_last_feature_map(name):
 
 
 def test_googlenet_computes_what_torchvision_does(monkeypatch):
-    torch.manual_seed(0)
     whole = googlenet(weights=None, init_weights=False, transform_input=True).eval()
     replace_source(monkeypatch, whole.state_dict)
     backbone, x = load_backbone("googlenet").eval(), torch.rand(2, 3, 64, 64)

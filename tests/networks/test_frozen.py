@@ -9,7 +9,6 @@ from spatial_transformer.transformer import Affine
 
 @pytest.fixture
 def weights(tmp_path):
-    torch.manual_seed(1)
     network = MnistNetwork("fcn", 28)
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "fcn.pt")

@@ -23,11 +23,6 @@ both_networks = pytest.mark.parametrize("network", [FcLocalisation, ConvLocalisa
 TILES = torch.tensor([[-0.5, 0.0], [0.5, 0.0]])
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def linear_sizes(network):
     return [(m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)]
 

@@ -32,11 +32,6 @@ every_st_network = pytest.mark.parametrize("name", [name for name in NETWORKS if
 every_size = pytest.mark.parametrize("size", SIZES)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def build(name, size, **options):
     return MnistNetwork(size=size, **NETWORKS[name] | options)
 

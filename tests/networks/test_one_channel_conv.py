@@ -5,11 +5,6 @@ import torch.nn.functional as F
 from spatial_transformer.networks.one_channel_conv import OneChannelConv2d
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def plain(layer):
     """Return PyTorch's convolution with the weights of ``layer``."""
     return lambda x: F.conv2d(x, layer.weight, layer.bias)

@@ -33,7 +33,6 @@ def test_networks_have_the_same_budget_and_all_parameters_train(name):
 
 
 def test_p4_convolution_is_equivariant():
-    torch.manual_seed(1)
     first, second = P4Conv2d(1, 3, 3, is_first=True), P4Conv2d(3, 2, 3)
     x = torch.randn(2, 1, 9, 9)
 
@@ -46,7 +45,6 @@ def test_p4_convolution_is_equivariant():
 
 
 def test_p4_logits_are_invariant_to_quarter_turns():
-    torch.manual_seed(1)
     network = P4Cnn().eval()
     x = torch.rand(3, 1, 28, 28)
     assert network(x).std(dim=0).max() > 1e-3
@@ -54,7 +52,6 @@ def test_p4_logits_are_invariant_to_quarter_turns():
 
 
 def test_canonical_image_does_not_depend_on_a_quarter_turn():
-    torch.manual_seed(1)
     network = CanonicalCnn(angles=8).eval()
     x = torch.rand(3, 1, 28, 28)
     x[:, :, :, :14] *= 0.2
@@ -62,7 +59,6 @@ def test_canonical_image_does_not_depend_on_a_quarter_turn():
 
 
 def test_energy_network_gets_a_gradient_through_the_choice():
-    torch.manual_seed(1)
     network = CanonicalCnn()
     network(torch.rand(4, 1, 28, 28)).square().sum().backward()
     assert network.energy[-1].weight.grad.abs().sum() > 0

@@ -13,11 +13,6 @@ NETWORKS = {
 every_network = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS.keys())
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("size", "millions"), [(64, 32.8), (128, 61.1)])
 def test_parameters_of_the_cnn(size, millions):
     with torch.device("meta"):

@@ -6,11 +6,6 @@ from spatial_transformer.networks.volume import VolumeNetwork
 from spatial_transformer.transformer import Affine, Affine3d
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def test_both_networks_start_from_the_same_projection():
     networks = VolumeNetwork(40, width=16), VolumeNetwork(40, Affine3d(), width=16)
     # Smooth, so that reading every other voxel loses nothing.

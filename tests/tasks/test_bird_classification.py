@@ -18,7 +18,6 @@ def network(monkeypatch):
     def layers():
         return nn.Sequential(nn.Conv2d(3, 4, 16, stride=16), nn.BatchNorm2d(4))
 
-    torch.manual_seed(0)
     monkeypatch.setitem(BACKBONES, "tiny", BackboneSpec(4, layers, dict, mean=0.5, std=0.25))
     network = BirdNetwork(32, 3, Attention(0.5), 2, 32, "tiny", "none", dropout=0.0)
     nn.init.normal_(network.transformer.localisation.head[-1].weight, std=0.1)
@@ -40,7 +39,6 @@ def test_accuracy_and_its_mean_over_species(network, monkeypatch):
 
 
 def test_spsa_is_an_unbiased_estimate_of_a_linear_slope():
-    torch.manual_seed(0)
     slope = torch.tensor([3.0, -1.0, 0.5, 0.0])
     theta = torch.tensor([0.1, -0.2, 0.3, 0.0], requires_grad=True)
     thetas, uniform = theta.expand(20_000, -1), torch.rand(20_000, 4)

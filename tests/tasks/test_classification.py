@@ -17,11 +17,6 @@ from spatial_transformer.utils.random import mix_integers
 SGD = partial(torch.optim.SGD, lr=0.01)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def st_fcn():
     return MnistNetwork("fcn", 28, Affine(), width=8)
 

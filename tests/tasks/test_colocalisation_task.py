@@ -11,11 +11,6 @@ from spatial_transformer.tasks.colocalisation import ColocalisationTask, paired_
 from spatial_transformer.transformer import Attention
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def make_task(lr=0.1, **settings):
     network = Colocalisation(84, Attention())
     return ColocalisationTask(network, partial(torch.optim.SGD, lr=lr), **settings)

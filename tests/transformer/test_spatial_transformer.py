@@ -34,11 +34,6 @@ class Given(nn.Module):
         return self.theta
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def untrained(transform, in_shape, **options):
     return SpatialTransformer(
         FcLocalisation(in_shape, transform, hidden=(8,)), transform, **options

@@ -51,7 +51,6 @@ def test_a_bending_warp_is_drawn_as_a_lattice(transform):
 
 
 def test_a_crop_is_the_output_of_the_transformer():
-    torch.manual_seed(0)
     network, x = MnistNetwork("fcn", 28, ThinPlateSpline(), width=4), torch.rand(3, 1, 28, 28)
     nn.init.normal_(network.transformer.localisation[-1].weight, std=0.1)
     (reading,), logits = CropGeometry.from_network(network, x)
@@ -75,7 +74,6 @@ def test_transformers_in_a_row_multiply_their_matrices():
 
 
 def test_crops_of_parallel_transformers_are_their_outputs():
-    torch.manual_seed(0)
     transform = Attention(0.5)
     localisation = FcLocalisation(
         (1, 20, 20), transform, start=torch.tensor([[-0.7, 0.0], [0.5, 0.2]])
