@@ -40,8 +40,8 @@ def thetas(transform, batch=2, spread=0.2, dtype=torch.float32, seed=1, parallel
     return transform.identity().to(dtype).repeat(parallel) + spread * noise
 
 
-def image(transform, batch=3, channels=2):
-    return random(batch, channels, *(4, 9, 7)[-transform.dims :])
+def image(transform):
+    return random(3, 2, *(4, 9, 7)[-transform.dims :])
 
 
 def trained(transform, x, size=None, **options):

@@ -14,18 +14,15 @@ STROKES = {
 """Points (x, y) of each stroke, in percent of a square."""
 
 
-def photograph(
-    digit: str, angle: float = 0, size: tuple[int, int] = (600, 800), seed: int = 0
-) -> Image.Image:
+def photograph(digit: str, angle: float = 0, size: tuple[int, int] = (600, 800)) -> Image.Image:
     """Draw with a dark blue pen on bright paper in uneven light, blurred, noisy and off-centre.
 
     Args:
         digit: one of :data:`STROKES`.
         angle: clockwise rotation in degrees.
         size: width and height in pixels.
-        seed: of location and noise.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     width, height = size
     side = 0.35 * min(size)
     centre = np.array(size) * rng.uniform(0.32, 0.4, 2)

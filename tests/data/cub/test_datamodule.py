@@ -76,12 +76,12 @@ def test_smaller_image_is_padded_with_the_mean_colour(tmp_path, height, above):
     assert torch.equal(outside, MEAN.expand(3, 224 - height, 224))
 
 
-def build_crops(tmp_path, size, epochs=250):
+def build_crops(tmp_path, size):
     """Return the training crops of an image of coordinates, and whether they are mirrored."""
     birds = [Bird(picture=coordinates(*size), form="PNG")] * 2
     data = build(write_birds(tmp_path / "birds", birds, species=1))
     index = torch.tensor([0])
-    crops = [data.samples("train", index, epoch)[0][:, :, ::16] for epoch in range(epochs)]
+    crops = [data.samples("train", index, epoch)[0][:, :, ::16] for epoch in range(250)]
     crops = torch.cat(crops) * 255
     row = crops[:, 0, 7]  # a row that each crop has, in which red grows
     return crops, row[:, 120] < row[:, 110]
