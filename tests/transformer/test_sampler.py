@@ -187,20 +187,6 @@ def test_nearest_is_equation_4(size):
     assert sample(x, as_row(pixels, size), "nearest").flatten().tolist() == expected
 
 
-def half_pixels(size):
-    """All points whose coordinates are whole or half pixels, in and around an image."""
-    axes = [torch.arange(-1.5, n + 0.6, 0.5, dtype=torch.float64) for n in reversed(size)]
-    return torch.cartesian_prod(*axes)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (4, 16), (2, 4, 8)], ids=str)
-def test_nearest_rounds_half_way_points_to_even_as_torch_does(size):
-    x = random(1, 1, *size)
-    pixels = half_pixels(size)
-    rounded = [equation_4(x[0, 0], *point) for point in pixels.round().tolist()]  # to even
-    assert sample(x, as_row(pixels, size).float(), "nearest").flatten().tolist() == rounded
-
-
 # Gradients
 
 
