@@ -8,13 +8,19 @@ from tiny_birds import Bird, write_birds
 from tiny_numbers import write_parts
 
 from spatial_transformer.data.cub import CubData
-from spatial_transformer.data.mnist import Mnist3dData, MnistAdditionData, MnistData
+from spatial_transformer.data.mnist import (
+    Mnist3dData,
+    MnistAdditionData,
+    MnistData,
+    RotatedMnistData,
+)
 from spatial_transformer.data.mnist.distortions import DISTORTIONS
 from spatial_transformer.data.svhn import SvhnData
 
 INDEX = torch.tensor([3, 0, 5, 1])
 MODULES = {
     **{name: partial(MnistData, name, root=".") for name in DISTORTIONS},
+    "rotated": partial(RotatedMnistData, root="."),
     "addition": partial(MnistAdditionData, root="."),
     "volumes": partial(Mnist3dData, 44, "."),
     "svhn": partial(SvhnData, augment=True, workers=1),
