@@ -53,7 +53,7 @@ def as_row(pixels, sizes):
     return normalised(pixels, sizes).reshape(1, *[1] * (len(sizes) - 1), len(pixels), len(sizes))
 
 
-# Identity, to the rounding of float32 coordinates
+# Identity and whole pixels, to the rounding of float32 coordinates
 
 
 def assert_equal_to_rounding(out, expected, size, mode="bilinear"):
@@ -82,6 +82,15 @@ def test_identity_returns_the_input_at_every_length_to_256(mode):
         x = torch.rand(1, 1, 1, length)
         out = sample(x, identity_grid(transform, (1, length)), mode)
         assert_equal_to_rounding(out, x, (1, length), mode)
+
+
+@both_modes
+@pytest.mark.parametrize("size", [(28, 28), (33, 17), (224, 224)], ids=str)
+def test_a_shift_by_whole_pixels_is_a_copy_with_zeros_from_outside(size, mode):
+    x = torch.rand(1, 2, *size)
+    theta = torch.tensor([[1.0, 0, -2 * 3 / size[1], 0, 1, 2 * 5 / size[0]]])  # right and up
+    expected = F.pad(x[..., 5:, :-3], (3, 0, 0, 5))
+    assert_equal_to_rounding(sample(x, Affine().grid(theta, size), mode), expected, size, mode)
 
 
 def test_other_warps_are_as_accurate_as_those_of_torch():
