@@ -2,10 +2,10 @@
 
 python scripts/analysis/class_orientation.py RUN_DIRECTORY [--data-root DIRECTORY]
 
-The run must have one transformer and distortion r or rts. The rotation of a digit in the output is
-known from theta and from its distortion. Its spread within a class is 0 if all digits of the class
-come to one pose (section 4.1 of the paper). Writes to results/orientation/. `make tables` shows the
-result in docs/reproduction.md.
+The run must have one transformer and rotated digits: R, RTS or rotated MNIST. The rotation of a
+digit in the output is known from theta and from its distortion. Its spread within a class is 0 if
+all digits of the class come to one pose (section 4.1 of the paper). Writes to results/orientation/.
+`make tables` shows the result in docs/reproduction.md.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spatial_transformer.callbacks.pose_consistency import rotation_angle, to_digit_coordinates
-from spatial_transformer.data.mnist import MnistData
+from spatial_transformer.data.mnist import MnistData, RotatedMnistData
 from spatial_transformer.inference.load import load_trained
 from spatial_transformer.reporting.records import measurement_cli
 from spatial_transformer.utils.errors import UsageError
@@ -36,7 +36,7 @@ def rotations(trained: Any, localisation: Callable[[Tensor], Tensor]) -> tuple[T
     """Return the labels of all test samples, and the rotation of each digit in the output.
 
     Args:
-        trained: a trained network with one transformer, on R or RTS.
+        trained: a trained network with one transformer, on rotated digits.
         localisation: maps images ``(B, 1, H, H)`` to theta ``(B, n_params)``.
 
     Returns:
@@ -59,7 +59,7 @@ def spreads(labels: Tensor, degrees: Tensor, classes: int) -> list[float]:
 
 
 def load(run: Path, data_root: str | None) -> Any:
-    """Load a finished run with one transformer on R or RTS.
+    """Load a finished run with one transformer on rotated digits.
 
     Raises:
         UsageError: the run is another one.
@@ -67,8 +67,9 @@ def load(run: Path, data_root: str | None) -> Any:
     trained = load_trained(run, data_root=data_root)
     data: Any = trained.data
     transformer = getattr(trained.task.network, "transformer", None)
-    if type(data) is not MnistData or data.distortion.pose is None or transformer is None:
-        raise UsageError(f"The run must have one transformer and distortion r or rts, got {run}.")
+    is_rotated = type(data) in (MnistData, RotatedMnistData) and data.distortion.pose is not None
+    if not is_rotated or transformer is None:
+        raise UsageError(f"The run must have one transformer and rotated digits, got {run}.")
     if not trained.record:
         raise UsageError(f"The run must be finished, got {run}.")
     data.setup()
@@ -78,14 +79,15 @@ def load(run: Path, data_root: str | None) -> Any:
 def describe(trained: Any, samples: int) -> dict[str, Any]:
     """Return what identifies a run in a file of measurements."""
     record = {name: trained.record[name] for name in ("label", "commit", "steps")}
-    return record | {"distortion": trained.config.data.distortion, "samples": samples}
+    distortion = trained.config.data.get("distortion")  # rotated MNIST has none to choose
+    return record | {"distortion": distortion, "samples": samples}
 
 
 def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
     """Return the spread of angles in each class, before and after the transformer.
 
     Raises:
-        UsageError: the run is not finished, or has not one transformer on R or RTS.
+        UsageError: the run is not finished, or has not one transformer on rotated digits.
     """
     trained = load(run, data_root)
     transformer = trained.task.network.transformer

@@ -1,4 +1,5 @@
 import torch
+import torch.nn.functional as F
 
 from spatial_transformer.data.mnist import MnistData, RotatedMnistData
 
@@ -30,3 +31,6 @@ def test_angles_cover_the_circle(mnist_root):
     nearest = (images[:, None] - turned).square().sum((2, 3, 4)).argmin(dim=1)
     shares = nearest.bincount(minlength=4) / len(index)
     assert shares.min() > 0.15
+    poses = data.poses("test", index)[:, 0]
+    again = F.grid_sample(upright, F.affine_grid(poses, upright.shape, False), align_corners=False)
+    assert torch.allclose(again, images, atol=1e-4)

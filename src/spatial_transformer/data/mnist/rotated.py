@@ -12,7 +12,7 @@ from torch import Tensor
 from ...utils.random import sample_keys
 from . import files
 from .distorted import MnistData
-from .distortions import rotate
+from .distortions import r_pose, rotate
 
 _SEED = 0x524F544154  # of the splits and the angles: the same for every run
 _SIZES = {"train": 10_000, "val": 2_000, "test": 50_000}
@@ -42,8 +42,8 @@ class RotatedMnistData(MnistData):
     ) -> None:
         super().__init__("r", None, root, batch_size, eval_batch_size, seed=seed)
         self.augment = augment
-        # The angle of the digits is not that of R.
-        self.distortion = replace(self.distortion, apply=_rotate, pose=None)
+        pose = partial(r_pose, max_angle=180.0)
+        self.distortion = replace(self.distortion, apply=_rotate, pose=pose)
 
     def setup(self, stage: str | None = None) -> None:
         if self._images:
