@@ -44,6 +44,18 @@ def test_packed_network(run, tmp_path):
         pack(load_trained(run), tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize(
+    "weights", [REPOSITORY / "checkpoints" / "fcn_upright.pt", "null"], ids=["file", "null"]
+)
+def test_frozen_classifier_needs_no_file_but_its_own(composed, mnist_root, tmp_path, weights):
+    settings = ["experiment=mnist_frozen", f"model.weights={weights}", "logger=none", *SHORT]
+    train(composed(*settings, f"data.root={mnist_root}"))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    loaded = load_trained(tmp_path / "run").task.state_dict()
+    for name, tensor in loaded.items():
+        assert torch.equal(saved["state_dict"][name], tensor)
+
+
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_checkpoint_path(run, tmp_path, name):
     trained = load_trained(run / "checkpoints" / f"{name}.ckpt")

@@ -148,7 +148,7 @@ def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) 
             config[name]["root"] = data_root
         _check_origin(name, config[name], trust)
         check_component(name, config[name])
-    if "weights" in config["model"]:
+    if config["model"].get("weights") is not None:  # None trains all of a network
         config["model"]["weights"] = "none"  # pretrained weights, replaced by the trained ones
     return config
 

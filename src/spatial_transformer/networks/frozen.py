@@ -47,7 +47,8 @@ class FrozenMnistNetwork(nn.Module):
     Args:
         size: height and width of the image in pixels. The classifier reads 28 x 28.
         transform: family of transformations.
-        weights: packed file or checkpoint of the FCN. None trains an FCN from random weights.
+        weights: packed file or checkpoint of the FCN. "none" keeps random weights, to be replaced
+            by those of a trained network. None trains an FCN from random weights.
 
     Raises:
         ValueError: the file cannot be read, or is not of such an FCN.
@@ -59,7 +60,8 @@ class FrozenMnistNetwork(nn.Module):
         self.transformer = SpatialTransformer(localisation, transform, (DIGIT_SIZE, DIGIT_SIZE))
         self.classifier: nn.Module = MnistNetwork("fcn", DIGIT_SIZE)
         if weights is not None:
-            _load(self.classifier, Path(weights))
+            if weights != "none":
+                _load(self.classifier, Path(weights))
             self.classifier = Frozen(self.classifier)
 
     def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
