@@ -432,6 +432,15 @@ def test_channels_last_maps_are_sampled_alike_and_stay_channels_last(channels, m
     torch.testing.assert_close(out, sample(x, grid, mode, fill=0.3), rtol=0, atol=1e-5)
 
 
+def test_a_point_that_is_nan_makes_only_its_own_output_nan():
+    x, grid = random(2, 64, 5, 4), Affine().grid(thetas(Affine()), (3, 3))
+    grid[1, 0, 2] = math.nan
+    expected = sample(x, grid)
+    assert expected.isnan().sum() == 64
+    out = sample(x.contiguous(memory_format=torch.channels_last), grid)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5, equal_nan=True)
+
+
 def test_channels_last_volumes_stay_channels_last():
     x = random(1, 5, 4, 6, 7)
     grid = Affine3d().grid(thetas(Affine3d(), 1), (3, 4, 5))

@@ -153,7 +153,8 @@ def _neighbours(points: Tensor, n: int) -> tuple[Tensor, Tensor]:
     low = position.floor()
     index = torch.stack([low, low + 1], dim=-1)
     weight = torch.stack([low + 1 - position, position - low], dim=-1)
-    return index.clamp(0, n - 1).int(), weight * ((index >= 0) & (index < n))
+    # As an integer a NaN is any number. Its weights are NaN.
+    return index.int().clamp(0, n - 1), weight * ((index >= 0) & (index < n))
 
 
 def _supersample(grid: Tensor, size: Sequence[int]) -> tuple[Tensor, int]:
