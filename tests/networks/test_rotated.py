@@ -32,6 +32,11 @@ def test_networks_have_the_same_budget_and_all_parameters_train(name):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_empty_batch_gives_no_logits(name):  # of a device without samples in the last batch
+    assert NETWORKS[name]().eval()(torch.empty(0, 1, 28, 28)).shape == (0, 10)
+
+
 def test_p4_convolution_is_equivariant():
     first, second = P4Conv2d(1, 3, 3, is_first=True), P4Conv2d(3, 2, 3)
     x = torch.randn(2, 1, 9, 9)

@@ -168,8 +168,8 @@ class InkLocalisation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return theta ``(B, 3)`` of images ``(B, 1, H, H)`` whose background is 0."""
-        ink = F.avg_pool2d(x[:, 0].float(), (self.patch, 1), stride=1)  # rows, then columns: faster
-        ink = F.avg_pool2d(ink, (1, self.patch), stride=1)
+        ink = F.avg_pool2d(x.float(), (self.patch, 1), stride=1)  # rows, then columns: faster
+        ink = F.avg_pool2d(ink, (1, self.patch), stride=1)[:, 0]
         # Many patches hold the whole of a narrow digit. Their mean position is on its centre.
         is_best = (ink >= 0.9999 * ink.amax((1, 2), keepdim=True)).float()
         corners = torch.arange(ink.shape[-1], dtype=torch.float32, device=x.device)

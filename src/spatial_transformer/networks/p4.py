@@ -72,5 +72,5 @@ class P4Cnn(nn.Module):
             x = self.dropout(F.relu(x))
             if n == 1:
                 x = F.max_pool2d(x, 2)
-        logits: Tensor = self.head(x).view(len(x), -1, 4).amax(dim=2)
+        logits: Tensor = self.head(x).unflatten(1, (-1, 4)).amax(dim=(2, 3, 4))
         return logits
