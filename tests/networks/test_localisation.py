@@ -176,6 +176,15 @@ def test_ink_window_is_centred_on_a_narrow_digit():
 
 
 @pytest.mark.parametrize("network", [MomentLocalisation(), InkLocalisation()])
+def test_a_localisation_without_weights_is_not_rounded_by_autocast(network):
+    image = torch.zeros(1, 1, 60, 60)
+    image[:, :, 21:38, 30:33] = 1.0
+    with torch.autocast("cpu", torch.bfloat16):
+        theta = network(image)
+    assert torch.equal(theta, network(image))
+
+
+@pytest.mark.parametrize("network", [MomentLocalisation(), InkLocalisation()])
 def test_a_localisation_without_weights_leaves_the_budget_to_the_classifier(network):
     transform = Affine() if isinstance(network, MomentLocalisation) else Attention()
     whole = MnistNetwork("fcn", 42, transform, localisation=network)

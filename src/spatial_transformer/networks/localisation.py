@@ -140,6 +140,9 @@ class MomentLocalisation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return theta ``(B, 6)`` of images ``(B, 1, H, H)`` whose background is 0."""
+        if is_autocast_on(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x)
         ink = x[:, 0].float()
         ink = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
         axis = (2 * torch.arange(ink.shape[-1], device=x.device) + 1) / ink.shape[-1] - 1
@@ -173,7 +176,8 @@ class InkLocalisation(nn.Module):
         # Many patches hold the whole of a narrow digit. Their mean position is on its centre.
         is_best = (ink >= 0.9999 * ink.amax((1, 2), keepdim=True)).float()
         corners = torch.arange(ink.shape[-1], dtype=torch.float32, device=x.device)
-        corner = torch.stack([is_best.sum(1) @ corners, is_best.sum(2) @ corners], dim=1)
+        # Products and a sum, as autocast would round a matmul.
+        corner = torch.stack([(is_best.sum(axis) * corners).sum(1) for axis in (1, 2)], dim=1)
         centre = (2 * corner / is_best.sum((1, 2))[:, None] + self.patch) / x.shape[-1] - 1
         side = torch.full_like(centre[:, :1], self.window / x.shape[-1])
         return torch.cat([side, centre], dim=1)
