@@ -288,8 +288,10 @@ def test_sampling_leaves_its_arguments_as_they_are():
     assert torch.equal(grid, before[1])
 
 
-def test_an_empty_batch_gives_an_empty_batch():
-    assert sample(torch.empty(0, 3, 9, 10), torch.empty(0, 7, 6, 2)).shape == (0, 3, 7, 6)
+@pytest.mark.parametrize("antialias", [False, True])
+def test_an_empty_batch_gives_an_empty_batch(antialias):
+    out = sample(torch.empty(0, 3, 9, 10), torch.empty(0, 7, 6, 2), antialias=antialias)
+    assert out.shape == (0, 3, 7, 6)
 
 
 @both_modes

@@ -70,6 +70,7 @@ def sample(
     if not (x.is_floating_point() and grid.is_floating_point()):
         raise TypeError(f"x and grid must be of floating point, got {x.dtype} and {grid.dtype}")
     check_mode(mode, antialias)
+    antialias = antialias and x_shape[0] > 0  # an empty batch has no footprints
     dtype = torch.float64 if x.dtype == grid.dtype == torch.float64 else torch.float32
     source = x if x.dtype == dtype else x.to(dtype)  # a conversion without effect takes 1 us
     grid = grid if grid.dtype == dtype else grid.to(dtype)
