@@ -90,7 +90,8 @@ def output_grid() -> Tensor:
 def rotation_angle(in_digit: Tensor) -> Tensor:
     """Return by how many degrees each digit is rotated in the output, ``(B, C)``.
 
-    It is the angle of the rotation that is nearest to where the points are read.
+    It is the angle of the rotation that is nearest to where the points are read. It is positive if
+    the digit is rotated anticlockwise on the screen.
 
     Args:
         in_digit: output of :func:`to_digit_coordinates`.

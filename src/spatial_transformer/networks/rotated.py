@@ -1,6 +1,6 @@
 """Networks for rotated MNIST: a CNN, with a spatial transformer, or with a learned pose. Ours.
 
-All have about 25k parameters, as the networks of Cohen and Welling (2016).
+All have about 22k parameters. The networks of Cohen and Welling (2016) have about 25k.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def rotate_scale_translate(
     """RTS: rotate by ±45 degrees, scale by 0.7 to 1.2, and place on a larger canvas, uniformly.
 
     The location is uniform over those where the scaled image, before its rotation, is inside the
-    canvas. So the 20 x 20 pixels of a digit stay whole (ours; the paper does not say).
+    canvas. So hardly any ink is cut off (ours; the paper does not say).
     """
     return _warp(images, rts_pose(keys, canvas), canvas)
 
