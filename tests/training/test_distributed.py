@@ -196,11 +196,18 @@ def test_batch_that_cannot_be_divided_is_refused(batch_size, devices, sizes):
         check_divisible(batch_size, devices)
 
 
-def test_refusal_comes_before_any_process(mnist_root, tmp_path, start):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("data.batch_size=15", "must be a multiple of the 2 devices, got 15. Use 14 or 16."),
+        ("experiment=mnist_modern", "Batch normalisation over several devices needs GPUs."),
+    ],
+)
+def test_refusal_leaves_no_run(mnist_root, tmp_path, start, wrong, message):
     run = tmp_path / "run"
-    wrong = ["data.batch_size=15", f"data.root={mnist_root}", f"hydra.run.dir={run}"]
-    _, errors = wait(start(run, *TWO, *wrong), code=1)
-    assert "data.batch_size must be a multiple of the 2 devices, got 15. Use 14 or 16." in errors
+    words = [wrong, f"data.root={mnist_root}", f"hydra.run.dir={run}"]
+    _, errors = wait(start(run, *TWO, *words), code=1)
+    assert message in errors
     assert "Traceback" not in errors
     assert not run.exists()
 
@@ -388,7 +395,8 @@ def test_house_numbers(mnist_root, tmp_path, finish, experiment):
 
 def test_sync_batchnorm_keeps_outputs_and_names():
     """PyTorch's conversion, which Lightning uses, loses the activations within timm's layers."""
-    trainer = SimpleNamespace(num_devices=2, num_nodes=1)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    trainer = SimpleNamespace(num_devices=2, num_nodes=1, strategy=strategy)
     backbone = load_backbone("efficientnet_lite0", "none").eval()
     converted = DistributedContext(trainer).convert_sync_batchnorm(copy.deepcopy(backbone)).eval()
     assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules()) > 40

@@ -131,10 +131,17 @@ class DistributedContext:
         """Return the network with batch normalisation over the global batch.
 
         Lightning's ``sync_batchnorm`` would drop the activations fused into timm's layers.
+
+        Raises:
+            UsageError: there are several processes on CPUs.
         """
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         if self.world_size == 1 or not any(isinstance(m, kinds) for m in network.modules()):
             return network
+        if self._trainer.strategy.root_device.type == "cpu":
+            raise UsageError(
+                "Batch normalisation over several devices needs GPUs. Set trainer.devices=1."
+            )
         from timm.layers.norm_act import convert_sync_batchnorm
 
         return convert_sync_batchnorm(network)
