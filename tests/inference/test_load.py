@@ -1,6 +1,7 @@
 """Run directories, checkpoints and packed networks, and the programs that use them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import export
@@ -44,18 +45,6 @@ def test_packed_network(run, tmp_path):
         pack(load_trained(run), tmp_path / "other.pt")
 
 
-@pytest.mark.parametrize(
-    "weights", [REPOSITORY / "checkpoints" / "fcn_upright.pt", "null"], ids=["file", "null"]
-)
-def test_frozen_classifier_needs_no_file_but_its_own(composed, mnist_root, tmp_path, weights):
-    settings = ["experiment=mnist_frozen", f"model.weights={weights}", "logger=none", *SHORT]
-    train(composed(*settings, f"data.root={mnist_root}"))
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
-    loaded = load_trained(tmp_path / "run").task.state_dict()
-    for name, tensor in loaded.items():
-        assert torch.equal(saved["state_dict"][name], tensor)
-
-
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_checkpoint_path(run, tmp_path, name):
     trained = load_trained(run / "checkpoints" / f"{name}.ckpt")
@@ -68,6 +57,21 @@ def test_checkpoint_path(run, tmp_path, name):
         load_trained(run, name)
     with pytest.raises(UsageError, match="is not a run directory"):
         load_trained(tmp_path / f"{name}.ckpt")
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_frozen_classifier_is_in_the_checkpoint(composed, mnist_root, tmp_path, is_frozen):
+    weights = shutil.copy(REPOSITORY / "checkpoints" / "fcn_upright.pt", tmp_path)
+    settings = [f"data.root={mnist_root}", f"model.weights={weights if is_frozen else 'null'}"]
+    train(composed("experiment=mnist_frozen", *settings, *SHORT, "logger=none"))
+    Path(weights).unlink()
+    trained = load_trained(tmp_path / "run")
+    pack(trained, tmp_path / "network.pt")
+    packed = load_trained(tmp_path / "network.pt").task.state_dict()
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, tensor in saved["state_dict"].items():
+        assert torch.equal(trained.task.state_dict()[name], tensor)
+        assert torch.equal(packed[name], tensor)
 
 
 def test_weights_without_a_tensor(tmp_path):

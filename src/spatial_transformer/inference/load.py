@@ -148,8 +148,10 @@ def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) 
             config[name]["root"] = data_root
         _check_origin(name, config[name], trust)
         check_component(name, config[name])
-    if config["model"].get("weights") is not None:  # None trains all of a network
-        config["model"]["weights"] = "none"  # pretrained weights, replaced by the trained ones
+    model = config["model"]
+    is_ours = model["_target_"].startswith(_PACKAGES["model"])
+    if is_ours and model.get("weights"):
+        model["weights"] = "none"  # pretrained weights, replaced by the trained ones
     return config
 
 
