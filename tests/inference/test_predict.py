@@ -214,6 +214,9 @@ def test_wrong_paths(predict_files, pictures, tmp_path):
     with pytest.raises(UsageError, match=r"nothing to predict, see .*predictions\.csv"):
         predict_files()
     assert [row["file"] for row in read_table(tmp_path / "out")] == ["notes.txt"]
+    photograph("2").save(pictures / "two.png")
+    with pytest.raises(UsageError, match=r"notes\.txt/out cannot be written: .*Use out=DIRECTORY"):
+        predict_files(out=str(pictures / "notes.txt" / "out"))
 
 
 def test_network_without_a_transformer(predict_files, pictures, composed, mnist_root, tmp_path):

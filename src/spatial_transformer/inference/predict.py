@@ -158,7 +158,7 @@ def predict(config: DictConfig) -> list[FilePrediction]:
         The predictions, without the skipped files.
 
     Raises:
-        UsageError: a setting is wrong, or no file can be predicted.
+        UsageError: a setting is wrong, no file can be predicted, or nothing can be written.
     """
     place, out = Path(config.images), Path(config.out)
     files = list_pictures(place)
@@ -168,12 +168,26 @@ def predict(config: DictConfig) -> list[FilePrediction]:
     trained = load_trained(config.run, config.checkpoint, config.data.root, trust)
     _check_takes_pictures(trained)
     trained.task.to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        predictions = _predict_files(trained, files, out)
+    except OSError as error:
+        raise UsageError(
+            f"out={out} cannot be written: {error}. Use out=DIRECTORY to choose another."
+        ) from error
+    if not predictions:
+        table = out / "predictions.csv"
+        raise UsageError(f"images={printable(str(place))}: nothing to predict, see {table}.")
+    print(f"Wrote predictions.csv, overview.png and crops/ to {out}.")
+    return predictions
+
+
+def _predict_files(trained: Trained, files: Sequence[Path], out: Path) -> list[FilePrediction]:
+    """Predict files and write all results to a directory."""
     transformers = find_transformers(trained.task.network)
     n_params = sum(t.parallel * t.transform.n_params for t in transformers)
     predictions: list[FilePrediction] = []
     out.mkdir(parents=True, exist_ok=True)
-    table_path = out / "predictions.csv"
-    with table_path.open("w", newline="", encoding="utf-8") as table:
+    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
         names = [f"theta_{k}" for k in range(1, n_params + 1)]
         writer.writerow(["file", "prediction", "confidence", "note", *names])
@@ -194,14 +208,13 @@ def predict(config: DictConfig) -> list[FilePrediction]:
             is_shown = len(predictions) < MAX_OVERVIEW
             predictions.append(result if is_shown else result._replace(column=[]))  # frees memory
     if not predictions:
-        raise UsageError(f"images={printable(str(place))}: nothing to predict, see {table_path}.")
+        return []
     n, shown = len(predictions), predictions[:MAX_OVERVIEW]
     title = f"the first {len(shown)} of {n:,} pictures" if n > len(shown) else ""
     captions = [f"{prediction.file}: {prediction.caption}" for prediction in shown]
     overview = image_grid([p.column for p in shown], captions, title, shown[0].labels)
     with atomic_write(out / "overview.png") as path:
         overview.save(path, "PNG")
-    print(f"Wrote predictions.csv, overview.png and crops/ to {out}.")
     return predictions
 
 
