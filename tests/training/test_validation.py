@@ -48,6 +48,7 @@ REFUSED = {
     "seed=-1": r"seed must be from 0 to 4,294,967,295, got -1",
     "checkpoint_minutes=-1": r"checkpoint_minutes must be 0 or more",
     "model.transform=null": r"model=st_fcn cannot have transform",
+    "label=a/b": r"label must begin with a letter .*no slashes, got 'a/b'",
     "transform=none": r"model=st_fcn cannot have transform=none\. Choose",
 }
 
@@ -67,6 +68,13 @@ def test_setting_that_does_not_go_with_the_experiment_is_refused(composed):
         validate(composed("experiment=colocalisation", "recipe.label_smoothing=0.1"))
     with pytest.raises(UsageError, match=r"recipe\.dropout=0\.3 has no effect.*model=frozen_fcn "):
         validate(composed("experiment=mnist_frozen", "recipe.dropout=0.3"))
+
+
+def test_option_that_cannot_be_read_from_a_result_is_refused(composed):
+    config = composed("label=mine")
+    config.choices.model = "folder/net"  # of conf/model/folder/net.yaml
+    with pytest.raises(UsageError, match=r"model must be letters, .*, got 'folder/net'"):
+        validate(config)
 
 
 def test_dropout_of_the_recipe_reaches_the_networks_for_rotated_digits(composed):

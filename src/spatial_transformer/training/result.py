@@ -7,6 +7,7 @@ import math
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,7 @@ def check_result(result: Any) -> None:
     for name, kind in _FIELDS.items():
         if not isinstance(result.get(name), kind):
             raise ValueError(f"{name} is missing or of the wrong type")
-    if not is_file_name(result["label"]):
-        raise ValueError("label must be printable and without slashes")
-    for name in ("experiment", "model", "transform", "recipe"):
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", result[name]):  # it becomes an override of Hydra
-            raise ValueError(f"{name} must be letters, digits and underscores")
+    check_names(result)
     for name in ("data", "model", "recipe", "task"):
         if not isinstance(result["config"].get(name), dict):
             raise ValueError(f"config.{name} is missing")
@@ -117,6 +114,22 @@ def check_result(result: Any) -> None:
             raise ValueError(f"{name} is not a number")
     if not math.isfinite(result["metrics"].get("test/error", math.nan)):
         raise ValueError("test/error is missing")
+
+
+def check_names(names: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the label and the chosen options are those of a result.
+
+    Args:
+        names: "label", "experiment", "model", "transform" and "recipe".
+    """
+    if not is_file_name(names["label"]):
+        raise ValueError(
+            "label must begin with a letter or a digit and have at most 200 printable characters "
+            f"and no slashes, got {names['label']!r}"
+        )
+    for name in ("experiment", "model", "transform", "recipe"):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", names[name]):  # it becomes an override of Hydra
+            raise ValueError(f"{name} must be letters, digits and underscores, got {names[name]!r}")
 
 
 def is_file_name(label: Any) -> bool:

@@ -19,6 +19,7 @@ from ..data.base import BatchedData
 from ..transformer import Transform
 from ..utils.errors import UsageError, did_you_mean
 from .config import NOT_FOR_TASKS, Config, Recipe
+from .result import check_names
 
 BASES: dict[str, type] = {
     "data": BatchedData,
@@ -62,6 +63,10 @@ def validate(config: DictConfig) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     recipe, choices, task = settings["recipe"], settings["choices"], settings["task"]
     trainer = settings["trainer"]
+    try:
+        check_names({**choices, "label": settings["label"]})  # or its result could not be read
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
     needs_transform = "transform" in settings["model"]
     has_transform = settings["model"].get("transform") is not None
     if not needs_transform == has_transform == (choices["transform"] != "none"):
