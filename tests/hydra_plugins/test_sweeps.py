@@ -117,6 +117,7 @@ def test_listing_estimates_the_time(run_here, record, tmp_path):
         ("+data.canvas=28,-3", "data.canvas must be at least 28"),
         ("trainer.max_steps=0,5", "trainer.max_steps must be a positive integer, got 0"),
         ("sweep=table1,cluttered", "Choose one sweep, got table1, cluttered."),
+        (f"label={'x' * 250}", "The name of a run directory must have at most 255 bytes"),
         ("seed=interval(1,3)", "Can only enumerate CHOICE and RANGE sweeps"),
     ],
 )

@@ -40,6 +40,7 @@ except ImportError:  # the extra "cluster" is not installed, and Hydra does not 
 
 _HINT = "Rerun the same command to resume the sweep."
 _POLL_SECONDS = 5
+_MAX_NAME = 255  # bytes of a name in most file systems
 
 
 class SweepRun(NamedTuple):
@@ -144,6 +145,11 @@ class Grid(Sweeper):
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in the configuration
         try:
             name = str(config.hydra.sweep.subdir)
+            if any(len(os.fsencode(part)) > _MAX_NAME for part in Path(name).parts):
+                raise UsageError(
+                    f"The name of a run directory must have at most {_MAX_NAME} bytes, got {name}. "
+                    "Use 'hydra.sweep.subdir=${label}', or sweep over fewer settings."
+                )
             run_dir = RunDir(Path(config.hydra.sweep.dir, name).absolute())
             with open_dict(config):
                 del config["hydra"]
