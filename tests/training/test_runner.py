@@ -446,6 +446,22 @@ def test_unusable_start_is_refused(short, tmp_path, run):
         evaluate_run(run, checkpoint="other")
 
 
+def test_start_that_cannot_be_continued_is_refused(short, tmp_path, run):
+    train(short("model=fcn"))
+    start = run / "checkpoints" / "last.ckpt"
+    content = torch.load(start, weights_only=True)
+    torch.save({"state_dict": content["state_dict"]}, tmp_path / "weights.pt")
+    for file, words, message in (
+        (start, "trainer.max_steps=2", r"max_steps must be more than the 2 steps of .*, got 2\."),
+        (start, "trainer.max_steps=4", r"max_steps must be at most 2, where .* ends, got 4\."),
+        (start, "trainer.max_steps=4 recipe=paper", r"last\.ckpt, which does not have dampening"),
+        (tmp_path / "weights.pt", "trainer.max_steps=4", r"weights\.pt has no optimizer\."),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train(short(f"model=fcn {words} ckpt_path={file} run_dir={tmp_path}/another"))
+    assert not (tmp_path / "another" / "config.yaml").exists()
+
+
 def test_another_directory_keeps_its_files(short, tmp_path, run):
     names = ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")
     for name in names:

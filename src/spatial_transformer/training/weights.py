@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.optim.lr_scheduler import OneCycleLR
 
+from ..tasks.classification import Classification
 from ..utils.errors import UsageError
 from ..utils.serialization import load_tensors
 
@@ -28,6 +30,39 @@ def load_weights(task: pl.LightningModule, file: Path) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …")
         raise UsageError(f"{file} holds the weights of another network: {reason}") from error
+
+
+def check_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
+    """Check that a run can continue from a checkpoint, whose weights have been loaded.
+
+    Raises:
+        UsageError: the checkpoint has no optimizer, or another optimizer or schedule. Or the run
+            has no more steps than the checkpoint, or more than its OneCycleLR.
+    """
+    content = read_checkpoint(file)
+    if "optimizer_states" not in content:
+        raise UsageError(f"{file} has no optimizer. Choose a checkpoint of a run directory.")
+    steps = content["global_step"]
+    if max_steps <= steps:
+        raise UsageError(
+            f"trainer.max_steps must be more than the {steps:,} steps of {file}, got {max_steps:,}."
+        )
+    if isinstance(task, Classification):
+        optimizer = task.optimizer(task.parameter_groups())
+        scheduler = task.scheduler and task.scheduler(optimizer)
+        saved = content["optimizer_states"][0]["param_groups"][0]
+        if missing := optimizer.param_groups[0].keys() - saved.keys():
+            raise UsageError(
+                f"recipe.optimizer and recipe.scheduler must be those of {file}, which does not "
+                f"have {', '.join(sorted(missing))}."
+            )
+        if isinstance(scheduler, OneCycleLR):
+            end = content["lr_schedulers"][0]["total_steps"]
+            if max_steps > end:
+                raise UsageError(
+                    f"trainer.max_steps must be at most {end:,}, where the learning rate schedule "
+                    f"of {file} ends, got {max_steps:,}."
+                )
 
 
 def read_checkpoint(file: Path) -> Any:
