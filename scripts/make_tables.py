@@ -102,7 +102,7 @@ def documents() -> dict[Path, str]:
             "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
         },
         "docs/experiments/frozen.md": {
-            "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"))
+            "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"), CONF)
         },
         "docs/experiments/modern.md": {
             "modern": modern_table(mnist + _read_standard("mnist_modern")),

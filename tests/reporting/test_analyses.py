@@ -19,6 +19,7 @@ from spatial_transformer.reporting.analyses import (
     conformance_table,
     definitions_table,
     fill_table_markers,
+    frozen_table,
     improvement_table,
     ink_window_table,
     modern_table,
@@ -47,6 +48,23 @@ ST_FCN = REPOSITORY / "checkpoints" / "st_fcn_mnist.pt"
 
 def rows(table):
     return table.splitlines()[2:]
+
+
+def test_frozen_classifier_has_runs_of_its_rows_alone(record):
+    runs = [
+        record(1.0, "data.distortion=r", *words, experiment="mnist_frozen")
+        for words in (
+            ["seed=1"],
+            ["model.weights=null"],
+            ["recipe.localisation_lr_factor=0", "trainer.max_steps=1"],
+        )
+    ]
+    others = [
+        record(9.0, "data.distortion=r", word, experiment="mnist_frozen")
+        for word in ("transform=tps", "recipe=long", "trainer.max_steps=20", "model.weights=x.pt")
+    ]
+    assert frozen_table(runs + others, CONF) == frozen_table(runs, CONF)
+    assert len(rows(frozen_table(runs, CONF))) == 3
 
 
 def test_addition_poses_have_rows_for_each_run(record):

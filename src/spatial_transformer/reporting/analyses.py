@@ -286,21 +286,30 @@ def passes_table(records: Iterable[Record]) -> str:
     return markdown_table(header, lines) if lines else NOT_RUN
 
 
-def frozen_table(records: Iterable[Record]) -> str:
+_UNTRAINED = ("recipe.localisation_lr_factor=0.0",)
+_FROZEN_ROWS = {
+    _UNTRAINED: "frozen classifier, transformer at the identity",
+    (): "frozen classifier, trained transformer",
+    ("model.weights=None",): "both trained from scratch",
+}
+
+
+def frozen_table(records: Iterable[Record], conf: Path) -> str:
     """Return errors of a classifier of upright digits, before and after it gets a transformer.
 
     Args:
-        records: results of ``experiment=mnist_frozen``.
+        records: results of ``experiment=mnist_frozen``. Shorter runs and those with other
+            options or settings are left out.
+        conf: directory of the configuration.
     """
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records:
-        config = record["config"]
-        name = "frozen classifier, trained transformer"
-        if config["model"]["weights"] is None:
-            name = "both trained from scratch"
-        elif config["recipe"]["localisation_lr_factor"] == 0:
-            name = "frozen classifier, transformer at the identity"
-        found[name, config["data"]["distortion"]].append(record["metrics"]["test/error"])
+        changed = tuple(changed_settings(record, conf))
+        is_whole = changed == _UNTRAINED or has_standard_length(record, conf)
+        options = [record[group] for group in ("model", "transform", "recipe")]
+        if changed in _FROZEN_ROWS and is_whole and options == ["frozen_fcn", "affine", "fast"]:
+            key = _FROZEN_ROWS[changed], record["config"]["data"]["distortion"]
+            found[key].append(record["metrics"]["test/error"])
     names = sorted({name for name, _ in found}, key=lambda name: -max(found[name, "rts"] or [0]))
     rows = [[name, *(format_mean(found[name, d]) for d in ("r", "rts"))] for name in names]
     return markdown_table(["network", "R", "RTS"], rows) if rows else NOT_RUN
