@@ -310,9 +310,11 @@ def frozen_table(records: Iterable[Record], conf: Path) -> str:
         if changed in _FROZEN_ROWS and is_whole and options == ["frozen_fcn", "affine", "fast"]:
             key = _FROZEN_ROWS[changed], record["config"]["data"]["distortion"]
             found[key].append(record["metrics"]["test/error"])
-    names = sorted({name for name, _ in found}, key=lambda name: -max(found[name, "rts"] or [0]))
-    rows = [[name, *(format_mean(found[name, d]) for d in ("r", "rts"))] for name in names]
-    return markdown_table(["network", "R", "RTS"], rows) if rows else NOT_RUN
+    rows = [
+        [name, *(format_mean(found[name, distortion]) for distortion in ("r", "rts"))]
+        for name in _FROZEN_ROWS.values()
+    ]
+    return markdown_table(["network", "R", "RTS"], rows)
 
 
 PUBLISHED_ST_CNN = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.optim.lr_scheduler import OneCycleLR
 
 from ..tasks.classification import Classification
 from ..utils.errors import UsageError
@@ -49,20 +48,20 @@ def check_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
         )
     if isinstance(task, Classification):
         optimizer = task.optimizer(task.parameter_groups())
-        scheduler = task.scheduler and task.scheduler(optimizer)
+        if task.scheduler is not None:
+            task.scheduler(optimizer)  # which adds settings to the optimizer
         saved = content["optimizer_states"][0]["param_groups"][0]
         if missing := optimizer.param_groups[0].keys() - saved.keys():
             raise UsageError(
                 f"recipe.optimizer and recipe.scheduler must be those of {file}, which does not "
                 f"have {', '.join(sorted(missing))}."
             )
-        if isinstance(scheduler, OneCycleLR):
-            end = content["lr_schedulers"][0]["total_steps"]
-            if max_steps > end:
-                raise UsageError(
-                    f"trainer.max_steps must be at most {end:,}, where the learning rate schedule "
-                    f"of {file} ends, got {max_steps:,}."
-                )
+    ends = [state["total_steps"] for state in content["lr_schedulers"] if "total_steps" in state]
+    if max_steps > min(ends, default=max_steps):  # where OneCycleLR would raise an error
+        raise UsageError(
+            f"trainer.max_steps must be at most {min(ends):,}, where the learning rate schedule of "
+            f"{file} ends, got {max_steps:,}."
+        )
 
 
 def read_checkpoint(file: Path) -> Any:
