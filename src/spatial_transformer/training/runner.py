@@ -39,6 +39,7 @@ _WARNINGS = (  # of Lightning, where what it warns of is intended
     ".*callbacks used to create the checkpoint.*",  # a test needs none of them
     ".*your dataloader is not resumable.*",  # it derives its position from the step
     ".*is smaller than the logging interval.*",
+    ".*module.s. in eval mode.*",  # a frozen classifier
     ".*LeafSpec.*deprecated.*",
     ".*srun.*command is available.*",
     ".*use `self.log.*sync_dist=True.*",  # metrics of a set are equal in all processes
