@@ -31,7 +31,6 @@ def environment(name, request, tmp_path, monkeypatch):
         table = MetricsCSV(tmp_path / "metrics.csv")
         for step in (50, 100):
             table.log_metrics({"train/error": 90.0 - step / 10, "val/error": 80.0}, step)
-        table.save()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ ROWS = [({"b": 0.1 * n} if n % 3 else {"b": 0.5, "a": 1e-7 * n}, n) for n in ran
 
 
 def write(path, rows, logger=None):
-    logger = logger or MetricsCSV(path, flush_every=4)
+    logger = logger or MetricsCSV(path)
     for metrics, step in rows:
         logger.log_metrics(metrics, step)
     return logger
@@ -19,7 +19,6 @@ def test_a_row_is_appended_without_rewriting_the_file(tmp_path):
     logger = write(tmp_path / "metrics.csv", ROWS[:4])
     inode = (tmp_path / "metrics.csv").stat().st_ino
     write(None, ROWS[4:], logger)
-    logger.finalize("success")
     assert (tmp_path / "metrics.csv").stat().st_ino == inode
     assert (tmp_path / "metrics.csv").read_text().splitlines()[:3] == [
         "step,a,b",
@@ -31,7 +30,7 @@ def test_a_row_is_appended_without_rewriting_the_file(tmp_path):
 def test_a_new_metric_becomes_a_column(tmp_path):
     logger = write(tmp_path / "metrics.csv", ROWS[:8])
     logger.log_metrics({"A": 2.0}, 9)
-    assert logger.flush() == 9
+    assert logger.sync() == 9
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert (lines[0], lines[1], lines[-1]) == ("step,A,a,b", "1,,,0.1", "9,2.0,,")
 
@@ -39,15 +38,14 @@ def test_a_new_metric_becomes_a_column(tmp_path):
 @pytest.mark.parametrize("kept", [0, 1, 2, 3, 7, 20])
 @pytest.mark.parametrize("half", ["", "9,0."])
 def test_a_resumed_run_leaves_the_file_of_an_undisturbed_one(tmp_path, kept, half):
-    write(tmp_path / "expected.csv", ROWS).finalize("success")
-    stopped = write(tmp_path / "metrics.csv", ROWS[:23])
-    stopped.save()
+    write(tmp_path / "expected.csv", ROWS)
+    write(tmp_path / "metrics.csv", ROWS[:23])
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write(half)  # by a process that was killed
     resumed = MetricsCSV(tmp_path / "metrics.csv")
     resumed.resume(kept)
     assert len(resumed.read()) == kept or kept == 0
-    write(None, ROWS[kept:], resumed).finalize("success")
+    write(None, ROWS[kept:], resumed)
     assert (tmp_path / "metrics.csv").read_text() == (tmp_path / "expected.csv").read_text()
 
 

@@ -184,7 +184,7 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
-                self._rows = logger.flush(durable=True) or 0
+                self._rows = logger.sync() or 0
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         trainer.save_checkpoint(self.run_dir.last)
         self._saved = time.monotonic()

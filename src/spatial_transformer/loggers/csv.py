@@ -22,16 +22,13 @@ class MetricsCSV(Logger):
 
     Args:
         path: the file.
-        flush_every: rows between two writes. Every checkpoint writes them, too.
     """
 
-    def __init__(self, path: str | Path, flush_every: int = 10) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        self.flush_every = flush_every
         self._columns: list[str] = []
-        self._written = 0
-        self._rows: list[dict[str, Any]] = []
+        self._count = 0
 
     @property
     def name(self) -> str:
@@ -60,9 +57,7 @@ class MetricsCSV(Logger):
                 f"{self.path} is damaged: {error}.\n"
                 "Restore it, or use ckpt_path=null to start over."
             ) from error
-        self._rows, self._written, self._columns = kept, 0, []
-        self._add_columns()
-        self._rewrite(durable=True)
+        self._rewrite(kept, durable=True)
 
     def read(self) -> list[dict[str, str]]:
         """Return the complete rows of the file, without empty cells.
@@ -86,46 +81,26 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        self._rows.append(row)
-        if len(self._rows) >= self.flush_every:
-            self.flush()
-
-    def save(self) -> None:
-        self.flush()
+        if row.keys() <= set(self._columns):
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+            self._count += 1
+        else:
+            self._rewrite([*(self.read() if self._count else []), row])
 
     @rank_zero_only
-    def flush(self, durable: bool = False) -> int:
-        """Write the rows so far and return their number.
+    def sync(self) -> int:
+        """Wait until all rows are on the disk, and return their number."""
+        if self._count:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        return self._count
 
-        Args:
-            durable: wait until they are on the disk.
-        """
-        if self._add_columns():
-            self._rows = [*(self.read() if self._written else []), *self._rows]
-            self._rewrite(durable)
-        elif self._rows:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns).writerows(self._rows)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            self._written += len(self._rows)
-            self._rows = []
-        return self._written
-
-    def finalize(self, status: str) -> None:
-        self.flush()
-
-    def _add_columns(self) -> bool:
-        """Add the columns of the unwritten rows, sorted; return whether there are new ones."""
-        names = {name for row in self._rows for name in row} | set(self._columns)
-        columns = sorted(names, key=lambda name: (name != "step", name))
-        is_new = columns != self._columns
-        self._columns = columns
-        return is_new
-
-    def _rewrite(self, durable: bool) -> None:
-        if not self._rows:
+    def _rewrite(self, rows: list[dict[str, Any]], durable: bool = False) -> None:
+        names = {name for row in rows for name in row}
+        self._columns = sorted(names, key=lambda name: (name != "step", name))
+        self._count = len(rows)
+        if not rows:
             return
         with (
             atomic_write(self.path, durable) as path,
@@ -133,5 +108,4 @@ class MetricsCSV(Logger):
         ):
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
-            writer.writerows(self._rows)
-        self._written, self._rows = len(self._rows), []
+            writer.writerows(rows)
