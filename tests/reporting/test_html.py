@@ -310,6 +310,12 @@ def test_short_runs_are_marked_or_left_out(tmp_path, make_page):
     assert "2,000 of 15,000 steps" in animation
 
 
+def test_tall_crops_have_fewer_frames_than_webp_can_hold(tmp_path, make_page):
+    run_folder(tmp_path / "runs" / "tall", BIRDS, errors=(9.0,) * 4, size=300)
+    (animation,) = make_page().animations()
+    assert "over 4 points of training" in animation, "four of five"
+
+
 def test_curves_are_sorted_and_show_errors_of_0(tmp_path, make_page):
     run_folder(tmp_path / "runs" / "a", FOUND, errors=(100.0, 0.0, 0.0))
     run_folder(tmp_path / "runs" / "b", RTS)

@@ -34,9 +34,10 @@ from .benchmarks import benchmark_chart
 from .paper_tables import PaperTable, TableCell, paper_tables
 from .records import changed_settings, overrides_for, read_records, read_result, recipe_steps
 
-MAX_STRIPS, MAX_FRAMES, MAX_WIDTH = 4, 16, 1060
-"""Number of strips in a section, of frames in a strip, and their width in pixels."""
+MAX_STRIPS, MAX_FRAMES = 4, 16
+"""Number of strips in a section, and of frames in a strip."""
 _MAX_IMAGE_BYTES = 300_000
+_MAX_HEIGHT = 16_383  # pixels of a WebP image
 _MIN_SHARE = 0.1
 """Runs with a smaller share of the steps of their recipe are left out, such as those of debug=*."""
 _GROUPS = {
@@ -299,6 +300,8 @@ def _make_strip(run: Run, problems: list[str]) -> FrameStrip | None:
     frames = [(step, image) for step, image in images.items() if image is not None]
     while frames:
         width, height = frames[-1][1].size
+        if height * len(frames) > _MAX_HEIGHT:
+            frames = _subsample(frames, _MAX_HEIGHT // height)
         sheet = Image.new("RGB", (width, height * len(frames)))
         for n, (_, image) in enumerate(frames):
             sheet.paste(image.resize((width, height)), (0, n * height))
@@ -331,20 +334,12 @@ def _read_mean_images(
 
 
 def _load_image(path: Path, problems: list[str]) -> Image.Image | None:
-    """Return an image of the width of the page at most; None if it cannot be read.
-
-    Of images more than twice as wide, only the left half is shown.
-    """
+    """Return an image; None if it cannot be read."""
     try:
-        image = read_png(path)
+        return read_png(path)
     except ValueError as error:
         problems.append(str(error))
         return None
-    if image.width >= 2 * MAX_WIDTH:
-        image = image.crop((0, 0, image.width // 2, image.height))
-    scale = min(1, MAX_WIDTH / image.width)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _encode_webp(image: Image.Image, can_shrink: bool = True) -> str:
