@@ -15,6 +15,7 @@ SCHEDULES = "spatial_transformer.tasks.schedules"
 
 def old_config(model, recipe=None, task=None):
     return {
+        "data": {"_target_": "spatial_transformer.data.mnist_3d.Mnist3dData"},
         "model": {"_target_": f"spatial_transformer.networks.{model.pop('_target_')}", **model},
         "recipe": recipe or {},
         "task": {
@@ -50,7 +51,7 @@ def test_networks_become_one_class(old, new):
 
 def test_networks_of_users_are_unchanged():
     config = old_config({"_target_": "mnist.small_cnn", "width": 8})
-    assert upgrade_settings(config) == config
+    assert upgrade_settings(config)["model"] == config["model"]
 
 
 def test_recipe_and_task_are_renamed():
@@ -72,6 +73,7 @@ def test_recipe_and_task_are_renamed():
     before = copy.deepcopy(config)
     upgraded = upgrade_settings(config)
     assert config == before
+    assert upgraded["data"] == {"_target_": "spatial_transformer.data.mnist.Mnist3dData"}
     assert upgraded["recipe"]["scheduler"] == {
         "_target_": f"{SCHEDULES}.multi_step_decay",
         "_partial_": True,

@@ -11,17 +11,10 @@ from typing import Any
 _MNIST_NETWORK = "spatial_transformer.networks.mnist.MnistNetwork"
 _SCHEDULES = "spatial_transformer.tasks.schedules"
 _DATA = "spatial_transformer.data"
-_CALLBACKS = "spatial_transformer.callbacks"
 _MOVED = {
     f"{_DATA}.colocalisation.ColocalisationData": f"{_DATA}.mnist.ColocalisationData",
     f"{_DATA}.mnist_3d.Mnist3dData": f"{_DATA}.mnist.Mnist3dData",
     f"{_DATA}.mnist_addition.MnistAdditionData": f"{_DATA}.mnist.MnistAdditionData",
-    f"{_CALLBACKS}.checkpoints.BestCheckpoint": f"{_CALLBACKS}.checkpointing.BestCheckpoint",
-}
-# The learning rates of the paper that fell after equal parts of the training: milestones and steps.
-_EQUAL_PARTS = {
-    "3": ([50_000, 100_000], 150_000),
-    "5": ([80_000, 160_000, 240_000, 320_000], 400_000),
 }
 # Parts of the recipe that experiments repeated in the task.
 _REPEATED = ("label_smoothing", "theta_noise", "theta_step", "frozen_steps")
@@ -31,26 +24,19 @@ def upgrade_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a result file under the names of this version.
 
     Args:
-        config: the "config" of a result, with "model", "recipe" and "task". It is not changed.
+        config: the "config" of a result, with "data", "model", "recipe" and "task". It is not
+            changed.
     """
-    config = _move_targets(config)
     upgraded = dict(config)
+    target = str(config["data"].get("_target_"))
+    if target in _MOVED:
+        upgraded["data"] = {**config["data"], "_target_": _MOVED[target]}
     upgraded["model"] = _upgrade_model(config["model"])
     upgraded["recipe"] = _upgrade_recipe(config["recipe"])
     upgraded["task"] = {key: value for key, value in config["task"].items() if key not in _REPEATED}
     if str(upgraded["task"].get("_target_")).endswith(".tasks.colocalisation.Colocalisation"):
         upgraded["task"]["_target_"] += "Task"
     return upgraded
-
-
-def _move_targets(node: Any) -> Any:
-    if isinstance(node, dict):
-        moved = {key: _move_targets(value) for key, value in node.items()}
-        target = moved.get("_target_")
-        return (
-            moved | {"_target_": _MOVED.get(target, target)} if isinstance(target, str) else moved
-        )
-    return [_move_targets(value) for value in node] if isinstance(node, list) else node
 
 
 def _upgrade_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -74,13 +60,13 @@ def _upgrade_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
         upgraded["spsa_delta"] = recipe["theta_step"]
     scheduler = recipe.get("scheduler")
     if isinstance(scheduler, dict) and scheduler.get("_target_") == f"{_SCHEDULES}.falling_steps":
-        milestones, reference_steps = _EQUAL_PARTS.get(str(scheduler.get("parts")), ([], 0))
+        # The learning rate fell after equal parts of the training, which were three in all results.
         upgraded["scheduler"] = {
             "_target_": f"{_SCHEDULES}.multi_step_decay",
             "_partial_": True,
             "total_steps": scheduler.get("total_steps"),
-            "milestones": milestones,
-            "reference_steps": reference_steps,
+            "milestones": [50_000, 100_000],
+            "reference_steps": 150_000,
             "gamma": scheduler.get("factor"),
         }
     return upgraded
