@@ -102,9 +102,6 @@ class ColocalisationTask(Classification):
         overlap = paired_iou(logits, labels)
         return {"error": 100.0 * (overlap <= 0.5), "overlap": 100.0 * overlap}
 
-    def predictions(self, logits: Tensor) -> Tensor:
-        return logits
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the group "localisation" alone: the encoder is frozen."""
         return super().parameter_groups()[1:]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...geometry import box_to_theta, theta_to_box
+from ...geometry import box_to_theta
 from ...utils.errors import UsageError
 from .distorted import MnistData
 from .distortions import DIGIT, DISTORTIONS, clutter, digit_corners
@@ -80,7 +80,3 @@ class ColocalisationData(MnistData):
         row, column = digit_corners(keys, self.input_size).unbind(1)
         boxes = torch.stack([column, row, column + DIGIT, row + DIGIT], dim=1)
         return self._distort("test", digits, keys), box_to_theta(boxes, self.input_size)
-
-    def decode_labels(self, labels: Tensor) -> list[str]:
-        boxes = theta_to_box(labels, self.input_size).round().int().tolist()
-        return [f"{right - left} px at {left}, {top}" for left, top, right, _ in boxes]
