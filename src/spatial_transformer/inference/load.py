@@ -134,10 +134,7 @@ def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) 
     for name in _GROUPS:
         if not isinstance(config[name], dict):
             raise UsageError(f"{name} must be a group of settings, got {config[name]!r}.")
-    try:
-        config = upgrade_settings(config)
-    except (LookupError, TypeError, ValueError) as error:
-        raise UsageError(f"the settings of an earlier version are damaged: {error}.") from error
+    config = upgrade_settings(config)
     config["trainer"] = {
         "_target_": "pytorch_lightning.Trainer",
         "use_distributed_sampler": False,

@@ -159,8 +159,7 @@ def explain(error: Exception, conf: Path, name: str) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set: {error.full_key}=VALUE."
     if isinstance(error, OmegaConfBaseException):
-        reason = text.splitlines()[0].removesuffix(f": {error.full_key}")
-        return f"{error.full_key or 'configuration'}: {reason}."
+        return f"{error.full_key or 'configuration'}: {text.splitlines()[0]}."
     if isinstance(error, OverrideParseException):
         word = error.override
         key, equals, value = word.partition("=")

@@ -73,15 +73,13 @@ class RunDir:
 
     def state(self) -> State:
         """Return how far the run is, judged by its files alone."""
-        result, error = self.result, self.error
-        if error.is_file() and not (
-            result.is_file() and error.stat().st_mtime < result.stat().st_mtime
-        ):
-            lines = error.read_text(errors="replace").strip().splitlines() or ["unknown reason"]
+        if self.error.is_file():
+            text = self.error.read_text(errors="replace")
+            lines = text.strip().splitlines() or ["unknown reason"]
             return State("failed", lines[-1 if lines[0].startswith("Traceback") else 0])
-        if result.is_file():
+        if self.result.is_file():
             try:
-                test_error = read_result(result)["metrics"]["test/error"]
+                test_error = read_result(self.result)["metrics"]["test/error"]
                 return State("finished", f"test error {test_error:.2f} %")
             except UsageError as damaged:
                 return State("failed", str(damaged).partition("\n")[0])
