@@ -112,6 +112,7 @@ def test_predict_takes_positions(run_program, tmp_path):
     assert code == 0, errors
     assert "seven.png: 7 (" in output
     assert (tmp_path / "out" / "predictions.csv").is_file()
+    assert "images" in run_program(predict_program.main, "--help")[1]
 
 
 @pytest.mark.parametrize(

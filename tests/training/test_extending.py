@@ -122,7 +122,7 @@ def test_error_in_the_code_of_a_user_keeps_its_traceback(composed, module):
     with pytest.raises(TypeError, match="bais") as caught:
         build(config)
     assert any("my_module.py" in str(frame.path) for frame in caught.traceback)
-    assert caught.value.__cause__ is None
+    assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
 
 
 def blocks(language):

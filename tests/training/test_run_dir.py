@@ -23,7 +23,7 @@ CONFIG = {
     "ckpt_path": "auto",
     "run_dir": "somewhere",
     "data": {"root": "here", "batch_size": 2},
-    "task": {},
+    "task": {"root": "here"},
     "model": {"width": 8},
     "recipe": {"dropout": 0.1},
     "trainer": {"max_steps": 3, "limit_test_batches": 2, "devices": 1},
@@ -104,7 +104,7 @@ def test_other_test_limit_repeats_the_test_alone(finished):
 
 
 def test_moved_data_are_the_same_run(finished):
-    config = changed(data={"root": "there"})
+    config = changed(data={"root": "there"}, task={"root": "there"})
     with pytest.raises(UsageError, match="it was trained from other data"):
         finished.prepare(config, fingerprint(config, "letters"))
     assert finished.finished(config) is None, "what is there is not known yet"

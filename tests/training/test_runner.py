@@ -113,6 +113,7 @@ def test_colocalisation_trains_its_encoder_once(short, mnist_root, tmp_path, run
     monkeypatch.setitem(digit_encoder.RECIPE, "steps", 2)
     words = f"experiment=colocalisation data.digit=1 task.cache={tmp_path}/kept"
     metrics = train(short(words))["metrics"]
+    assert "val/best_error" not in metrics, "the best checkpoint is the last one"
     saved = read_result(run / "metrics.json")["config"]
     assert not {"root", "cache"} & {*saved["task"], *saved["data"]}
     (kept,) = (tmp_path / "kept").rglob("encoder.pt")

@@ -30,6 +30,7 @@ REFUSED = {
     "recipe.optimizer._target_=torch.nn.Linear": r"is not a .*\.Optimizer",
     "+trainer.max_step=1": r"Unknown setting trainer\.max_step .* Did you mean 'max_steps'",
     "trainer.max_steps=0": r"trainer\.max_steps must be a positive integer, got 0",
+    "trainer.log_every_n_steps=0": r"trainer\.log_every_n_steps must be a positive integer",
     "trainer.max_steps=-1": r"trainer\.max_steps must be a positive integer, got -1",
     "recipe.validate_every=0": r"recipe\.validate_every must be a positive integer",
     "trainer.val_check_interval=00:00:05:00": r"val_check_interval must be a positive integer",
@@ -68,6 +69,9 @@ def test_setting_that_does_not_go_with_the_experiment_is_refused(composed):
         validate(composed("experiment=colocalisation", "recipe.label_smoothing=0.1"))
     with pytest.raises(UsageError, match=r"recipe\.dropout=0\.3 has no effect.*model=frozen_fcn "):
         validate(composed("experiment=mnist_frozen", "recipe.dropout=0.3"))
+    accumulated = composed("++trainer.limit_train_batches=9", "++trainer.accumulate_grad_batches=4")
+    with pytest.raises(UsageError, match=r"limit_train_batches must be a multiple .*, got 9 and 4"):
+        validate(accumulated)
 
 
 def test_option_that_cannot_be_read_from_a_result_is_refused(composed):
