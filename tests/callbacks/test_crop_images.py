@@ -4,12 +4,10 @@ import resource
 from types import SimpleNamespace
 
 import pytest
-from conftest import SHORT
 from PIL import Image, ImageDraw
 
 from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
 from spatial_transformer.callbacks.crop_images import CropImages
-from spatial_transformer.training.runner import train
 from spatial_transformer.visualization.crops import read_png
 from spatial_transformer.visualization.drawing import REGION, TOP
 
@@ -90,10 +88,3 @@ def test_pictures_are_read_by_the_decoder_of_png_only(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"crops_0000001.png cannot be read as a PNG file"):
         read_png(file)
     assert started == []
-
-
-def test_sheets_of_a_run_are_as_wide_as_a_readme(composed, drawn_mnist, tmp_path):
-    train(composed(*SHORT, "data.root=.", "logger=none", "recipe.validate_every=1"))
-    for name in ("crops_0000000", "crops_0000002", "mean_images_0000002", "mistakes"):
-        with Image.open(tmp_path / "run" / "crops" / f"{name}.png") as sheet:
-            assert 600 < sheet.width <= 830

@@ -48,7 +48,7 @@ def test_parts_are_counted_where_they_are_visible():
     assert table["centre"].item() == pytest.approx(200 / 3)
 
 
-@pytest.mark.parametrize("half", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("half", [0.25, 0.5, 0.9, 1.0, 1.5])
 def test_random_crops_contain_parts_as_often_as_in_a_simulation(half):
     places = (torch.rand(200_000, 2) * 2 - 1) * (1 - half)
     for x, y in ((0.0, 0.0), (0.6, -0.2), (-0.95, 0.95)):

@@ -175,6 +175,7 @@ def test_birds_train_and_are_evaluated_alike(short, tmp_path, run, experiment):
     with Image.open(run / "crops" / "contact_sheet.jpg") as sheet:
         assert sheet.width == 110 + 3 * (114 + 6), "one test image of each of three species"
     assert "Kind a Wren" in (run / "crops" / "mistakes.csv").read_text()
+    assert not list((run / "crops").glob("mean_images*")), "of photographs, a mean shows nothing"
     with pytest.raises(UsageError, match="--samples must be at least 2, got 1"):
         gradient_vs_finite_difference.measure(run, samples=1, data_root=None)
     if not transformers:
@@ -231,6 +232,9 @@ def test_run_directory_is_complete(short, run, caplog):
     assert len(wrong) == round(result["metrics"]["test/error"] * 2)  # of 200 samples
     with Image.open(run / "crops" / "training.gif") as animation:
         assert animation.n_frames == 3, "before training and after each validation"
+    for name in ("crops_0000000", "crops_0000004", "mean_images_0000004", "mistakes"):
+        with Image.open(run / "crops" / f"{name}.png") as sheet:
+            assert 600 < sheet.width <= 830, "as wide as a README"
     logged = {name for row in rows(run) for name, value in row.items() if value}
     assert logged >= {
         f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "error")
@@ -461,26 +465,6 @@ def test_start_that_cannot_be_continued_is_refused(short, tmp_path, run):
         with pytest.raises(UsageError, match=message):
             train(short(f"model=fcn {words} ckpt_path={file} run_dir={tmp_path}/another"))
     assert not (tmp_path / "another" / "config.yaml").exists()
-
-
-def test_another_directory_keeps_its_files(short, tmp_path, run):
-    names = ("checkpoints/mine.ckpt", "crops/photo.png", "metrics.csv")
-    for name in names:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text("mine")
-    for start in ("auto", "null"):
-        with pytest.raises(
-            UsageError, match=r"no config\.yaml but mine\.ckpt, metrics\.csv, crops"
-        ):
-            train(short(f"ckpt_path={start}"))
-    assert all((run / name).read_text() == "mine" for name in names)
-    for name in ("first", "second"):
-        train(short(f"trainer.max_steps=1 run_dir={tmp_path}/{name}"))
-    before = (tmp_path / "second" / "metrics.json").read_bytes()
-    words = f"run_dir={tmp_path}/second ckpt_path={tmp_path}/first/checkpoints/last.ckpt"
-    with pytest.raises(UsageError, match=r"second holds another run: .* is 1 there and 2 here"):
-        train(short(words))
-    assert (tmp_path / "second" / "metrics.json").read_bytes() == before
 
 
 def test_two_runs_in_one_directory_are_refused(short, run):

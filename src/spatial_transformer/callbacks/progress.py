@@ -49,9 +49,6 @@ class RunProgress(ProgressBar):
     def disable(self) -> None:
         self._enabled = False
 
-    def enable(self) -> None:
-        self._enabled = True
-
     def on_fit_start(self, trainer, pl_module) -> None:
         if self._enabled:
             for line in describe_run(trainer, pl_module):

@@ -10,10 +10,10 @@ from torch import Tensor
 from ...utils.random import integers
 from .distorted import MnistData
 from .distortions import rts_pose
+from .registration import overlay
 
 _SECOND = 0x5345434F4E44  # makes the second digit's random numbers independent of the first's
 _PARTNER = 9  # a stream that no distortion uses
-_COLOURS = ((1.0, 0.5, 0.0), (0.0, 0.5, 1.0))  # orange and blue, which add up to white
 
 
 class MnistAdditionData(MnistData):
@@ -60,4 +60,4 @@ class MnistAdditionData(MnistData):
 
     def to_display(self, images: Tensor) -> Tensor:
         """Return the first channel in orange and the second in blue: ``(..., 3, H, W)``."""
-        return torch.einsum("...chw,cd->...dhw", images, images.new_tensor(_COLOURS))
+        return overlay(images)
