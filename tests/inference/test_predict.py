@@ -102,7 +102,8 @@ def test_photographed_digits(predict_files, pictures, tmp_path, network):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_test_images_as_files(predict_files, pictures, tmp_path, mnist_root, dark):
+def test_test_images_as_files(predict_files, pictures, tmp_path, mnist_root, monkeypatch, dark):
+    monkeypatch.setattr("spatial_transformer.inference.predict.MAX_OVERVIEW", 4)
     data, task = load_trained(ST_CNN, data_root=str(mnist_root))[1:3]
     data.setup()
     images = (data.samples("test", torch.arange(40))[0] * 255).round()
@@ -110,7 +111,11 @@ def test_test_images_as_files(predict_files, pictures, tmp_path, mnist_root, dar
         picture = Image.fromarray(image[0].byte().numpy())
         (ImageOps.invert(picture) if dark else picture).save(pictures / f"{n:02}.png")
     expected = task.network(images / 255)
-    assert [int(p.text) for p in predict_files()] == expected.argmax(1).tolist()
+    predictions = predict_files()
+    assert [int(p.text) for p in predictions] == expected.argmax(1).tolist()
+    assert [len(p.column) for p in predictions] == [3] * 4 + [0] * 36
+    with Image.open(tmp_path / "out" / "overview.png") as overview:
+        assert overview.height < 4 * 168, "one row of three images each"
     confidence = torch.tensor([float(row["confidence"]) for row in read_table(tmp_path / "out")])
     assert torch.allclose(confidence, expected.softmax(1).amax(1), atol=1e-4)
 
@@ -234,7 +239,8 @@ def test_house_number(predict_files, pictures, composed, mnist_root, tmp_path):
     settings = ["experiment=svhn_st_multi", f"data.root={tmp_path}/numbers", "model.width=0.05"]
     train(composed(*settings, "logger=none", *SHORT))
     Image.effect_noise((90, 40), 60).convert("CMYK").save(pictures / "number.jpg")
-    (prediction,) = predict_files(tmp_path / "run")
+    Image.new("RGB", (1, 900)).save(pictures / "narrow.png")
+    _, prediction = predict_files(tmp_path / "run")
     assert len(prediction.theta) == 4 * 6
     image = (
         load_trained(tmp_path / "run")
@@ -261,6 +267,9 @@ def test_birds(predict_files, composed, tmp_path):
     (prediction,) = predict_files(tmp_path / "run", images=str(root / "images" / files[0]))
     assert prediction.text in ("Kind a Wren", "Kind b Wren")
     assert len(prediction.theta) == 2 * 2
+    (root / "classes.txt").unlink()
+    with pytest.raises(UsageError, match=r"CUB is incomplete: .* does not contain classes\.txt"):
+        predict_files(tmp_path / "run", images=str(root / "images" / files[0]))
 
 
 # Images in memory
