@@ -25,15 +25,12 @@ from ..utils.files import free_path, write_json
 
 _GROUPS = ("experiment", "model", "transform", "recipe")
 _NOT_COMPARED = (
-    "_partial_",
-    "defaults",
     "distortion",
     "digit",
     "eval_batch_size",
     "size",
     "species",
     "max_steps",
-    "root",
     "workers",
     "resident",
 )
