@@ -29,6 +29,7 @@ def test_thin_lines_keep_their_colours(tmp_path):
     with Image.open(animate(tmp_path)) as animation:
         assert animation.n_frames == 3
         animation.seek(2)
+        assert animation.info["duration"] == 2000, "it rests on the last frame"
         colours = {colour for _, colour in animation.convert("RGB").getcolors(1 << 24)}
     assert {REGION, TOP} <= colours
 

@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from programs import Program
 
 import train
+from spatial_transformer.training.run_dir import RunDir
 
 RUNS = {  # number of runs with one seed
     "sweep=addition": 8,
@@ -118,6 +119,7 @@ def test_listing_estimates_the_time(run_here, record, tmp_path):
         ("trainer.max_steps=0,5", "trainer.max_steps must be a positive integer, got 0"),
         ("sweep=table1,cluttered", "Choose one sweep, got table1, cluttered."),
         (f"label={'x' * 250}", "The name of a run directory must have at most 255 bytes"),
+        ("hydra.sweep.subdir=same", "Two runs of the sweep have the same directory same."),
         ("seed=interval(1,3)", "Can only enumerate CHOICE and RANGE sweeps"),
     ],
 )
@@ -128,6 +130,23 @@ def test_wrong_setting_starts_no_run(run_here, tmp_path, wrong, message):
     assert message in errors
     assert not output
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_PROCID"])
+def test_sweep_of_several_processes_is_refused(run_here, monkeypatch, variable):
+    monkeypatch.setenv(variable, "2")
+    code, _, errors = run_here("sweep=table1", "launcher=show")
+    assert code == 1
+    assert "A sweep must be one process" in errors
+
+
+def test_run_in_progress_is_not_failed(run_here, tmp_path):
+    words = ["sweep=table1", "model=fcn", "data.distortion=r", "seed=1", "hydra.sweep.dir=sweep"]
+    (name,) = states(run_here(*words, "launcher=show")[1])
+    with RunDir(tmp_path / "sweep" / name).lock():
+        _, output, errors = run_here(*words)
+    assert "Another run is working in" in errors
+    assert states(output) == {name: "not started"}
 
 
 def test_failure_is_reported_without_its_hint(run_here, tmp_path):

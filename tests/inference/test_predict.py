@@ -239,8 +239,9 @@ def test_house_number(predict_files, pictures, composed, mnist_root, tmp_path):
     settings = ["experiment=svhn_st_multi", f"data.root={tmp_path}/numbers", "model.width=0.05"]
     train(composed(*settings, "logger=none", *SHORT))
     Image.effect_noise((90, 40), 60).convert("CMYK").save(pictures / "number.jpg")
-    Image.new("RGB", (1, 900)).save(pictures / "narrow.png")
-    _, prediction = predict_files(tmp_path / "run")
+    Image.new("RGB", (1, 900), "red").save(pictures / "narrow.png")
+    narrow, prediction = predict_files(tmp_path / "run")
+    assert narrow.column[0].getpixel((80, 80)) == (255, 0, 0)
     assert len(prediction.theta) == 4 * 6
     image = (
         load_trained(tmp_path / "run")

@@ -86,4 +86,4 @@ def _draw(array: np.ndarray) -> Image.Image:
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return to_rgb(Image.fromarray(array))
