@@ -1,5 +1,6 @@
 """ONNX files of networks after short real runs."""
 
+import json
 import math
 
 import pytest
@@ -46,6 +47,8 @@ def exported_shapes(composed, tmp_path):
         assert write_onnx(trained, tmp_path / "network.onnx") < ATOL
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=providers)
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert json.loads(metadata["classes"]) == trained.data.names
         count = trained.data.size("test")
         images = trained.data.samples("test", torch.arange(5) % count)[0]
         reference = reference_outputs(trained.task.network, images)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +28,8 @@ def write_onnx(trained: Trained, file: Path) -> float:
     The input ``images`` is ``(B, C, H, W)``, as the ``samples`` of the data module are. The first
     output is ``logits``. A spatial transformer adds its ``theta`` and its output ``crop``. Several
     in a row add ``theta_1``, ``crop_1``, ``theta_2`` and so on. Transformers in parallel count as
-    one: theta is ``(B, n, n_params)`` and the crop is ``(B, n C, H', W')``.
+    one: theta is ``(B, n, n_params)`` and the crop is ``(B, n C, H', W')``. The metadata has the
+    names of the classes as JSON, and label, test error and commit of the run.
 
     The file is written only if ONNX Runtime and PyTorch agree on test images, in batches of several
     sizes.
@@ -65,7 +62,15 @@ def write_onnx(trained: Trained, file: Path) -> float:
     suffixes = [""] if transformers == 1 else [f"_{k + 1}" for k in range(transformers)]
     names = ["logits", *(f"{name}{suffix}" for suffix in suffixes for name in ("theta", "crop"))]
     with atomic_write(file) as path:
-        program = _export(network, images, names)
+        program: Any = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=names,
+        )
         program.model.metadata_props.update(_metadata(trained))
         program.save(path)
         providers = ["CPUExecutionProvider"]
@@ -85,21 +90,6 @@ class _ExportedNetwork(nn.Module):
         logits, thetas, crops = infer(self.network, images)
         pairs = zip(thetas, crops, strict=True)
         return logits, *(output for pair in pairs for output in pair)
-
-
-def _export(network: nn.Module, images: Tensor, names: Sequence[str]) -> Any:
-    """Return torch's ONNX program of a network without printing."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["images"],
-            output_names=list(names),
-        )
 
 
 def _largest_difference(
