@@ -81,6 +81,8 @@ def test_lists_of_numbers_are_on_one_line(tmp_path):
     text = (tmp_path / "value.json").read_text()
     assert json.loads(text) == value
     assert '"loss": [ 1.5e-07, -2.0 ]' in text
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"loss": float("nan")}, tmp_path / "value.json")
 
 
 def test_files_that_are_not_results_are_named(tmp_path):

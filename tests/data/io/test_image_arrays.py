@@ -92,6 +92,7 @@ WRONG = {
         r"^images\[2\]: .* -1 to -1",
     ),
     "up to 255": (np.linspace(0, 255, 81).reshape(9, 9), ValueError, "got values from 0 to 255"),
+    "PIL image of NaN": (Image.new("F", (5, 5), float("nan")), ValueError, "must be finite"),
     "infinite PIL image": (Image.new("F", (5, 5), float("inf")), ValueError, "must be finite"),
 }
 

@@ -87,9 +87,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
         grey = np.asarray(image, dtype=np.float32)
-        if np.isinf(grey).any():
-            raise ValueError("its values must be finite, got an infinite one")
-        grey = np.nan_to_num(grey)
+        if not np.isfinite(grey).all():
+            raise ValueError("its values must be finite, got NaN or an infinite one")
         low, high = float(grey.min()), float(grey.max())
         scale = 255 / max(high - low, 1e-6)
         return Image.fromarray(((grey - low) * scale).astype(np.uint8)).convert("RGB")
