@@ -146,6 +146,8 @@ RECURSIVE["data"] = RECURSIVE
         ("record", []),
         ("record", {}),
         ("record", {"metrics": {"test/error": "1"}}),
+        ("record", {"metrics": {"test/error": 1.0, "test/loss": "1"}}),
+        ("record", {"config": {}}),
         ("record", {"metrics": {"test/error": math.nan}}),
         ("state_dict", [torch.zeros(1)]),
         ("state_dict", {5: torch.zeros(1), "x": torch.zeros(1)}),
@@ -153,7 +155,10 @@ RECURSIVE["data"] = RECURSIVE
     ],
 )
 def test_packed_network_with_a_wrong_part(tmp_path, part, value):
-    torch.save(load_tensors(PACKED) | {part: value}, tmp_path / "network.pt")
+    packed = load_tensors(PACKED)
+    if part == "record" and value:
+        value = packed["record"] | value  # only this field of it is wrong
+    torch.save(packed | {part: value}, tmp_path / "network.pt")
     with pytest.raises(UsageError, match=r"network\.pt"):
         load_trained(tmp_path / "network.pt")
 
