@@ -116,7 +116,7 @@ def part_table(crops: Tensor, parts: Tensor) -> dict[str, Tensor]:
     count = visible.sum(0).clamp(min=1)
     contained = contains(crops, points) & visible[:, None]
     table = {str(k + 1): 100 * contained[:, k].sum(0) / count for k in range(crops.shape[1])}
-    half = torch.linalg.det(crops[..., :2]).abs().sqrt().mean().clamp(max=1).item()
+    half = torch.linalg.det(crops[..., :2]).abs().sqrt().mean().item()
     free = 1 - half  # how far the middle of a crop may be from the middle of the image
     upper = torch.minimum(points + half, torch.tensor(free))
     lower = torch.maximum(points - half, torch.tensor(-free))
