@@ -303,13 +303,6 @@ def test_code_executes_no_data():
     assert loads == 1
 
 
-def test_downloaded_packages_are_wheels():
-    """Building any other kind of package would run its code."""
-    for path in PYTHON_FILES:
-        text = path.read_text()
-        assert text.count('"pip", "download"') == text.count('"--only-binary=:all:"'), path
-
-
 def test_image_starts_no_program(tmp_path, monkeypatch):
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)

@@ -22,6 +22,7 @@ from PIL import Image
 from tiny_birds import Bird, write_birds
 
 from spatial_transformer.callbacks.misclassified import MisclassifiedSamples
+from spatial_transformer.data.mnist import files as mnist_files
 from spatial_transformer.inference.evaluate import evaluate
 from spatial_transformer.inference.load import load_trained
 from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
@@ -209,7 +210,7 @@ def test_recipes_lower_the_loss(short, run, recipe):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-def test_run_directory_is_complete(short, run, caplog):
+def test_run_directory_is_complete(short, mnist_root, run, caplog):
     caplog.set_level("INFO")
     start = time.monotonic()
     result = train(short("trainer.max_steps=4 recipe.validate_every=2 seed=7"))
@@ -229,7 +230,13 @@ def test_run_directory_is_complete(short, run, caplog):
     assert result["curve"]["step"] == [2, 4]
     assert result["curve"]["val/error"][-1] == pytest.approx(result["metrics"]["val/error"])
     wrong = rows(run, "crops/mistakes.csv")
-    assert len(wrong) == round(result["metrics"]["test/error"] * 2)  # of 200 samples
+    labels = mnist_files.read(mnist_root, train=False)[1]
+    for row in wrong:
+        assert int(row["label"]) == labels[int(row["test sample"])] != int(row["prediction"])
+    assert sorted(int(row["test sample"]) for row in wrong) == result["misclassified"]
+    assert len(wrong) == round(result["metrics"]["test/error"] * 2) > 0  # of 200 samples
+    confidences = [float(row["confidence"]) for row in wrong]
+    assert confidences == sorted(confidences, reverse=True)
     with Image.open(run / "crops" / "training.gif") as animation:
         assert animation.n_frames == 3, "before training and after each validation"
     for name in ("crops_0000000", "crops_0000004", "mean_images_0000004", "mistakes"):
