@@ -1,6 +1,6 @@
 """Export a trained network as ONNX, or as one small file for predict.py and evaluate.py.
 
-python scripts/export.py RUN_DIRECTORY [--out FILE.onnx | FILE.pt] [--data-root DIRECTORY]
+python scripts/export.py RUN_DIRECTORY [--out FILE.onnx | FILE.pt]
 
 An ONNX file takes "images" and returns "logits". For each spatial transformer it also returns
 "theta" and "crop", or "theta_1", "crop_1", "theta_2" and so on for several in a row. Transformers
@@ -8,6 +8,7 @@ in parallel count as one. It is written only if ONNX Runtime and PyTorch agree o
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -30,9 +31,17 @@ def main() -> None:
     parser.add_argument(
         "--data-root", help="directory of the data for the check of an ONNX file, if it has moved"
     )
+    parser.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="other packages whose components the run may name",
+    )
     options = parser.parse_args()
+    sys.path.append(os.getcwd())  # modules there can be trusted, too
     try:
-        trained = load_trained(options.run, data_root=options.data_root)
+        trained = load_trained(options.run, data_root=options.data_root, trust=options.trust)
         file = options.out or Path(f"{trained.config.label}.onnx")
         print(f"{file}: {export(trained, file)}")
     except OSError as error:

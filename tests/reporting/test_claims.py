@@ -305,8 +305,8 @@ CLAIMS = {
         ),
         ("FCN on R has an error of 2.15 % (paper 2.1)", lambda: [mnist("FCN", PAPER, "R")], [2.15]),
         (
-            "FCN has 5.16 % (one seed, paper 5.2). ST-FCN affine has 1.20 % (mean of two seeds) and "
-            "ST-FCN TPS 1.31 %",
+            "FCN has 5.16 % (one seed, paper 5.2). ST-FCN affine has 1.20 % (mean of two seeds) "
+            "and ST-FCN TPS 1.31 %",
             lambda: [mnist(name, PAPER, "RTS") for name in ("FCN", "ST-FCN affine", "ST-FCN TPS")],
             [5.16, 1.20, 1.31],
         ),

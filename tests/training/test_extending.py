@@ -155,6 +155,9 @@ def test_page_makes_an_experiment(project):
     assert "Traceback" not in errors
     trusted = Program("evaluate.py", "run=run", "trust=[mine]", cwd=project)
     assert trusted.wait() == 0, trusted.communicate()
+    exported = Program("scripts/export.py", "run", "--trust=mine", "--out=mine.pt", cwd=project)
+    assert exported.wait() == 0, exported.communicate()
+    assert (project / "mine.pt").is_file()
 
 
 def test_data_and_transform_of_the_page(project, monkeypatch):

@@ -179,7 +179,7 @@ def _check_origin(path: str, node: Any, trust: tuple[str, ...]) -> None:
     if not is_component or not module.startswith(package) or special != ["_target_"]:
         raise UsageError(
             f"{path} must be a component of this package, got {target}. If you trust the file, "
-            f"set trust=[{target.partition('.')[0]}]."
+            f"set trust=[{target.partition('.')[0]}], or --trust for scripts/export.py."
         )
 
 
