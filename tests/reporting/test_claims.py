@@ -584,6 +584,11 @@ CLAIMS = {
             [120, 164],
         ),
         (
+            "A fixed window of that size has 2.75 % (one seed)",
+            lambda: [rotated_trial("margin", "test/error")],
+            [2.75],
+        ),
+        (
             "does not narrow the angles (173 degrees)",
             lambda: [spread("rotated_st_cnn-affine-fast-seed2-8000", "after")],
             [173],
