@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_transformer.networks.frozen import Frozen, FrozenMnistNetwork
+from spatial_transformer.networks.birds import BirdNetwork
+from spatial_transformer.networks.frozen import Frozen, FrozenBirdNetwork, FrozenMnistNetwork
 from spatial_transformer.networks.mnist import MnistNetwork
+from spatial_transformer.networks.rotated import Rotation
 from spatial_transformer.transformer import Affine
 
 
@@ -50,3 +52,29 @@ def test_weights_of_something_else_are_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="weights must be a file of an FCN"):
         FrozenMnistNetwork(28, Affine(), str(tmp_path / "other.pt"))
+
+
+@pytest.mark.parametrize("transform", [Rotation(), Affine()])
+def test_birds_start_as_the_trained_classifier_and_only_localisation_trains(tmp_path, transform):
+    lite0 = {"backbone": "efficientnet_lite0", "weights": "none"}
+    classifier = BirdNetwork(64, 3, **lite0).eval()
+    state = {f"network.{name}": tensor for name, tensor in classifier.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "birds.pt")
+    network = FrozenBirdNetwork(64, 3, transform, "none")
+    frozen = network.classifier.module
+    frozen.load_state_dict(classifier.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(network(x), classifier(x), rtol=0, atol=1e-4)
+    network.train()(x).sum().backward()
+    trained = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert trained
+    assert all(name.startswith("transformer.localisation") for name in trained)
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(frozen.state_dict()[name], tensor), "statistics of the batch"
+    with pytest.raises(ValueError, match="weights must be a file of a CNN for 4 species of birds"):
+        FrozenBirdNetwork(64, 4, transform, str(tmp_path / "birds.pt"))
+    with pytest.raises(ValueError, match="must be a file of a trained CNN if it is frozen"):
+        FrozenBirdNetwork(64, 3, transform, "imagenet")
+    both = FrozenBirdNetwork(64, 3, transform, "none", frozen=False, dropout=0.5).train()
+    both(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in both.parameters())

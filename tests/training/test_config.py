@@ -22,6 +22,8 @@ WITH_EXPERIMENT = {
     "svhn_part": "svhn_cnn",
     "svhn_pairs": "svhn_registration",
     "cub": "birds_cnn",
+    "cub_rotated": "birds_frozen",
+    "frozen_birds": "birds_frozen",
     "birds_fast": "birds_cnn",
     "birds_differences": "birds_2st",
 }

@@ -121,6 +121,22 @@ def test_initial_checkpoint_is_part_of_the_run(finished, tmp_path):
         finished.prepare(config, fingerprint(config, "digits"))
 
 
+def test_weights_of_the_model_are_part_of_the_run(tmp_path):
+    file, marks = tmp_path / "classifier.pt", []
+    config = changed(model={"weights": str(file)})
+    for content in (None, b"one", b"another"):
+        if content:
+            file.write_bytes(content)
+        marks.append(fingerprint(config, "digits"))
+    assert not marks[0]["start"]
+    assert len({mark["start"] for mark in marks}) == 3
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    run_dir.prepare(config, marks[1])
+    with pytest.raises(UsageError, match="it was trained from another checkpoint"):
+        run_dir.prepare(config, marks[2])
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK" + bytes(100), "another run's", "no dict"])
 def test_unusable_checkpoint_is_replaced_by_the_previous(finished, damage):
     if damage == "another run's":

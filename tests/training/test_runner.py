@@ -190,6 +190,16 @@ def test_birds_train_and_are_evaluated_alike(short, tmp_path, run, experiment):
     assert pixels == ([2, 11, 28] if experiment == "birds_2st" else [4, 22, 56])
 
 
+def test_frozen_birds_train_and_are_evaluated_alike(short, tmp_path, run):
+    birds = [Bird(n, is_training) for n in (1, 2) for is_training in (True, True, False)]
+    root = write_birds(tmp_path / "birds", birds)
+    words = f"experiment=birds_frozen data.root={root} data.species=1-2 data.batch_size=2"
+    metrics = train(short(f"{words} data.workers=1 model.weights=none"))["metrics"]
+    assert evaluate_run(run)["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
+    assert "theta/outside" in metrics
+    assert (run / "crops" / "contact_sheet.jpg").is_file()
+
+
 # What a run learns and writes
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..transformer import SpatialTransformer, Transform
 from ..utils.serialization import load_tensors
+from .backbones import load_backbone
+from .birds import BirdLocalisation, BirdNetwork
 from .localisation import FcLocalisation
 from .mnist import DIGIT_SIZE, MnistNetwork
 
@@ -61,7 +64,7 @@ class FrozenMnistNetwork(nn.Module):
         self.classifier: nn.Module = MnistNetwork("fcn", DIGIT_SIZE)
         if weights is not None:
             if weights != "none":
-                _load(self.classifier, Path(weights))
+                _load(self.classifier, Path(weights), "of an FCN for 28 x 28 digits")
             self.classifier = Frozen(self.classifier)
 
     def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
@@ -73,7 +76,64 @@ class FrozenMnistNetwork(nn.Module):
         return logits
 
 
-def _load(network: nn.Module, file: Path) -> None:
+class FrozenBirdNetwork(nn.Module):
+    """A spatial transformer, and a CNN for birds that was trained on upright photographs.
+
+    Args:
+        size: height and width of the image in pixels.
+        classes: number of classes.
+        transform: family of transformations.
+        weights: packed file or checkpoint of a run of ``experiment=birds_cnn``, for the CNN. The
+            localisation network starts from weights of ImageNet. "imagenet" starts both from them.
+            "none" keeps random weights, to be replaced by those of a trained network.
+        frozen: the weights of the CNN stay. False trains it, too.
+        backbone: of the CNN and of the localisation network, see :mod:`.backbones`.
+        dropout: dropout probability of a CNN that is not frozen.
+
+    Attributes:
+        classes: as given.
+
+    Raises:
+        ValueError: the file cannot be read or is not of such a CNN, or an untrained one is frozen.
+        UsageError: the backbone or its weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        classes: int,
+        transform: Transform,
+        weights: str,
+        frozen: bool = True,
+        backbone: str = "efficientnet_lite0",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if frozen and weights == "imagenet":
+            raise ValueError("weights must be a file of a trained CNN if it is frozen.")
+        self.classes = classes
+        is_file = weights not in ("imagenet", "none")
+        start = "none" if is_file else weights
+        classifier = BirdNetwork(size, classes, backbone=backbone, weights=start, dropout=dropout)
+        if is_file:
+            _load(classifier, Path(weights), f"of a CNN for {classes} species of birds")
+        self.classifier = Frozen(classifier) if frozen else classifier
+        features = load_backbone(backbone, "imagenet" if is_file else weights)
+        localisation = BirdLocalisation(features, transform, transform.identity()[None], size)
+        self.transformer = SpatialTransformer(localisation, transform, fill=features.mean)
+        self.to(memory_format=torch.channels_last)  # faster convolutions
+
+    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
+        """Return the logits ``(B, classes)`` of photographs ``(B, 3, H, W)`` in [0, 1].
+
+        ``theta``, ``(B, n_params)``, replaces that of the localisation network.
+        """
+        logits: Tensor = self.classifier(self.transformer(x, theta=theta))
+        return logits
+
+
+def _load(network: nn.Module, file: Path, kind: str) -> None:
+    """Load the weights of a run. ``kind`` says of which network they must be."""
     saved = load_tensors(file)
     try:
         weights = {
@@ -83,4 +143,4 @@ def _load(network: nn.Module, file: Path) -> None:
         }
         network.load_state_dict(weights)
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"weights must be a file of an FCN for 28 x 28 digits: {error}") from error
+        raise ValueError(f"weights must be a file {kind}: {error}") from error

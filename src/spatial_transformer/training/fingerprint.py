@@ -62,14 +62,17 @@ def fingerprint(config: dict[str, Any], data: str) -> dict[str, str]:
         data: digest of the content of the data, which does not depend on its directory.
 
     Raises:
-        OSError: ``ckpt_path`` names a checkpoint that cannot be read.
+        OSError: a file that the weights start from cannot be read.
     """
-    start = config["ckpt_path"] if config["ckpt_path"] not in (None, "auto") else ""
+    files = [config["ckpt_path"]] if config["ckpt_path"] not in (None, "auto") else []
+    weights = config["model"].get("weights")
+    if isinstance(weights, str) and Path(weights).is_file():
+        files.append(weights)
     text = json.dumps(training_settings(config), sort_keys=True)
     return {
         "settings": _digest(text.encode()),
         "data": data,
-        "start": _digest(Path(start).read_bytes()) if start else "",
+        "start": _digest(b"".join(Path(file).read_bytes() for file in files)) if files else "",
     }
 
 
