@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from spatial_transformer.paper import BIRDS
 from spatial_transformer.reporting.analyses import (
     addition_pose_table,
+    bird_trials_table,
     colocalisation_ablation_table,
     conformance_table,
     definitions_table,
@@ -102,7 +103,8 @@ def documents() -> dict[Path, str]:
             "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
         },
         "docs/experiments/frozen.md": {
-            "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"), CONF)
+            "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"), CONF),
+            "frozen birds": bird_trials_table(read_records(RESULTS / "birds_frozen"), CONF),
         },
         "docs/experiments/modern.md": {
             "modern": modern_table(mnist + _read_standard("mnist_modern")),
@@ -115,6 +117,7 @@ def documents() -> dict[Path, str]:
         "docs/experiments/rotated.md": {"rotated": rotated_table(_read_standard("mnist_rotated"))},
         "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
         "docs/experiments/birds.md": {
+            "bird trials": bird_trials_table(read_records(RESULTS / "bird_trials"), CONF),
             "slopes": slopes_table(_read_measurements("slopes")),
             **{
                 f"parts of {name}": parts_table(birds, CONF, name)

@@ -15,6 +15,7 @@ from PIL import Image
 from spatial_transformer.inference.load import Trained
 from spatial_transformer.reporting.analyses import (
     addition_pose_table,
+    bird_trials_table,
     colocalisation_ablation_table,
     conformance_table,
     definitions_table,
@@ -349,6 +350,22 @@ def test_conformance_table():
         "|---|---|---|---|",
         "| one | 4 | 2/2, 2e-7 | – |",
         "| two | 4 | **2/3**, 2e-7 | 2/2 |",
+    ]
+
+
+def test_bird_trials_have_a_row_for_each_change(record):
+    birds = ("data.species=1-50", "model.weights=none")
+    runs = [
+        record(30.0, *birds, *words, experiment="birds_cnn")
+        for words in ((), ("seed=2",), ("recipe.optimizer.lr=0.1",), ("data.size=448",))
+    ]
+    for run, accuracy in zip(runs, (70.0, 71.0, 60.0, 75.0), strict=True):
+        run["metrics"] |= {"test/accuracy": accuracy, "val/best_error": 25.0}
+    weights, name = "`model.weights=none`", "`birds_cnn` | `birds_cnn` | `birds_fast`"
+    assert rows(bird_trials_table(runs, CONF)) == [
+        f"| {name} | {weights} | 224 | 400 | 75.00, 75.00 | 70.00, 71.00 |",
+        f"| {name} | {weights} | 448 | 400 | 75.00 | 75.00 |",
+        f"| {name} | {weights}, `recipe.optimizer.lr=0.1` | 224 | 400 | 75.00 | 60.00 |",
     ]
 
 

@@ -39,21 +39,41 @@ def test_published_p_of_equal_values_is_finite():
     assert published_p([1.0, 1.0], 1.0, 10_000, 1) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("only_one", "only_other"), [(5, 15), (0, 0), (30, 31), (0, 12)])
-def test_single_runs_are_compared_by_mcnemar(only_one, only_other):
-    both = range(1000, 1100)
-    one = [*both, *range(only_one)]
-    other = [*both, *range(500, 500 + only_other)]
-    n = only_one + only_other
-    expected = stats.binomtest(only_one, n).pvalue if n else 1.0
-    assert paired_p([one], [other]) == pytest.approx(expected)
+def simulate_runs(generator, rates, runs):
+    """Return misclassified samples of runs whose overall error differs from seed to seed."""
+    factors = generator.normal(1.0, 0.1, runs)
+    wrong = (generator.random(len(rates)) < rates * factor for factor in factors)
+    return [np.flatnonzero(run).tolist() for run in wrong]
 
 
-def test_several_runs_are_compared_by_the_share_of_errors():
-    one = [[1, 2, 3], [1, 2], [1]]  # sample 3 in a third of the runs
-    other = [[3, 4], [3]]  # in all of them
-    assert paired_p(one, other) == pytest.approx(stats.binomtest(2, 4).pvalue)
-    assert paired_p(one, [one[0]] * 2) == 0.5  # samples 2 and 3, both in favour of the first
+@pytest.mark.parametrize("runs", [(3, 3), (3, 5)])
+def test_paired_p_has_the_rate_of_its_level(runs):
+    """Networks of the same error differ by their seeds, and each has its own hard samples."""
+    generator = np.random.default_rng(1)
+    ps = []
+    for _ in range(400):
+        sides = []
+        common = generator.beta(0.05, 1.5, 2000)
+        for n in runs:
+            own = generator.beta(0.05, 1.5, 2000)
+            sides.append(simulate_runs(generator, (common + own) / 2, n))
+        ps.append(paired_p(*sides, 2000))
+    assert 0.015 < np.mean(np.array(ps) < 0.05) < 0.065
+
+
+def test_paired_p_finds_what_the_pairing_shows():
+    generator = np.random.default_rng(0)
+    rates = generator.beta(0.05, 1.5, 10_000)
+    one, other = (simulate_runs(generator, factor * rates, 3) for factor in (1.0, 0.6))
+    assert paired_p(one, other, 10_000) == pytest.approx(paired_p(other, one, 10_000))
+    assert paired_p(one, other, 10_000) < 0.01
+
+
+def test_paired_p_without_seeds_is_that_of_the_samples():
+    one, other = [list(range(30))] * 3, [list(range(20, 40))] * 2  # 20 against 10 samples
+    expected = 2 * stats.norm.sf(0.01 / np.sqrt((30 / 1000 - 0.01**2) / 1000))
+    assert paired_p(one, other, 1000) == pytest.approx(expected)
+    assert paired_p(one, one, 1000) == 1.0
 
 
 def test_format_p():

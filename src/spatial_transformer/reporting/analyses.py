@@ -239,11 +239,15 @@ def _improvement(base: TableCell, cell: TableCell) -> str:
     if not base.runs or not cell.runs:
         return NOT_RUN
     gain = f"{statistics.fmean(base.values) - statistics.fmean(cell.values):.2f}"
-    lists: list[Any] = [[run.get("misclassified") for run in of.runs] for of in (base, cell)]
-    few = min(map(len, lists)) < MIN_SEEDS
-    if few or any(samples is None for runs in lists for samples in runs):
+    few = min(len(base.runs), len(cell.runs)) < MIN_SEEDS
+    if few or any("misclassified" not in run for run in (*base.runs, *cell.runs)):
         return gain
-    return f"{gain}, {format_p(paired_p(*lists))}"
+    return f"{gain}, {_format_paired_p(base.runs, cell.runs)}"
+
+
+def _format_paired_p(one: list[Record], other: list[Record]) -> str:
+    wrong, others = ([run["misclassified"] for run in runs] for runs in (one, other))
+    return format_p(paired_p(wrong, others, one[0]["samples"]["test"]))
 
 
 def orientation_table(records: Iterable[Record]) -> str:
@@ -433,16 +437,13 @@ def rotated_table(records: Iterable[Record]) -> str:
     for record in records:
         runs[record["model"], record["transform"]].append(record)
 
-    def wrong(options: tuple[str, str]) -> list[list[int]]:
-        return [run["misclassified"] for run in runs[options]]
-
+    baseline = runs[ROTATED["CNN"]]
     rows = []
     for name, options in ROTATED.items():
-        errors = [run["metrics"]["test/error"] for run in runs[options]]
-        n_compared = min(len(errors), len(runs[ROTATED["CNN"]])) if name != "CNN" else 0
-        is_compared = n_compared >= MIN_SEEDS
-        p = format_p(paired_p(wrong(options), wrong(ROTATED["CNN"]))) if is_compared else "–"
-        rows.append([name, format_mean(errors), p])
+        found, p = runs[options], "–"
+        if name != "CNN" and min(len(found), len(baseline)) >= MIN_SEEDS:
+            p = _format_paired_p(found, baseline)
+        rows.append([name, format_mean([run["metrics"]["test/error"] for run in found]), p])
     return markdown_table(["network", "test error, %", "against the CNN"], rows)
 
 
@@ -615,6 +616,29 @@ def parts_table(records: Iterable[Record], conf: Path, experiment: str) -> str:
             rows.append([f"*{part}*" if part in (BOX, ON_BOX) else part, *numbers])
         tables.append(f"{title}:\n\n{markdown_table(['part', *crops], rows)}")
     return "\n\n".join(tables) or NOT_RUN
+
+
+def bird_trials_table(records: Iterable[Record], conf: Path) -> str:
+    """Return accuracies of bird networks by the settings that a run changed.
+
+    Args:
+        records: results of birds, all of the same species.
+        conf: directory of the configuration.
+    """
+    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        changed = ", ".join(f"`{setting}`" for setting in changed_settings(record, conf))
+        options = [f"`{record[name]}`" for name in ("experiment", "model", "recipe")]
+        key = *options, changed or "–", record["config"]["data"]["size"], record["steps"]
+        found[key]["validation"].append(100 - record["metrics"]["val/best_error"])
+        found[key]["test"].append(record["metrics"]["test/accuracy"])
+    rows = [
+        [*key, format_mean(accuracies["validation"]), format_mean(accuracies["test"])]
+        for key, accuracies in sorted(found.items())
+    ]
+    header = ["experiment", "model", "recipe", "changed", "size, px", "steps"]
+    header += ["validation accuracy, %", "test accuracy, %"]
+    return markdown_table(header, rows) if rows else NOT_RUN
 
 
 def slopes_table(records: Iterable[Record]) -> str:

@@ -1,13 +1,13 @@
-"""Intervals and tests: Student's t over seeds, and exact tests over samples."""
+"""Intervals and tests over seeds and test samples, from Student's t."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
 
 def prediction_interval(
@@ -46,23 +46,30 @@ def published_p(values: Sequence[float], published: float, samples: int, decimal
     return float(2 * t.sf(abs(mean - published) / math.sqrt(variance), df))
 
 
-def paired_p(one: Iterable[Iterable[int]], other: Iterable[Iterable[int]]) -> float:
-    """Return the p-value of a sign test over samples, which for single runs is McNemar's exact one.
+def paired_p(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]], samples: int) -> float:
+    """Return the p-value of the difference of two networks' mean errors on the same test samples.
 
-    A sample favours the network that misclassifies it in a smaller share of its runs.
+    It is Welch's test. The variance has a part of the seeds of each network, and one of the
+    differences between the networks on single samples. It is conservative: the seeds' parts also
+    contain noise of single samples.
 
     Args:
-        one, other: the misclassified samples of each run of a network.
+        one, other: the misclassified samples of each run of a network, at least two runs.
+        samples: number of test samples.
     """
-    shares = []
-    for runs in map(list, (one, other)):
-        counts = Counter(sample for run in runs for sample in run)
-        shares.append({sample: count / len(runs) for sample, count in counts.items()})
-    a, b = shares
-    differences = [a.get(sample, 0.0) - b.get(sample, 0.0) for sample in a.keys() | b.keys()]
-    wins = sum(difference > 1e-9 for difference in differences)
-    n = wins + sum(difference < -1e-9 for difference in differences)
-    return float(binomtest(wins, n).pvalue) if n else 1.0
+    counts, seeds = [], []
+    for runs in (one, other):
+        counts.append(Counter(sample for run in runs for sample in run))
+        seeds.append(statistics.variance(len(run) / samples for run in runs) / len(runs))
+    a, b = counts
+    differences = [a[n] / len(one) - b[n] / len(other) for n in a.keys() | b.keys()]
+    mean = sum(differences) / samples
+    variance = sum(seeds) + (sum(d * d for d in differences) / samples - mean**2) / samples
+    if not variance:
+        return float(not mean)
+    df_parts = seeds[0] ** 2 / (len(one) - 1) + seeds[1] ** 2 / (len(other) - 1)
+    df = variance**2 / df_parts if df_parts else math.inf
+    return float(2 * t.sf(abs(mean) / math.sqrt(variance), df))
 
 
 def format_p(p: float) -> str:
