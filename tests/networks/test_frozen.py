@@ -50,8 +50,9 @@ def test_only_the_localisation_network_trains(weights):
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1], {"state_dict": {"network.x": 1}}])
 def test_weights_of_something_else_are_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="weights must be a file of an FCN"):
-        FrozenMnistNetwork(28, Affine(), str(tmp_path / "other.pt"))
+    for name in ("other.pt", "missing.pt"):
+        with pytest.raises(ValueError, match="weights must be a file of an FCN"):
+            FrozenMnistNetwork(28, Affine(), str(tmp_path / name))
 
 
 @pytest.mark.parametrize("transform", [Rotation(), Affine()])
@@ -71,9 +72,9 @@ def test_birds_start_as_the_trained_classifier_and_only_localisation_trains(tmp_
     assert all(name.startswith("transformer.localisation") for name in trained)
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(frozen.state_dict()[name], tensor), "statistics of the batch"
-    with pytest.raises(ValueError, match="weights must be a file of a CNN for 4 species of birds"):
+    with pytest.raises(ValueError, match="must be a file of experiment=birds_cnn with 4 species"):
         FrozenBirdNetwork(64, 4, transform, str(tmp_path / "birds.pt"))
-    with pytest.raises(ValueError, match="must be a file of a trained CNN if it is frozen"):
+    with pytest.raises(ValueError, match="must be a file of a trained CNN unless frozen is false"):
         FrozenBirdNetwork(64, 3, transform, "imagenet")
     both = FrozenBirdNetwork(64, 3, transform, "none", frozen=False, dropout=0.5).train()
     both(x).sum().backward()

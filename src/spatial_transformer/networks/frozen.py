@@ -110,13 +110,13 @@ class FrozenBirdNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if frozen and weights == "imagenet":
-            raise ValueError("weights must be a file of a trained CNN if it is frozen.")
+            raise ValueError("weights must be a file of a trained CNN unless frozen is false.")
         self.classes = classes
         is_file = weights not in ("imagenet", "none")
         start = "none" if is_file else weights
         classifier = BirdNetwork(size, classes, backbone=backbone, weights=start, dropout=dropout)
         if is_file:
-            _load(classifier, Path(weights), f"of a CNN for {classes} species of birds")
+            _load(classifier, Path(weights), f"of experiment=birds_cnn with {classes} species")
         self.classifier = Frozen(classifier) if frozen else classifier
         features = load_backbone(backbone, "imagenet" if is_file else weights)
         localisation = BirdLocalisation(features, transform, transform.identity()[None], size)
@@ -134,13 +134,12 @@ class FrozenBirdNetwork(nn.Module):
 
 def _load(network: nn.Module, file: Path, kind: str) -> None:
     """Load the weights of a run. ``kind`` says of which network they must be."""
-    saved = load_tensors(file)
     try:
         weights = {
             name.removeprefix("network."): tensor
-            for name, tensor in saved["state_dict"].items()
+            for name, tensor in load_tensors(file)["state_dict"].items()
             if name.startswith("network.")
         }
         network.load_state_dict(weights)
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"weights must be a file {kind}: {error}") from error
