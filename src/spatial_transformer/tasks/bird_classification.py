@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..networks.birds import BirdNetwork
+from ..networks.frozen import FrozenBirdNetwork
 from ..utils.random import uniform
 from .classification import Classification
 from .spsa import evaluation_mode, spsa_surrogate
@@ -32,11 +33,11 @@ class BirdClassification(Classification):
         paper, and ``macro_accuracy``, the mean over species, in percent.
     """
 
-    network: BirdNetwork
+    network: BirdNetwork | FrozenBirdNetwork
 
     def __init__(
         self,
-        network: BirdNetwork,
+        network: BirdNetwork | FrozenBirdNetwork,
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         localisation_lr_factor: float = 1.0,

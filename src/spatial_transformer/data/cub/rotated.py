@@ -64,7 +64,7 @@ class RotatedCubData(CubData):
         """
         if split == "train":
             draws = uniform(sample_keys(self.seed, epoch, index.cpu()), 4)[:, 3]
-        else:  # by CUB's number of the image, whatever the choice of species
+        else:  # by CUB's number of the image, so that the choice of species has no effect
             ids = torch.from_numpy(self.birds.ids[self._positions[split]])[index.cpu()]
             draws = uniform(sample_keys(FIXED_SEEDS[split], 0, ids), 1)[:, 0]
         return (2 * draws - 1) * math.radians(self.max_angle)
