@@ -50,7 +50,7 @@ class DigitEncoder(nn.Module):
         activations = []
         for layer in self.layers:
             crops = layer(crops)
-            if isinstance(layer, nn.MaxPool2d):
+            if isinstance(layer, nn.ReLU):
                 activations.append(crops.flatten(1))
         return torch.cat([*activations, crops], dim=1)
 

@@ -145,13 +145,14 @@ def cnn_classifier(
     second = (first + 1) // 2 - 6
     if second < 1:
         raise ValueError(f"The CNN needs images of at least 21 x 21 pixels, got {size}.")
+    # ReLU commutes with max pooling. After it, there are a quarter of the values.
     return nn.Sequential(
         OneChannelConv2d(width, 9) if in_channels == 1 else nn.Conv2d(in_channels, width, 9),
-        nn.ReLU(),
         nn.MaxPool2d(2, ceil_mode=first % 2 == 1),
-        nn.Conv2d(width, width, 7),
         nn.ReLU(),
+        nn.Conv2d(width, width, 7),
         nn.MaxPool2d(2, ceil_mode=second == 1),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Dropout(dropout),
         nn.Linear(width * max(second // 2, 1) ** 2, classes),

@@ -81,10 +81,11 @@ class SvhnNetwork(nn.Module):
                 else:
                     localisation = FcLocalisation(shape, transform, (LOCALISATION, LOCALISATION))
                 features.append(SpatialTransformer(localisation, transform, (size, size)))
-            features += [nn.Conv2d(channels, filters, 5, padding=2), nn.ReLU()]
+            features.append(nn.Conv2d(channels, filters, 5, padding=2))
             if n % 2 == 0:
-                features.append(nn.MaxPool2d(2))
+                features.append(nn.MaxPool2d(2))  # before ReLU: the same, with fewer values
                 size //= 2
+            features.append(nn.ReLU())
             if n > 0:
                 features.append(nn.Dropout(dropout))
             channels = filters
