@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,23 @@ from .significance import format_p, paired_p
 BOX, ON_BOX = "share of the box in the crop", "share of the crop in the box"
 
 
+def _empty_cells() -> dict[Any, dict[Any, list[float]]]:
+    """Return an empty dictionary for the values in each cell of a table, by row and column."""
+    return defaultdict(lambda: defaultdict(list))
+
+
+def _mean_rows(
+    values: dict[Any, dict[Any, list[float]]],
+    columns: Iterable[Any],
+    format_values: Callable[[list[float]], str] = format_mean,
+) -> list[list[Any]]:
+    """Return the sorted rows of grouped values with the mean in each column."""
+    return [
+        [*row, *(format_values(values[row].get(column, [])) for column in columns)]
+        for row in sorted(values)
+    ]
+
+
 def addition_pose_table(records: Iterable[Record], conf: Path) -> str:
     """Return how far each digit is from its usual pose in the output of each transformer.
 
@@ -82,22 +101,16 @@ def projective_table(records: Iterable[Record]) -> str:
     Args:
         records: results on P. Old ones have no ``corner_std``: it was 5 px for each coordinate.
     """
-    errors: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    errors = _empty_cells()
     for record in records:
         data = record["config"]["data"]
         canvas = data["canvas"] or DISTORTIONS["p"].canvas
-        row = (data.get("corner_std") or 5.0, canvas, record["steps"])
-        errors[row][record["model"], record["transform"]].append(record["metrics"]["test/error"])
-    names = [
-        name for name, key in paper.NETWORKS.items() if any(key in row for row in errors.values())
-    ]
+        row = data.get("corner_std") or 5.0, canvas, record["steps"]
+        errors[row][_network(record)].append(record["metrics"]["test/error"])
+    names = [name for name in paper.NETWORKS if any(name in row for row in errors.values())]
     header = ["deviation of each coordinate, px", "canvas", "steps", *names]
-    rows: list[list] = [
-        ["*paper*", "", "*150k*", *(f"*{paper.TABLE_1[name]['p']}*" for name in names)]
-    ]
-    for (std, canvas, steps), found in sorted(errors.items()):
-        cells = [format_mean(found.get(paper.NETWORKS[name], [])) for name in names]
-        rows.append([f"{std:.2f}", canvas, f"{steps:,}", *cells])
+    rows = [["*paper*", "", "*150k*", *(f"*{paper.TABLE_1[name]['p']}*" for name in names)]]
+    rows += [[f"{std:.2f}", *cells] for std, *cells in _mean_rows(errors, names)]
     return markdown_table(header, rows) if errors else NOT_RUN
 
 
@@ -177,27 +190,19 @@ def pooling_table(records: Iterable[Record], addition: bool = False) -> str:
         addition: whether they are of MNIST addition, not of distorted MNIST.
     """
     columns = {"error": "error"} if addition else {"rts": "RTS", "tc": "TC"}
-    networks = paper.ADDITION_NETWORKS if addition else paper.NETWORKS
-    names = {options: name for name, options in networks.items()}
-    errors: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    errors = _empty_cells()
     for record in records:
-        name = names[record["model"], record["transform"]]
-        pool = record["config"]["model"].get("pool") or 1
+        row = _network(record), record["config"]["model"].get("pool") or 1, record["steps"]
         column = record["config"]["data"].get("distortion", "error")
-        errors[name, pool, record["steps"]][column].append(record["metrics"]["test/error"])
+        errors[row][column].append(record["metrics"]["test/error"])
     rows: list[list] = []
-    previous = None
-    for (name, pool, steps), found in sorted(errors.items()):
-        if name != previous:
-            numbers = (
-                [paper.ADDITION[name]]
-                if addition
-                else [paper.TABLE_1[name]["rts"], paper.CLUTTERED[name]]
-            )
-            rows.append([f"**{name}**", "*paper*", "*150k*", *(f"*{n}*" for n in numbers)])
-            previous = name
-        cells = [format_mean(found[column]) for column in columns]
-        rows.append(["", pool, f"{steps:,}", *cells])
+    for name, found in groupby(_mean_rows(errors, columns), key=itemgetter(0)):
+        if addition:
+            numbers = [paper.ADDITION[name]]
+        else:
+            numbers = [paper.TABLE_1[name]["rts"], paper.CLUTTERED[name]]
+        rows.append([f"**{name}**", "*paper*", "*150k*", *(f"*{n}*" for n in numbers)])
+        rows += [["", *cells] for _, *cells in found]
     header = ["network", "pooled by", "steps", *columns.values()]
     return markdown_table(header, rows) if rows else NOT_RUN
 
@@ -306,16 +311,16 @@ def frozen_table(records: Iterable[Record], conf: Path) -> str:
             options or settings are left out.
         conf: directory of the configuration.
     """
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    found = _empty_cells()
     for record in records:
         changed = tuple(changed_settings(record, conf))
         is_whole = changed == _UNTRAINED or has_standard_length(record, conf)
         options = [record[group] for group in ("model", "transform", "recipe")]
         if changed in _FROZEN_ROWS and is_whole and options == ["frozen_fcn", "affine", "fast"]:
-            key = _FROZEN_ROWS[changed], record["config"]["data"]["distortion"]
-            found[key].append(record["metrics"]["test/error"])
+            distortion = record["config"]["data"]["distortion"]
+            found[_FROZEN_ROWS[changed]][distortion].append(record["metrics"]["test/error"])
     rows = [
-        [name, *(format_mean(found[name, distortion]) for distortion in ("r", "rts"))]
+        [name, *(format_mean(found[name][distortion]) for distortion in ("r", "rts"))]
         for name in _FROZEN_ROWS.values()
     ]
     return markdown_table(["network", "R", "RTS"], rows)
@@ -337,7 +342,7 @@ def modern_table(records: Iterable[Record]) -> str:
             is shown.
     """
     long_runs, modern_runs = "ST-CNN affine, `long`", "**this page**"
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    found = _empty_cells()
     parameters: dict[str, int] = {}
     for record in records:
         options = tuple(record[name] for name in ("model", "transform", "recipe", "steps"))
@@ -347,12 +352,12 @@ def modern_table(records: Iterable[Record]) -> str:
             name = long_runs
         else:
             continue
-        found[name, record["config"]["data"]["distortion"]].append(record["metrics"]["test/error"])
+        found[name][record["config"]["data"]["distortion"]].append(record["metrics"]["test/error"])
         parameters[name] = record["parameters"]
-    rows = [[name, *numbers] for name, numbers in PUBLISHED_ST_CNN.items()]
+    rows: list[list] = [[name, *numbers] for name, numbers in PUBLISHED_ST_CNN.items()]
     for name in (long_runs, modern_runs):
-        cells = [format_mean(found[name, distortion]) for distortion in ("r", "rts")]
-        rows.append([name, f"{parameters[name]:,}" if name in parameters else "–", *cells])
+        cells = [format_mean(found[name][distortion]) for distortion in ("r", "rts")]
+        rows.append([name, parameters.get(name, "–"), *cells])
     return markdown_table(["network", "parameters", "R", "RTS"], rows)
 
 
@@ -376,17 +381,14 @@ def modern_trials_table(records: Iterable[Record], conf: Path) -> str:
         if record["transform"] != "affine":
             changed.append(f"transform={record['transform']}")
         runs.append((changed, record))
-    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found = _empty_cells()
     for changed, record in runs:
         names = ", ".join(f"`{name}`" for name in changed if name not in (common or ()))
+        row = names, record["parameters"], record["steps"]
         distortion = record["config"]["data"]["distortion"].upper()
-        key = names, f"{record['parameters']:,}", f"{record['steps']:,}"
-        found[key][distortion].append(record["metrics"]["val/best_error"])
+        found[row][distortion].append(record["metrics"]["val/best_error"])
     columns = sorted({distortion for errors in found.values() for distortion in errors})
-    rows = [
-        [names or "nothing", *rest, *(format_mean(errors[column]) for column in columns)]
-        for (names, *rest), errors in sorted(found.items())
-    ]
+    rows = [[names or "nothing", *cells] for names, *cells in _mean_rows(found, columns)]
     header = ["changed", "parameters", "steps", *columns]
     return markdown_table(header, rows) if rows else NOT_RUN
 
@@ -405,15 +407,12 @@ def registration_table(records: Iterable[Record]) -> str:
         "folding": "folding, % of pixels",
         "inverse_px": "inverse consistency, px",
     }
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found = _empty_cells()
     for record in records:
         for name in columns:
             if f"test/{name}" in record["metrics"]:
-                found[record["transform"]][name].append(record["metrics"][f"test/{name}"])
-    rows = [
-        [transform, *(format_mean(metrics[name]) if metrics[name] else "–" for name in columns)]
-        for transform, metrics in sorted(found.items())
-    ]
+                found[(record["transform"],)][name].append(record["metrics"][f"test/{name}"])
+    rows = _mean_rows(found, columns, lambda values: format_mean(values) if values else "–")
     return markdown_table(["transform", *columns.values()], rows) if rows else NOT_RUN
 
 
@@ -503,20 +502,16 @@ def colocalisation_ablation_table(records: Iterable[Record], conf: Path) -> str:
         records: results of co-localisation.
         conf: directory of the configuration.
     """
-    standard = "nothing"
-    found: dict[tuple[str, int], dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found = _empty_cells()
     for record in records:
         changed = ", ".join(f"`{setting}`" for setting in changed_settings(record, conf))
         data = record["config"]["data"]
         column = data["distortion"].upper(), data["digit"]
-        key = changed or standard, record["steps"]
-        found[key][column].append(100 - record["metrics"]["test/error"])
+        found[changed, record["steps"]][column].append(100 - record["metrics"]["test/error"])
     times = Counter(column for values in found.values() for column in values)
     columns = sorted(column for column in times if times[column] > 1)
-    rows = []
-    for key in sorted(found, key=lambda key: (key[0] != standard, key)):
-        cells = [format_percent(found[key].get(column, [])) for column in columns]
-        rows.append([key[0], f"{key[1]:,}", *cells])
+    rows = _mean_rows(found, columns, format_percent)
+    rows = [[changed or "nothing", *cells] for changed, *cells in rows]
     header = ["changed", "steps", *(f"{name}, {digit}" for name, digit in columns)]
     return markdown_table(header, rows) if columns else NOT_RUN
 
@@ -524,7 +519,7 @@ def colocalisation_ablation_table(records: Iterable[Record], conf: Path) -> str:
 def svhn_window_table(records: Iterable[Record], conf: Path) -> str:
     """Return the side of the window that the transformers read together, in % of the image's."""
     names = {network: name for name, network in paper.SVHN_NETWORKS.items()}
-    windows: dict[tuple, list[float]] = defaultdict(list)
+    windows = _empty_cells()
     for record in records:
         name = names.get((record["model"], record["transform"]))
         areas = [
@@ -533,12 +528,12 @@ def svhn_window_table(records: Iterable[Record], conf: Path) -> str:
             if f"{theta}/mean_0" in record["metrics"]
         ]
         if name and areas and matches_config(record, conf):
-            key = (name, *label_recipe(record), record["config"]["data"]["size"])
+            row = (name, *label_recipe(record), record["config"]["data"]["size"])
             # The area of a product is the product of the areas.
-            windows[key].append(100 * math.sqrt(math.prod(areas)))
+            windows[row]["side"].append(100 * math.sqrt(math.prod(areas)))
     rows = [
-        [name, label, f"{size} px", format_mean(values)]
-        for (name, *_, label, size), values in sorted(windows.items())
+        [name, label, f"{size} px", side]
+        for name, *_, label, size, side in _mean_rows(windows, ["side"])
     ]
     header = ["network", "recipe, steps", "crops", "side of the window, %"]
     return markdown_table(header, rows) if rows else NOT_RUN
@@ -625,17 +620,15 @@ def bird_trials_table(records: Iterable[Record], conf: Path) -> str:
         records: results of birds, all of the same species.
         conf: directory of the configuration.
     """
-    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found = _empty_cells()
     for record in records:
         changed = ", ".join(f"`{setting}`" for setting in changed_settings(record, conf))
         options = [f"`{record[name]}`" for name in ("experiment", "model", "recipe")]
         key = *options, changed or "–", record["config"]["data"]["size"], record["steps"]
         found[key]["validation"].append(100 - record["metrics"]["val/best_error"])
         found[key]["test"].append(record["metrics"]["test/accuracy"])
-    rows = [
-        [*key, format_mean(accuracies["validation"]), format_mean(accuracies["test"])]
-        for key, accuracies in sorted(found.items())
-    ]
+    rows = _mean_rows(found, ("validation", "test"))
+    rows = [[*run, str(steps), validation, test] for *run, steps, validation, test in rows]
     header = ["experiment", "model", "recipe", "changed", "size, px", "steps"]
     header += ["validation accuracy, %", "test accuracy, %"]
     return markdown_table(header, rows) if rows else NOT_RUN
@@ -694,23 +687,21 @@ def _conformance_cell(row: dict[str, Any] | None) -> str:
 
 def recipe_table(records: Iterable[Record], conf: Path) -> str:
     """Return the errors of runs that changed settings of their recipe, and these settings."""
-    rows: dict[tuple, list[dict[str, float]]] = defaultdict(list)
+    metrics = {"val/best_error": "validation error", "test/error": "test error"}
+    found = _empty_cells()
     for record in records:
-        order = (record["model"], record["transform"])
-        run = (_network(record), record["config"]["data"]["distortion"], record["recipe"])
+        run = _network(record), record["config"]["data"]["distortion"].upper(), record["recipe"]
         changes = _changed_recipe(record, conf)
         changed = ", ".join(f"{name} {value or 'none'}" for name, value in changes.items())
-        rows[(*order, *run, record["steps"], changed)].append(record["metrics"])
+        row = record["model"], record["transform"], *run, record["steps"], changed
+        for metric in metrics:
+            found[row][metric].append(record["metrics"][metric])
+    rows = [
+        [network, distortion, recipe, changed or "–", steps, *errors]
+        for _, _, network, distortion, recipe, steps, changed, *errors in _mean_rows(found, metrics)
+    ]
     header = ["network", "distortion", "recipe", "other than in the file", "steps"]
-    lines = []
-    for (_, _, network, distortion, recipe, steps, changed), runs in sorted(rows.items()):
-        errors = [
-            format_mean([metrics[name] for metrics in runs])
-            for name in ("val/best_error", "test/error")
-        ]
-        about = [network, distortion.upper(), recipe, changed or "–", f"{steps:,}"]
-        lines.append([*about, *errors])
-    return markdown_table([*header, "validation error", "test error"], lines)
+    return markdown_table([*header, *metrics.values()], rows)
 
 
 def _changed_recipe(record: Record, conf: Path) -> dict[str, Any]:

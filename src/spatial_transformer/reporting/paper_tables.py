@@ -51,8 +51,9 @@ def format_percent(values: list[float]) -> str:
 
 
 def markdown_row(cells: Iterable[Any]) -> str:
-    """Return a row of a Markdown table."""
-    return "|" + "|".join(f" {cell} " if cell != "" else " " for cell in cells) + "|"
+    """Return a row of a Markdown table. Integers have a comma for thousands."""
+    texts = [f"{cell:,}" if isinstance(cell, int) else cell for cell in cells]
+    return "|" + "|".join(f" {text} " if text != "" else " " for text in texts) + "|"
 
 
 def markdown_table(header: list[Any], rows: Iterable[Iterable[Any]]) -> str:
