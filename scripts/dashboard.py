@@ -10,9 +10,9 @@ numbers next to ours, from results/. Each call creates new views and a new repor
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,9 +197,7 @@ def upload(items: Sequence[ws.Workspace | wr.Report]) -> None:
 
 def main() -> None:
     """Create the views and the report, and send or print them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--entity", default="", help="owner of the project (default: owner of the API key)"
     )

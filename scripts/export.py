@@ -7,9 +7,9 @@ An ONNX file takes "images" and returns "logits". For each spatial transformer i
 in parallel count as one. It is written only if ONNX Runtime and PyTorch agree on test images.
 """
 
-import argparse
 import os
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from spatial_transformer.inference.load import Trained, load_trained, pack
@@ -19,9 +19,7 @@ from spatial_transformer.utils.errors import UsageError
 
 def main() -> None:
     """Export the network that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "run", type=Path, metavar="RUN_DIRECTORY", help="or one of its checkpoints, or a .pt file"
     )

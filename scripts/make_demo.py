@@ -5,12 +5,12 @@ python scripts/make_demo.py [--out demo/index.html] [--data-root DIRECTORY] [--g
 --gif also opens the page in Chromium, moves its sliders and writes an animation. It needs selenium.
 """
 
-import argparse
 import base64
 import io
 import math
 import shutil
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,9 +38,7 @@ WINDOW = 980
 
 def main() -> None:
     """Write the page and, on demand, the animation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out",
         type=Path,

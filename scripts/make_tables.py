@@ -3,9 +3,9 @@
 python scripts/make_tables.py [--add RUN_DIRECTORY ...] [--into DIRECTORY]
 """
 
-import argparse
 import hashlib
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -170,9 +170,7 @@ def _digest(files: Iterable[Path]) -> str:
 
 def main() -> None:
     """Add results, then write the tables and charts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--add",
         nargs="+",

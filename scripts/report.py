@@ -3,8 +3,8 @@
 python scripts/report.py [--runs DIRECTORY ...] [--out report/index.html]
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from spatial_transformer.reporting.html import write_report
@@ -16,9 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     """Write the page, and print its path and what is missing from it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--runs",
         nargs="+",

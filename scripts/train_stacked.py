@@ -7,9 +7,9 @@ checkpoints, so an interrupted command starts over.
 Example: python scripts/train_stacked.py data.distortion=r model=st_fcn transform=affine seed=1,2,3
 """
 
-import argparse
 import logging
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -26,9 +26,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def main() -> None:
     """Train the seeds that the command line names, and write their results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="SETTING", help="as for train.py")
     parser.add_argument(
         "--out",

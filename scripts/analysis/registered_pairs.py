@@ -7,8 +7,8 @@ and each run adds a row of the same pairs after its warp. The fixed digit is ora
 one blue, so pixels with both are white.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -60,9 +60,7 @@ def draw(rows: dict[str, Tensor]) -> Figure:
 
 def main() -> None:
     """Draw the pairs of the runs that are named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIRECTORY")
     parser.add_argument("--data-root", metavar="DIRECTORY", help="default: that of the run")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.png")

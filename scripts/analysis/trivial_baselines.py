@@ -7,7 +7,7 @@ The images and the criterion are those of experiment=colocalisation. Writes resu
 ablation=trivial_baselines` trains the other trivial baselines.
 """
 
-import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,7 @@ def measure(data_root: str | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", help="directory that contains MNIST/raw")
     try:
         write_json(measure(parser.parse_args().data_root), RESULT)

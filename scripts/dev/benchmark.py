@@ -8,7 +8,6 @@ With a GPU, warps and networks are also measured on it.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -860,9 +860,7 @@ def describe_machine() -> Row:
 
 def main() -> None:
     """Run the parts and write their results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "--quick", action="store_true", help="few repetitions; needs --out to write results"
     )

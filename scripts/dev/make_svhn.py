@@ -6,9 +6,9 @@ python train.py experiment=svhn_st_multi data.root=DIRECTORY
 A result on these numbers is not a result on SVHN.
 """
 
-import argparse
 import math
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -166,9 +166,7 @@ def _stamp(digit: np.ndarray, height: int) -> Image.Image:
 
 def main() -> None:
     """Make the parts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("directory", type=Path, help="directory for train/, test/ and extra/")
     for part, n in (("train", 10_000), ("test", 2_000), ("extra", 0)):

@@ -7,11 +7,11 @@ prediction interval of the results in results/regress. Options are those of trai
 data.root=DIRECTORY. The exit code is 1 if a mean is outside.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,9 +76,7 @@ def _by_cell(records: Iterable[dict[str, Any]]) -> dict[str, dict[int, float]]:
 
 def main() -> None:
     """Train the cells and print the comparison."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="101,102", help="new seeds (default: 101,102)")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of train.py")
     options = parser.parse_args()

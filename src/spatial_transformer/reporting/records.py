@@ -7,10 +7,10 @@ a file name.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,7 @@ def measurement_cli(
         folder: directory of measurements of this kind.
         samples: default of ``--samples``, another keyword of ``measure``; None if it has none.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_DIRECTORY", help="or a file of checkpoints/")
     parser.add_argument("--data-root", help="directory of the data; default: the one of the run")
     if samples is not None:
