@@ -1,4 +1,4 @@
-"""What the samples of every data module depend on."""
+"""What every data module has in common: what its samples depend on, and damaged images."""
 
 from functools import partial
 
@@ -16,6 +16,7 @@ from spatial_transformer.data.mnist import (
 )
 from spatial_transformer.data.mnist.distortions import DISTORTIONS
 from spatial_transformer.data.svhn import SvhnData
+from spatial_transformer.utils.errors import UsageError
 
 INDEX = torch.tensor([3, 0, 5, 1])
 MODULES = {
@@ -29,26 +30,27 @@ MODULES = {
 }
 
 
+BIRDS = [Bird(n, training=i >= 6) for n in (1, 2) for i in range(36)]
+WRITERS = {"svhn": write_parts, "cub": partial(write_birds, birds=BIRDS, species=2)}
+photographs = pytest.mark.parametrize("name", WRITERS)
+
+
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    birds = [Bird(n, training=i >= 6) for n in (1, 2) for i in range(36)]
-    return {
-        "svhn": write_parts(tmp_path_factory.mktemp("svhn")),
-        "cub": write_birds(tmp_path_factory.mktemp("cub"), birds, species=2),
-    }
+    return {name: write(tmp_path_factory.mktemp(name)) for name, write in WRITERS.items()}
+
+
+def open_data(name, roots, batch_size=8, **settings):
+    root = {"root": roots[name.split()[0]]} if name.split()[0] in roots else {}
+    data = MODULES[name](batch_size=batch_size, **root, **settings)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 @pytest.fixture(params=MODULES)
 def build(request, roots, drawn_mnist):
-    def build_(seed=1, batch_size=8):
-        name = request.param.split()[0]
-        root = {"root": roots[name]} if name in roots else {}
-        data = MODULES[request.param](seed=seed, batch_size=batch_size, **root)
-        data.prepare_data()
-        data.setup()
-        return data
-
-    return build_
+    return partial(open_data, request.param, roots)
 
 
 def differ(images, others):
@@ -85,3 +87,34 @@ def test_a_gpu_has_the_samples_of_the_cpu(build):
     assert images.device.type == labels.device.type == "cuda"
     torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-4)
     assert torch.equal(labels.cpu(), expected_labels)
+
+
+@photographs
+def test_only_training_images_are_augmented(name, roots):
+    plain, augmented = (open_data(name, roots, augment=augment) for augment in (False, True))
+    for split, epoch in (("train", 0), ("val", 5), ("test", 5)):
+        expected = plain.samples(split, INDEX, 1)[0]
+        other = plain if split == "train" else augmented
+        assert torch.equal(other.samples(split, INDEX, epoch)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[: len(c) // 2], lambda c: c[:-100], lambda c: b"no image", None]
+)
+@photographs
+def test_damaged_or_missing_image_is_named(tmp_path, name, damage):
+    root = WRITERS[name](tmp_path / name)
+    path = sorted([*root.glob("test/*.png"), *root.glob("images/*/*.jpg")])[7]
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
+    with pytest.raises(UsageError, match=rf"The image {path} cannot be read: "):
+        open_data(name, {name: root})
+    assert not any("test" in cache.name for cache in (root / "cache").glob("*/[!.]*"))
+
+
+@photographs
+def test_wrong_size_is_refused(name):
+    with pytest.raises(UsageError, match=r"data\.size must be \d+ or \d+ pixels, got 256"):
+        MODULES[name](size=256)

@@ -117,14 +117,6 @@ def test_smaller_image_is_anywhere_in_the_training_crop(tmp_path):
 # Samples
 
 
-def test_only_training_images_are_augmented(root):
-    plain, augmented = build(root, augment=False), build(root, seed=9)
-    for split in ("val", "test"):
-        assert torch.equal(all_samples(plain, split)[0], all_samples(augmented, split, 5)[0])
-    first = all_samples(plain, "train", 0)[0]
-    assert torch.equal(first, all_samples(plain, "train", 1)[0])
-
-
 # Splits and labels
 
 
@@ -188,11 +180,6 @@ def test_digest_changes_with_the_data(root, tmp_path, change):
     other = shutil.copytree(root, tmp_path / "other", ignore=shutil.ignore_patterns("cache"))
     change(other)
     assert build(other).digest() != build(root).digest()
-
-
-def test_wrong_size_is_refused():
-    with pytest.raises(UsageError, match=r"data\.size must be 224 or 448 pixels, got 256"):
-        CubData(size=256)
 
 
 # Annotations

@@ -135,12 +135,6 @@ def test_missing_files_of_a_root_are_named_and_not_downloaded(root, monkeypatch)
         prepare(root / "absent")
 
 
-def test_root_may_be_the_directory_of_all_data_sets(root, monkeypatch):
-    assert prepare(root) == prepare(root.parent) == root
-    monkeypatch.setenv("STN_DATA", str(root.parent))
-    assert prepare(None) == root
-
-
 def test_missing_data_set_is_downloaded_without_a_root(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = []

@@ -148,17 +148,6 @@ def test_extra_is_used_if_it_exists(tmp_path, downloads):
     assert names(svhn_files.prepare(tmp_path, False)) == ["train", "test"]
 
 
-def test_root_may_be_the_directory_of_all_data_sets(tmp_path, downloads, monkeypatch):
-    for part in ("train", "test"):
-        write_part(tmp_path / "SVHN" / part, (1,))
-    expected = [tmp_path / "SVHN" / "train", tmp_path / "SVHN" / "test"]
-    assert svhn_files.prepare(tmp_path, None) == expected
-    assert svhn_files.prepare(tmp_path / "SVHN", None) == expected
-    monkeypatch.setenv("STN_DATA", str(tmp_path))
-    assert svhn_files.prepare(None, None) == expected
-    assert downloads == []
-
-
 def test_missing_parts_of_a_root_are_not_downloaded(tmp_path, downloads):
     files = r"train/digitStruct\.mat, test/digitStruct\.mat"
     with pytest.raises(UsageError, match=rf"{tmp_path} does not contain {files}\.\nSet data\.root"):
