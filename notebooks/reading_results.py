@@ -25,7 +25,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from spatial_transformer.reporting.paper_tables import confidence_interval, mnist_table
+from spatial_transformer.reporting.paper_tables import confidence_interval, paper_tables
 from spatial_transformer.reporting.records import read_records
 
 ROOT = next(
@@ -51,12 +51,12 @@ for name in ("test/error", "val/best_error"):
 # %% [markdown]
 # ## Table 1 of the paper
 #
-# `mnist_table` collects the runs that used the settings of their recipe in `conf/`. `paper_tables`
-# returns all tables by name. Test errors are in percent: mean ± 95 % confidence interval (number of
-# seeds). One or two values are listed as they are.
+# `paper_tables` returns all tables by name, made of the runs that used the settings of their recipe
+# in `conf/`. Test errors are in percent: mean ± 95 % confidence interval (number of seeds). One or
+# two values are listed as they are.
 
 # %%
-table = mnist_table(results, ROOT / "conf")
+table = paper_tables(ROOT / "results", ROOT / "conf")["mnist"]
 display(Markdown(table.markdown()))
 
 # %% [markdown]

@@ -13,33 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from spatial_transformer.paper import BIRDS
-from spatial_transformer.reporting.analyses import (
-    addition_pose_table,
-    bird_trials_table,
-    colocalisation_ablation_table,
-    conformance_table,
-    definitions_table,
-    fill_table_markers,
-    frozen_table,
-    improvement_table,
-    ink_window_table,
-    modern_table,
-    modern_trials_table,
-    orientation_table,
-    parts_table,
-    passes_table,
-    pooling_table,
-    projective_table,
-    recipe_table,
-    redraws_table,
-    registration_table,
-    rotated_table,
-    slopes_table,
-    steps_chart,
-    svhn_window_table,
-    times_table,
-    trivial_table,
-)
+from spatial_transformer.reporting import analyses
 from spatial_transformer.reporting.benchmarks import benchmark_chart, benchmark_tables
 from spatial_transformer.reporting.paper_tables import (
     difference_table,
@@ -65,12 +39,12 @@ BENCHMARKS, MNIST, RECIPES = (RESULTS / name for name in ("benchmarks", "mnist",
 def documents() -> dict[Path, str]:
     """Return the text of each document, with its tables made from the results."""
     svhn, birds = _read_family("svhn"), _read_family("birds")
-    mnist, addition = read_records(MNIST), read_records(RESULTS / "mnist_addition")
-    definitions = mnist + read_records(RESULTS / "definitions")
-    trivial = mnist + read_records(RESULTS / "trivial_baselines")
-    addition_pooling = read_records(RESULTS / "addition_pooling")
-    colocalisation = read_records(RESULTS / "colocalisation")
-    ablations = read_records(RESULTS / "colocalisation_choices")
+    mnist, addition = _read("mnist"), _read("mnist_addition")
+    definitions = mnist + _read("definitions")
+    trivial = mnist + _read("trivial_baselines")
+    addition_pooling = _read("addition_pooling")
+    colocalisation = _read("colocalisation")
+    ablations = _read("colocalisation_choices")
     all_runs = [*_read_family("mnist"), *colocalisation, *svhn, *birds]
     paper = paper_tables(RESULTS, CONF)
     speed = benchmark_tables(BENCHMARKS, CONF / "recipe")
@@ -80,59 +54,69 @@ def documents() -> dict[Path, str]:
         "docs/results.md": {name: table.markdown() for name, table in paper.items()},
         "docs/reproduction.md": {
             "differences": difference_table(paper["mnist"]),
-            "gains": improvement_table(mnist, CONF),
-            "orientation": orientation_table(_read_measurements("orientation")),
-            "redraws": redraws_table(_read_measurements("redraws")),
-            "times": times_table(all_runs),
+            "gains": analyses.improvement_table(paper["mnist"]),
+            "orientation": analyses.orientation_table(_read_measurements("orientation")),
+            "redraws": analyses.redraws_table(_read_measurements("redraws")),
+            "times": analyses.times_table(all_runs),
         },
         "docs/experiments/distorted-mnist.md": {
-            "pooling": pooling_table(read_records(RESULTS / "pooling")),
-            "projective": projective_table(read_records(RESULTS / "projective")),
-            "definitions": definitions_table(definitions, CONF),
-            "trivial": trivial_table(trivial, CONF),
+            "pooling": analyses.pooling_table(_read("pooling")),
+            "projective": analyses.projective_table(_read("projective")),
+            "definitions": analyses.definitions_table(definitions, CONF),
+            "trivial": analyses.trivial_table(trivial, CONF),
         },
         "docs/experiments/svhn.md": {
-            "svhn windows": svhn_window_table(svhn, CONF),
+            "svhn windows": analyses.svhn_window_table(svhn, CONF),
         },
         "docs/experiments/addition.md": {
-            "poses": addition_pose_table(addition, CONF),
-            "addition pooling": pooling_table(addition_pooling, addition=True),
+            "poses": analyses.addition_pose_table(addition, CONF),
+            "addition pooling": analyses.pooling_table(addition_pooling, addition=True),
         },
         "docs/experiments/colocalisation.md": {
-            "ink window": ink_window_table(read_measurements(RESULTS / "ink_window.json")["rows"]),
-            "choices": colocalisation_ablation_table(colocalisation + ablations, CONF),
+            "ink window": analyses.ink_window_table(
+                read_measurements(RESULTS / "ink_window.json")["rows"]
+            ),
+            "choices": analyses.colocalisation_ablation_table(colocalisation + ablations, CONF),
         },
         "docs/experiments/frozen.md": {
-            "frozen": frozen_table(read_records(RESULTS / "mnist_frozen"), CONF),
-            "frozen birds": bird_trials_table(read_records(RESULTS / "birds_frozen"), CONF),
+            "frozen": analyses.frozen_table(_read("mnist_frozen"), CONF),
+            "frozen birds": analyses.bird_trials_table(_read("birds_frozen"), CONF),
         },
         "docs/experiments/modern.md": {
-            "modern": modern_table(mnist + _read_standard("mnist_modern")),
-            "trials": modern_trials_table(read_records(RESULTS / "modern_trials"), CONF),
+            "modern": analyses.modern_table(mnist + _read_standard("mnist_modern")),
+            "trials": analyses.modern_trials_table(_read("modern_trials"), CONF),
         },
         "docs/experiments/registration.md": {
-            "registration": registration_table(_read_standard("mnist_registration")),
-            "house numbers": registration_table(_read_standard("svhn_registration")),
+            "registration": analyses.registration_table(_read_standard("mnist_registration")),
+            "house numbers": analyses.registration_table(_read_standard("svhn_registration")),
         },
-        "docs/experiments/rotated.md": {"rotated": rotated_table(_read_standard("mnist_rotated"))},
-        "docs/experiments/iterated.md": {"passes": passes_table(_read_measurements("passes"))},
+        "docs/experiments/rotated.md": {
+            "rotated": analyses.rotated_table(_read_standard("mnist_rotated"))
+        },
+        "docs/experiments/iterated.md": {
+            "passes": analyses.passes_table(_read_measurements("passes"))
+        },
         "docs/experiments/birds.md": {
-            "bird trials": bird_trials_table(read_records(RESULTS / "bird_trials"), CONF),
-            "slopes": slopes_table(_read_measurements("slopes")),
+            "bird trials": analyses.bird_trials_table(_read("bird_trials"), CONF),
+            "slopes": analyses.slopes_table(_read_measurements("slopes")),
             **{
-                f"parts of {name}": parts_table(birds, CONF, name)
+                f"parts of {name}": analyses.parts_table(birds, CONF, name)
                 for name in BIRDS
                 if name != "birds_cnn"
             },
         },
         "docs/reference/benchmarks.md": speed,
-        "docs/reference/conformance.md": {"conformance": conformance_table(conformance)},
-        "docs/reference/recipes.md": {"recipes": recipe_table(read_records(RECIPES), CONF)},
+        "docs/reference/conformance.md": {"conformance": analyses.conformance_table(conformance)},
+        "docs/reference/recipes.md": {"recipes": analyses.recipe_table(_read("recipes"), CONF)},
     }
     return {
-        ROOT / name: fill_table_markers((ROOT / name).read_text(), parts)
+        ROOT / name: analyses.fill_table_markers((ROOT / name).read_text(), parts)
         for name, parts in tables.items()
     }
+
+
+def _read(folder: str) -> list[dict[str, Any]]:
+    return read_records(RESULTS / folder)
 
 
 def _read_family(name: str) -> list[dict[str, Any]]:
@@ -143,8 +127,8 @@ def _read_family(name: str) -> list[dict[str, Any]]:
 
 def _read_standard(folder: str) -> list[dict[str, Any]]:
     """Return the results in ``folder`` that have the settings and the length of conf/."""
-    records = read_records(RESULTS / folder)
-    return [run for run in records if matches_config(run, CONF) and has_standard_length(run, CONF)]
+    runs = [run for run in _read(folder) if matches_config(run, CONF)]
+    return [run for run in runs if has_standard_length(run, CONF)]
 
 
 def _read_measurements(folder: str) -> list[dict[str, Any]]:
@@ -154,7 +138,7 @@ def _read_measurements(folder: str) -> list[dict[str, Any]]:
 def charts() -> dict[Path, tuple[Figure | None, str]]:
     """Return each chart with a digest of the result files that it shows."""
     images = ROOT / "docs" / "images"
-    steps = steps_chart(read_records(MNIST) + read_records(RECIPES), CONF)
+    steps = analyses.steps_chart(_read("mnist") + _read("recipes"), CONF)
     return {
         images / "benchmarks.png": (
             benchmark_chart(BENCHMARKS),

@@ -13,32 +13,8 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from spatial_transformer.inference.load import Trained
-from spatial_transformer.reporting.analyses import (
-    addition_pose_table,
-    bird_trials_table,
-    colocalisation_ablation_table,
-    conformance_table,
-    definitions_table,
-    fill_table_markers,
-    frozen_table,
-    improvement_table,
-    ink_window_table,
-    modern_table,
-    modern_trials_table,
-    orientation_table,
-    parts_table,
-    passes_table,
-    pooling_table,
-    projective_table,
-    recipe_table,
-    redraws_table,
-    rotated_table,
-    slopes_table,
-    steps_chart,
-    svhn_window_table,
-    times_table,
-    trivial_table,
-)
+from spatial_transformer.reporting import analyses
+from spatial_transformer.reporting.paper_tables import SPECS, build_table
 from spatial_transformer.reporting.records import read_measurements
 from spatial_transformer.training.build import build
 from spatial_transformer.utils.errors import UsageError
@@ -64,8 +40,8 @@ def test_frozen_classifier_has_runs_of_its_rows_alone(record):
         record(9.0, "data.distortion=r", word, experiment="mnist_frozen")
         for word in ("transform=tps", "recipe=long", "trainer.max_steps=20", "model.weights=x.pt")
     ]
-    assert frozen_table(runs + others, CONF) == frozen_table(runs, CONF)
-    assert len(rows(frozen_table(runs, CONF))) == 3
+    assert analyses.frozen_table(runs + others, CONF) == analyses.frozen_table(runs, CONF)
+    assert len(rows(analyses.frozen_table(runs, CONF))) == 3
 
 
 def test_addition_poses_have_rows_for_each_run(record):
@@ -78,12 +54,12 @@ def test_addition_poses_have_rows_for_each_run(record):
             f"test/resolves_first_{transformer}": nearer,
         }
     name = "| 2 × ST-FCN affine | fast, 30,000 | 1 |"
-    assert rows(addition_pose_table([run], CONF)) == [
+    assert rows(analyses.addition_pose_table([run], CONF)) == [
         f"{name} none: the image | 8.0 | 8.0 | – |",
         f"{name} transformer 1 | 2.0 | 6.0 | 100 |",
         f"{name} transformer 2 | 2.0 | 6.0 | 20 |",
     ]
-    assert addition_pose_table([record(8.0)], CONF) == "not run"
+    assert analyses.addition_pose_table([record(8.0)], CONF) == "not run"
 
 
 def test_tables_without_columns_for_settings_have_standard_runs_alone(record, monkeypatch):
@@ -102,7 +78,7 @@ def test_rotated_networks_are_compared_from_three_seeds_on(record):
     cnn = runs(3.0, list(range(30)), 3, "rotated_cnn", "none")
     rotation = runs(2.0, list(range(10)), 3, "rotated_st_cnn", "rotation")
     affine = runs(2.5, list(range(25)), 2, "rotated_st_cnn", "affine")
-    assert rows(rotated_table([*cnn, *rotation, *affine]))[:3] == [
+    assert rows(analyses.rotated_table([*cnn, *rotation, *affine]))[:3] == [
         "| CNN | 3.00 ± 0.00 (3) | – |",
         "| ST-CNN rotation | 2.00 ± 0.00 (3) | p < 0.001 |",
         "| ST-CNN affine | 2.50, 2.50 | – |",
@@ -123,7 +99,7 @@ def test_colocalisation_ablations_have_a_row_for_each_change(record):
         record(error, f"data.digit={digit}", *overrides, experiment="colocalisation")
         for error, digit, *overrides in settings
     ]
-    assert colocalisation_ablation_table(runs, CONF).splitlines() == [
+    assert analyses.colocalisation_ablation_table(runs, CONF).splitlines() == [
         "| changed | steps | T, 3 | T, 5 |",
         "|---|---|---|---|",
         "| nothing | 2,000 | 70 | not run |",
@@ -133,6 +109,10 @@ def test_colocalisation_ablations_have_a_row_for_each_change(record):
     ]
 
 
+def improvement_table(runs):
+    return analyses.improvement_table(build_table(SPECS["mnist"], runs, CONF))
+
+
 def test_improvements_compare_runs_of_one_recipe_and_length(record):
     runs = [
         record(5.0, "model=fcn"),
@@ -140,7 +120,7 @@ def test_improvements_compare_runs_of_one_recipe_and_length(record):
         record(1.5, "seed=2"),
         record(2.0, "trainer.max_steps=100"),
     ]
-    assert rows(improvement_table(runs, CONF))[:3] == [
+    assert rows(improvement_table(runs))[:3] == [
         "| **ST-FCN affine** | *paper, 150k* | *0.9* | *4.4* | *1.6* | *0.5* | *11.2* |",
         "| | fast, 15,000 | not run | 3.75 | not run | not run | not run |",
         "| **ST-FCN projective** | *paper, 150k* | *0.8* | *4.3* | *1.7* | *0.6* | – |",
@@ -153,10 +133,10 @@ def test_gains_have_p_if_three_seeds_list_their_mistakes(record):
         plain, transformer = record(4.0, "model=fcn", f"seed={seed}"), record(1.0, f"seed={seed}")
         plain["misclassified"], transformer["misclassified"] = list(range(40)), list(range(30, 40))
         runs += [plain, transformer]
-    assert "| 3.00, p < 0.001 |" in improvement_table(runs, CONF)
-    assert "| 3.00 |" in improvement_table(runs[:4], CONF)
+    assert "| 3.00, p < 0.001 |" in improvement_table(runs)
+    assert "| 3.00 |" in improvement_table(runs[:4])
     runs.append(record(1.0, "seed=4"))  # an old file without a list
-    assert "| 3.00 |" in improvement_table(runs, CONF)
+    assert "| 3.00 |" in improvement_table(runs)
 
 
 def test_definitions_table_has_a_row_for_each_definition(record):
@@ -169,7 +149,7 @@ def test_definitions_table_has_a_row_for_each_definition(record):
         record(9.9, "data.distortion=p", "data.corner_std=5", "trainer.max_steps=100"),
         record(9.9, "data.distortion=p", "data.corner_std=5", "trainer.precision=bf16-mixed"),
     ]
-    assert rows(definitions_table(runs, CONF))[5:] == [
+    assert rows(analyses.definitions_table(runs, CONF))[5:] == [
         "| | `data.fresh=False` | not run | not run |",
         "| | `data.corner_std=5` | not run | 3.60 |",
         "| E | as in Table 1 | 1.70 | not run |",
@@ -185,7 +165,7 @@ def test_trivial_baselines_are_between_fcn_and_st_fcn(record):
         record(6.0, "model=ink_fcn", "transform=attention", "data.distortion=tc"),
         record(9.9, "recipe=long"),
     ]
-    assert rows(trivial_table(runs, CONF)) == [
+    assert rows(analyses.trivial_table(runs, CONF)) == [
         "| **FCN** | ours | not run | not run | not run |",
         "| **moments, FCN** | fast, 15,000 | not run | 2.50 | not run |",
         "| **window with most ink, FCN** | fast, 15,000 | not run | not run | 6.00 |",
@@ -195,7 +175,7 @@ def test_trivial_baselines_are_between_fcn_and_st_fcn(record):
 
 def test_ink_window_finds_digits_without_clutter(mnist_root):
     found = trivial_baselines.measure(str(mnist_root))["rows"]
-    lines = rows(ink_window_table(found))
+    lines = rows(analyses.ink_window_table(found))
     assert lines[0] == "| T |" + " 100 |" * 10 + " 100.0 |"
     recorded = read_measurements(REPOSITORY / "results" / "ink_window.json")["rows"]
     assert found == recorded
@@ -209,7 +189,7 @@ def test_projective_table_has_a_row_for_each_displacement(record):
         record(3.5, "data.distortion=p", "data.canvas=42"),
         record(1.2, "data.distortion=p", "data.corner_std=3.54"),
     ]
-    assert rows(projective_table(runs)) == [
+    assert rows(analyses.projective_table(runs)) == [
         "| *paper* | | *150k* | *1.5* |",
         "| 3.54 | 28 | 15,000 | 1.20 |",
         "| 5.00 | 28 | 15,000 | 3.60 |",
@@ -223,7 +203,7 @@ def test_pooling_tables(record):
         record(error, "model=fcn", f"data.distortion={name}", f"model.pool={pool}")
         for error, name, pool in settings
     ]
-    assert rows(pooling_table(runs)) == [
+    assert rows(analyses.pooling_table(runs)) == [
         "| **FCN** | *paper* | *150k* | *5.2* | *13.2* |",
         "| | 1 | 15,000 | not run | 18.00 |",
         "| | 2 | 15,000 | 4.00 | 11.00 |",
@@ -232,7 +212,7 @@ def test_pooling_tables(record):
         record(error, "model=addition_fcn", f"model.pool={pool}", experiment="mnist_addition")
         for error, pool in ((50, "null"), (30, 2))
     ]
-    assert rows(pooling_table(runs, addition=True)) == [
+    assert rows(analyses.pooling_table(runs, addition=True)) == [
         "| **FCN** | *paper* | *150k* | *47.7* |",
         "| | 1 | 30,000 | 50.00 |",
         "| | 2 | 30,000 | 30.00 |",
@@ -255,7 +235,7 @@ def test_class_orientation_of_a_pretrained_network(orientation):
     assert [row["class"] for row in orientation["rows"]] == list(range(10))
     # Uniform angles in ±45 degrees have a standard deviation of 26.
     assert all(24 < row["before"] < 29 for row in orientation["rows"])
-    before, after = rows(orientation_table([orientation]))
+    before, after = rows(analyses.orientation_table([orientation]))
     assert before.startswith("| `st_fcn-affine-rts-long-seed2`, 30,000 steps | before | 26 |")
     assert after.startswith("|  | after |")
 
@@ -272,15 +252,19 @@ def test_redraws_table():
     digits = enumerate((995, 2, 0, 0, 1, 0, 0, 0, 2))
     record = {"label": "x", "steps": 30_000, "samples": 1000}
     record["rows"] = [{"misread": n, "digits": count} for n, count in digits]
-    assert rows(redraws_table([record])) == ["| `x`, 30,000 steps | 0.28 | 995 | 2 | 3 | 91 |"]
-    assert redraws_table([]) == "not run"
+    assert rows(analyses.redraws_table([record])) == [
+        "| `x`, 30,000 steps | 0.28 | 995 | 2 | 3 | 91 |"
+    ]
+    assert analyses.redraws_table([]) == "not run"
 
 
 def test_times_are_medians(record):
     runs = [
         record(1.0, f"seed={seed}") | {"seconds": 60.0 * seed, "threads": 1} for seed in (1, 2, 6)
     ]
-    assert rows(times_table(runs)) == ["| mnist | st_fcn | fast, 15,000 | cpu, 1 thread | 3 | 2 |"]
+    assert rows(analyses.times_table(runs)) == [
+        "| mnist | st_fcn | fast, 15,000 | cpu, 1 thread | 3 | 2 |"
+    ]
 
 
 def test_svhn_window_is_the_product_of_the_transformers(record):
@@ -290,11 +274,11 @@ def test_svhn_window_is_the_product_of_the_transformers(record):
         run["metrics"] |= {f"{name}/mean_{k}": value for k, value in enumerate(matrix)}
     plain = record(40.0, "recipe=svhn_part", experiment="svhn_cnn")
     more = run | {"samples": {"train": 9000, "test": 700}}
-    assert rows(svhn_window_table([run, plain, more], CONF)) == [
+    assert rows(analyses.svhn_window_table([run, plain, more], CONF)) == [
         "| ST-CNN Multi | svhn_part, 3,000; 1,824 images | 64 px | 40.00 |",
         "| ST-CNN Multi | svhn_part, 3,000; 9,000 images | 64 px | 40.00 |",
     ]
-    assert svhn_window_table([plain], CONF) == "not run"
+    assert analyses.svhn_window_table([plain], CONF) == "not run"
 
 
 def test_parts_are_means_over_seeds_for_each_recipe(record):
@@ -305,7 +289,7 @@ def test_parts_are_means_over_seeds_for_each_recipe(record):
     for run, beak in zip(runs, (60.0, 80.0), strict=True):
         run["metrics"] |= {"test/parts_1/beak": beak, "test/parts_random/beak": 33.0}
         run["metrics"] |= {"test/box_1": 40.0, "test/on_box_random": 90.0}
-    assert rows(parts_table(runs, CONF, experiment)) == [
+    assert rows(analyses.parts_table(runs, CONF, experiment)) == [
         "| part | crop 1 | random crop |",
         "|---|---|---|",
         "| beak | 70 | 33 |",
@@ -314,16 +298,16 @@ def test_parts_are_means_over_seeds_for_each_recipe(record):
     ]
     runs[0]["recipe"] = "birds_differences"
     runs[0]["config"]["recipe"]["spsa_delta"] = 0.15
-    titles = parts_table(runs, CONF, experiment).split("\n\n")[::2]
+    titles = analyses.parts_table(runs, CONF, experiment).split("\n\n")[::2]
     assert [title.split(",")[0] for title in titles] == ["birds_differences", "birds_fast"]
-    assert parts_table(runs, CONF, "birds_4st") == "not run"
+    assert analyses.parts_table(runs, CONF, "birds_4st") == "not run"
 
 
 def test_slopes_table():
     row = {"pixels": 22, "gradient": 131.0, "slope": 3.2, "correlation": 0.17, "same sign": 0.57}
-    table = slopes_table([{"label": "x", "samples": 40, "rows": [row]}])
+    table = analyses.slopes_table([{"label": "x", "samples": 40, "rows": [row]}])
     assert rows(table) == ["| `x` | 40 | 22 | 3.2 | 131.0 | 0.17 | 57 % |"]
-    assert slopes_table([]) == "not run"
+    assert analyses.slopes_table([]) == "not run"
 
 
 def test_gradient_and_slopes_of_a_parabola_are_equal():
@@ -345,7 +329,7 @@ def test_conformance_table():
         {"library": "b", "version": "2", "group": "one"} | none,
         {"library": "b", "version": "2", "group": "two"} | counts | {"largest error": None},
     ]
-    assert conformance_table(rows).splitlines() == [
+    assert analyses.conformance_table(rows).splitlines() == [
         "| group | cases | a 1 | b 2 |",
         "|---|---|---|---|",
         "| one | 4 | 2/2, 2e-7 | – |",
@@ -362,7 +346,7 @@ def test_bird_trials_have_a_row_for_each_change(record):
     for run, accuracy in zip(runs, (70.0, 71.0, 60.0, 75.0), strict=True):
         run["metrics"] |= {"test/accuracy": accuracy, "val/best_error": 25.0}
     weights, name = "`model.weights=none`", "`birds_cnn` | `birds_cnn` | `birds_fast`"
-    assert rows(bird_trials_table(runs, CONF)) == [
+    assert rows(analyses.bird_trials_table(runs, CONF)) == [
         f"| {name} | {weights} | 224 | 400 | 75.00, 75.00 | 70.00, 71.00 |",
         f"| {name} | {weights} | 448 | 400 | 75.00 | 75.00 |",
         f"| {name} | {weights}, `recipe.optimizer.lr=0.1` | 224 | 400 | 75.00 | 60.00 |",
@@ -376,7 +360,7 @@ def test_recipe_table_shows_changed_settings(record):
         record(1.75, "transform=attention"),
     ]
     changed = "dropout 0.5, optimizer.lr 0.1"
-    assert rows(recipe_table(runs, CONF)) == [
+    assert rows(analyses.recipe_table(runs, CONF)) == [
         "| ST-FCN affine | RTS | fast | – | 15,000 | 1.00 | 1.25 |",
         f"| ST-FCN affine | RTS | fast | {changed} | 15,000 | 1.00 | 1.50 |",
         "| st_fcn attention | RTS | fast | – | 15,000 | 1.00 | 1.75 |",
@@ -389,7 +373,7 @@ def test_steps_chart_has_a_line_for_each_recipe(record):
         for steps in (9, 99):
             overrides = (f"recipe={recipe}", f"trainer.max_steps={steps}")
             runs.append(record(steps / 1000, *overrides, "recipe.label_smoothing=0"))
-    *lines, _ = steps_chart(runs, CONF).axes[0].lines
+    *lines, _ = analyses.steps_chart(runs, CONF).axes[0].lines
     assert [line.get_label() for line in lines] == [
         "ST-FCN affine on RTS, recipe=fast, no label smoothing",
         "ST-FCN affine on RTS, recipe=paper",
@@ -399,9 +383,12 @@ def test_steps_chart_has_a_line_for_each_recipe(record):
 
 def test_table_markers_are_filled():
     text = "a\n<!-- table x -->\nold\n<!-- end -->\nb"
-    assert fill_table_markers(text, {"x": "new"}) == "a\n<!-- table x -->\nnew\n<!-- end -->\nb"
+    assert (
+        analyses.fill_table_markers(text, {"x": "new"})
+        == "a\n<!-- table x -->\nnew\n<!-- end -->\nb"
+    )
     with pytest.raises(UsageError, match="no place for table y"):
-        fill_table_markers(text, {"y": "new"})
+        analyses.fill_table_markers(text, {"y": "new"})
 
 
 def test_documents_agree_with_the_results():
@@ -442,11 +429,11 @@ def test_repeated_passes_of_a_pretrained_network(mnist_root, orientation, monkey
     assert [row["passes"] for row in record["rows"]] == [1, 2]
     spreads = [row["after"] for row in orientation["rows"]]
     assert first["spread"] == pytest.approx(sum(spreads) / len(spreads), abs=0.01)
-    errors, _ = rows(passes_table([record, record]))  # measured twice
+    errors, _ = rows(analyses.passes_table([record, record]))  # measured twice
     name = "`st_fcn-affine-rts-long`, 30,000 steps, 1 in training"
     assert errors.startswith(f"| {name} | error, % | {first['error']:.2f} |")
     others = [record, record | {"label": "st_cnn-affine-rts-long-seed1"}, record | {"steps": 10}]
-    assert len(rows(passes_table(others))) == 6
+    assert len(rows(analyses.passes_table(others))) == 6
 
 
 def test_modern_errors_stand_next_to_published_ones(record):
@@ -458,14 +445,14 @@ def test_modern_errors_stand_next_to_published_ones(record):
     others.append(record(0.7, *long_run, "trainer.max_steps=15000"))
     for run in (*runs, *others):
         run["parameters"] = 1234
-    *published, table_1, modern = rows(modern_table([*runs, *others]))
+    *published, table_1, modern = rows(analyses.modern_table([*runs, *others]))
     assert [row.split(" | ")[-2:] for row in published] == [
         ["*0.7*", "*0.5* |"],
         ["*0.61*", "*0.54* |"],
     ]
     assert table_1 == "| ST-CNN affine, `long` | 1,234 | not run | 0.70 |"
     assert modern == "| **this page** | 1,234 | 0.50, 0.50 | not run |"
-    assert rows(modern_table([]))[-1] == "| **this page** | – | not run | not run |"
+    assert rows(analyses.modern_table([]))[-1] == "| **this page** | – | not run | not run |"
 
 
 def test_trials_have_a_row_for_each_change(record):
@@ -484,15 +471,15 @@ def test_trials_have_a_row_for_each_change(record):
         trial(0.6, "rts", decay, "transform=tps"),
         trial(0.5, "rts", "callbacks.average=null"),
     ]
-    assert rows(modern_trials_table(runs, CONF)) == [
+    assert rows(analyses.modern_trials_table(runs, CONF)) == [
         "| nothing | 1,234 | 2,500 | 0.90 | 0.80 |",
         "| `callbacks.average=null` | 1,234 | 2,500 | not run | 0.50 |",
         "| `model.shared=True` | 1,234 | 2,500 | not run | 0.70 |",
         "| `transform=tps` | 1,234 | 2,500 | not run | 0.60 |",
     ]
     other = trial(0.4, "rts")
-    nothing, other_decay, *_ = rows(modern_trials_table([*runs, other], CONF))
+    nothing, other_decay, *_ = rows(analyses.modern_trials_table([*runs, other], CONF))
     assert nothing == "| nothing | 1,234 | 2,500 | not run | 0.40 |"
     assert other_decay == f"| `{decay}` | 1,234 | 2,500 | 0.90 | 0.80 |"
-    assert "| R |" not in modern_trials_table([other], CONF)
-    assert modern_trials_table([], CONF) == "not run"
+    assert "| R |" not in analyses.modern_trials_table([other], CONF)
+    assert analyses.modern_trials_table([], CONF) == "not run"

@@ -15,13 +15,16 @@ from spatial_transformer.reporting.paper_tables import (
     difference_table,
     format_mean,
     format_percent,
-    mnist_table,
     paper_tables,
     summary_of_mnist,
 )
 from spatial_transformer.training.validation import validate
 
 CONF = REPOSITORY / "conf"
+
+
+def mnist_table(runs):
+    return build_table(SPECS["mnist"], runs, CONF)
 
 
 @pytest.fixture
@@ -146,7 +149,7 @@ def test_birds_table_shows_backbone_and_species(record):
 def test_rows_differ_by_length_and_precision(record):
     shorter = ["trainer.max_steps=500", "data.root=elsewhere", "data.eval_batch_size=50"]
     runs = [record(1.0), record(3.0, *shorter), record(1.5, "trainer.precision=bf16-mixed")]
-    (network,) = [n for n in mnist_table(runs, CONF).networks if n.name == "ST-FCN affine"]
+    (network,) = [n for n in mnist_table(runs).networks if n.name == "ST-FCN affine"]
     labels = ["fast, 500", "fast, 15,000", "fast, 15,000, bf16-mixed"]
     assert [label for label, _ in network.rows] == labels
     assert "trainer.precision=bf16-mixed" in network.rows[2][1][1].command
@@ -155,9 +158,9 @@ def test_rows_differ_by_length_and_precision(record):
 def test_missing_settings_count_as_off(record):
     run = record(1.0)
     del run["config"]["recipe"]["dropout"], run["config"]["model"]["dropout"]
-    assert "| 1.00 |" in mnist_table([run], CONF).markdown()
+    assert "| 1.00 |" in mnist_table([run]).markdown()
     del run["config"]["recipe"]["localisation_lr_factor"]
-    assert "| 1.00 |" not in mnist_table([run], CONF).markdown()
+    assert "| 1.00 |" not in mnist_table([run]).markdown()
 
 
 @pytest.mark.parametrize(
@@ -212,9 +215,9 @@ def test_command_of_a_cell_repeats_its_runs(composed, name):
 def test_differences_from_the_paper_have_p(record):
     runs = [record(error, f"seed={n}") for n, error in enumerate((1.19, 1.2, 1.21))]
     runs += [record(0.5, f"seed={n}", "data.distortion=r") for n in range(2)]
-    rows = difference_table(mnist_table(runs, CONF)).splitlines()
+    rows = difference_table(mnist_table(runs)).splitlines()
     assert rows[2:] == ["| **ST-FCN affine** | fast, 15,000 | – | +0.40, p = 0.0054 | – | – | – |"]
-    assert difference_table(mnist_table(runs[:2], CONF)) == "not run"
+    assert difference_table(mnist_table(runs[:2])) == "not run"
 
 
 def test_summary_compares_one_length_and_chooses_by_validation_error(record):
@@ -224,7 +227,7 @@ def test_summary_compares_one_length_and_chooses_by_validation_error(record):
     long["metrics"]["val/best_error"] = 0.8  # but it has 30,000 steps
     fast["metrics"]["val/best_error"] = 0.9  # that of the others is 1
     short = record(9.0, "recipe=paper", "trainer.max_steps=20000")
-    summary = summary_of_mnist(mnist_table([fast, noisy, long, faithful, short], CONF))
+    summary = summary_of_mnist(mnist_table([fast, noisy, long, faithful, short]))
     rows = summary.partition("**ST-FCN affine**")[2].splitlines()[1:3]
     assert rows == [
         "| | paper, here | not run | 1.30 | not run | not run | not run |",

@@ -23,6 +23,7 @@ from .paper_tables import (
     NOT_RUN,
     SPECS,
     SUMMARY_STEPS,
+    PaperTable,
     Record,
     TableCell,
     birds_options,
@@ -33,7 +34,6 @@ from .paper_tables import (
     label_recipe,
     markdown_row,
     markdown_table,
-    mnist_table,
 )
 from .records import (
     changed_settings,
@@ -207,7 +207,7 @@ def pooling_table(records: Iterable[Record], addition: bool = False) -> str:
     return markdown_table(header, rows) if rows else NOT_RUN
 
 
-def improvement_table(records: Iterable[Record], conf: Path) -> str:
+def improvement_table(table: PaperTable) -> str:
     """Return by how many points each transformer reduces the error of its base network.
 
     Runs are compared with runs of the same recipe and length. A gain has the p-value of
@@ -215,10 +215,8 @@ def improvement_table(records: Iterable[Record], conf: Path) -> str:
     files list their misclassified samples.
 
     Args:
-        records: results on distorted MNIST.
-        conf: directory of the configuration.
+        table: Table 1.
     """
-    table = mnist_table(records, conf)
     networks = {network.name: network for network in table.networks}
     rows: list[list] = []
     for name, network in networks.items():

@@ -318,11 +318,6 @@ def paper_tables(results: Path, conf: Path) -> dict[str, PaperTable]:
     return tables
 
 
-def mnist_table(records: Iterable[Record], conf: Path) -> PaperTable:
-    """Return Table 1 and the errors on cluttered MNIST. For arguments see :func:`build_table`."""
-    return build_table(SPECS["mnist"], records, conf)
-
-
 def build_table(spec: TableSpec, records: Iterable[Record], conf: Path) -> PaperTable:
     """Build one of the paper's tables.
 
@@ -416,7 +411,7 @@ def difference_table(table: PaperTable) -> str:
 
 
 def summary_of_mnist(table: PaperTable) -> str:
-    """Return a short form of :func:`mnist_table` as Markdown.
+    """Return a short form of Table 1 as Markdown.
 
     A network has the numbers of the paper, those of the paper's recipe and length here if it was
     run, and ours after :data:`SUMMARY_STEPS` steps. If several recipes have as many, those with the
