@@ -5,7 +5,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 
 import dashboard
 import pytest
@@ -13,7 +12,7 @@ import wandb_file
 import yaml
 from conftest import REPOSITORY, SHORT
 from make_svhn import make as make_numbers
-from tiny_birds import Bird, write_birds
+from tiny_birds import write_birds
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from spatial_transformer.reporting.paper_tables import paper_tables
@@ -25,7 +24,7 @@ PARTS = {part.table: part for part in dashboard.PARTS}
 
 
 @pytest.fixture
-def printed(monkeypatch, capsys):
+def printed(monkeypatch, run_program):
     """Return the views by title and the report, as the script prints them without a network."""
 
     def refuse(*args):
@@ -33,9 +32,7 @@ def printed(monkeypatch, capsys):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(subprocess, "Popen", refuse)  # W&B connects from another process
-    monkeypatch.setattr(sys, "argv", ["dashboard.py", "--print"])
-    dashboard.main()
-    *views, report = json.loads(capsys.readouterr().out)
+    *views, report = json.loads(run_program(dashboard.main, "--print")[1])
     return {view["displayName"]: view for view in views}, report
 
 
@@ -100,12 +97,10 @@ def test_the_report_has_each_table_and_the_runs_of_each_column(printed):
         assert len(places) == len(set(places)) == len(list(find_panels(views[part.title])))
 
 
-def test_without_a_key_the_script_says_what_to_do(monkeypatch, tmp_path):
+def test_without_a_key_the_script_says_what_to_do(monkeypatch, tmp_path, run_program):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(sys, "argv", ["dashboard.py"])
-    with pytest.raises(SystemExit, match=r"W&B has no key\. Run `wandb login`"):
-        dashboard.main()
+    assert "W&B has no key. Run `wandb login`" in run_program(dashboard.main)[0]
 
 
 def test_a_refusal_of_the_server_is_reported(monkeypatch):
@@ -154,10 +149,7 @@ def logged(composed, request, tmp_path, monkeypatch):
 
     def train_(experiment):
         if experiment.startswith("birds"):
-            birds = [
-                Bird(species, training) for species in (1, 2, 3) for training in (True, True, False)
-            ]
-            root = write_birds(tmp_path / "birds", birds)
+            root = write_birds(tmp_path / "birds", species=3)
         else:
             root = request.getfixturevalue("mnist_root")
         if experiment.startswith("svhn"):

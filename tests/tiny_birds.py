@@ -24,8 +24,14 @@ def species_folder(number: int) -> str:
     return f"{number:03}.Kind_{chr(ord('a') + (number - 1) % 26) * -(-number // 26)}_Wren"
 
 
-def write_birds(root: Path, birds: list[Bird], species: int = 4) -> Path:
-    """Write the images and text files. The images' numbers start at 11, unlike the lines'."""
+def write_birds(root: Path, birds: list[Bird] | None = None, species: int = 4) -> Path:
+    """Write the images and text files. The images' numbers start at 11, unlike the lines'.
+
+    By default, each species has two training images and a test image.
+    """
+    if birds is None:
+        training = (True, True, False)
+        birds = [Bird(n, used) for n in range(1, species + 1) for used in training]
     (root / "parts").mkdir(parents=True)
     birds_by_id = dict(enumerate(birds, 11))
     lines: dict[str, list[tuple]] = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SHORT
 from make_svhn import make as make_numbers
-from tiny_birds import Bird, write_birds
+from tiny_birds import write_birds
 
 from spatial_transformer.inference.load import load_trained
 from spatial_transformer.inference.onnx import ATOL, write_onnx
@@ -95,8 +95,7 @@ def test_volumes(exported_shapes, mnist_root):
 
 @pytest.mark.slow
 def test_birds(exported_shapes, tmp_path):
-    birds = [Bird(species, training) for species in (1, 2) for training in (True, True, False)]
-    root = write_birds(tmp_path / "birds", birds)
+    root = write_birds(tmp_path / "birds", species=2)
     settings = ["model.weights=none", "data.species=1-2", "data.workers=1", f"data.root={root}"]
     settings += ["data.batch_size=2"]
     assert list(exported_shapes("experiment=birds_2st", *settings)) == ONE

@@ -14,7 +14,7 @@ from make_svhn import make as make_numbers
 from omegaconf import OmegaConf
 from photographs import STROKES, photograph
 from PIL import Image, ImageOps
-from tiny_birds import Bird, write_birds
+from tiny_birds import write_birds
 
 from spatial_transformer.data.io.image_files import read_picture
 from spatial_transformer.inference.load import Trained, load_trained
@@ -253,8 +253,7 @@ def test_house_number(predict_files, pictures, composed, mnist_root, tmp_path):
 
 
 def test_birds(predict_files, composed, tmp_path):
-    birds = [Bird(species, training) for species in (1, 2) for training in (True, True, False)]
-    root = write_birds(tmp_path / "birds", birds)
+    root = write_birds(tmp_path / "birds", species=2)
     settings = ["experiment=birds_2st", f"data.root={root}", "data.species=1-2", "data.workers=1"]
     settings += ["model.weights=none", "logger=none", *SHORT, "data.batch_size=2"]
     train(composed(*settings))

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 
 import make_demo
 import pytest
@@ -253,12 +252,12 @@ def test_an_unknown_layer_is_an_error():
 
 
 @pytest.mark.browser
-def test_the_program_writes_page_and_animation(browser, drawn_mnist, tmp_path, monkeypatch, capsys):
+def test_the_program_writes_page_and_animation(
+    browser, drawn_mnist, tmp_path, monkeypatch, run_program
+):
     monkeypatch.setattr(make_demo, "GIF_FRAMES", 3)
     page, gif = tmp_path / "new" / "index.html", tmp_path / "demo.gif"
-    monkeypatch.setattr(sys, "argv", ["make_demo.py", "--out", str(page), "--gif", str(gif)])
-    make_demo.main()
-    out = capsys.readouterr().out
+    _, out, _ = run_program(make_demo.main, "--out", page, "--gif", gif)
     assert str(page) in out
     assert str(gif) in out
     with Image.open(gif) as image:
@@ -272,12 +271,8 @@ def test_an_animation_without_chromium_is_an_error(page, tmp_path, monkeypatch):
         make_demo.write_gif(page, tmp_path / "demo.gif")
 
 
-def test_missing_data_are_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["make_demo.py", "--data-root", str(tmp_path), "--out", str(tmp_path / "index.html")],
-    )
-    with pytest.raises(SystemExit, match=r"error: .*MNIST"):
-        make_demo.main()
-    assert not (tmp_path / "index.html").exists()
+def test_missing_data_are_reported(tmp_path, run_program):
+    page = tmp_path / "index.html"
+    error, *_ = run_program(make_demo.main, "--data-root", tmp_path, "--out", page)
+    assert re.match(r"error: .*MNIST", error)
+    assert not page.exists()

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from functools import partial
 from html.parser import HTMLParser
 
@@ -384,14 +383,11 @@ def test_wrong_arguments_write_nothing(results, tmp_path):
     assert not out.parent.exists()
 
 
-def test_script_prints_the_path_of_the_page(runs, tmp_path, monkeypatch, capsys):
+def test_script_prints_the_path_of_the_page(runs, tmp_path, run_program):
     out = tmp_path / "index.html"
-    monkeypatch.setattr(sys, "argv", ["report.py", "--runs", str(runs), "--out", str(out)])
-    report.main()
-    assert str(out) in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["report.py", "--runs", str(tmp_path / "absent")])
-    with pytest.raises(SystemExit, match="error: --runs must be directories"):
-        report.main()
+    assert str(out) in run_program(report.main, "--runs", runs, "--out", out)[1]
+    error, *_ = run_program(report.main, "--runs", tmp_path / "absent")
+    assert error.startswith("error: --runs must be directories")
 
 
 @pytest.fixture

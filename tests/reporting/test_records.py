@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import make_tables
 import pytest
@@ -148,16 +147,15 @@ def test_unknown_options_are_named(record):
         standard_settings(record(1.0) | {"model": "no_such_model"}, CONF)
 
 
-def test_script_adds_all_valid_runs(record, tmp_path, monkeypatch):
+def test_script_adds_all_valid_runs(record, tmp_path, monkeypatch, run_program):
     monkeypatch.setattr(make_tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(make_tables, "documents", dict)
     monkeypatch.setattr(make_tables, "charts", dict)
     (tmp_path / "unfinished").mkdir()
     write_result(tmp_path / "finished", record(1.0))
-    runs = [str(tmp_path / name) for name in ("unfinished", "finished")]
-    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--add", *runs])
-    with pytest.raises(SystemExit, match=r"unfinished is not the directory of a finished run"):
-        make_tables.main()
+    runs = [tmp_path / name for name in ("unfinished", "finished")]
+    error, *_ = run_program(make_tables.main, "--add", *runs)
+    assert "unfinished is not the directory of a finished run" in error
     assert len(list((tmp_path / "results" / "mnist").iterdir())) == 1
 
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_birds import Bird, write_birds
+from tiny_birds import write_birds
 
 from spatial_transformer.data.cub import files as cub_files
 from spatial_transformer.data.cub.files import read_birds
@@ -15,8 +15,7 @@ from spatial_transformer.utils.errors import UsageError
 
 @pytest.fixture
 def root(tmp_path):
-    birds = [Bird(n, training) for n in (1, 2) for training in (True, True, False)]
-    return write_birds(tmp_path / "birds", birds, species=2)
+    return write_birds(tmp_path / "birds", species=2)
 
 
 def open_all(root, species=(1, 2), size=224, **settings):
