@@ -259,16 +259,9 @@ def cut_crops(
     # Where an image begins and ends in its crop, (B, 2) of x and y.
     first = np.maximum(-corners, 0)
     last = np.minimum(images.sizes[positions] - corners, size)
-    for i, ((x0, y0), (x1, y1), (x, y)) in enumerate(
-        zip(first.tolist(), last.tolist(), corners.tolist())
-    ):
-        piece = images.image(positions[i])[:, y0 + y : y1 + y, x0 + x : x1 + x]
-        if is_mirrored[i]:
-            pixels[i, :, y0:y1, size - x1 : size - x0] = piece[:, :, ::-1]
-        else:
-            pixels[i, :, y0:y1, x0:x1] = piece
-    mirrored_ends = size - last[is_mirrored, 0], size - first[is_mirrored, 0]
-    first[is_mirrored, 0], last[is_mirrored, 0] = mirrored_ends
+    for crop, position, corner, start, end in zip(pixels, positions, corners, first, last):
+        (x0, y0), (x1, y1), (x, y) = start, end, corner
+        crop[:, y0:y1, x0:x1] = images.image(position)[:, y0 + y : y1 + y, x0 + x : x1 + x]
 
     crops = torch.from_numpy(pixels).to(device).float().div_(255)
     axis = torch.arange(size, device=device)
@@ -277,4 +270,6 @@ def cut_crops(
     outside = columns[:, None, :] | rows[:, :, None]
     for channel, mean in zip(crops.unbind(1), MEAN_COLOUR):  # in place, to save memory
         channel.masked_fill_(outside, mean)
+    mirrored = torch.from_numpy(is_mirrored).to(device)
+    crops[mirrored] = crops[mirrored].flip(3)
     return crops

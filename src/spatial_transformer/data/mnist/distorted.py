@@ -93,10 +93,12 @@ class MnistData(BatchedData):
             return
         root = files.prepare(self.root)
         train, test = (files.read(root, is_train) for is_train in (True, False))
-        for tensors, training, testing in zip((self._images, self._labels), train, test):
-            tensors["train"] = training[:-VALIDATION_SIZE]
-            tensors["val"] = training[-VALIDATION_SIZE:]
-            tensors["test"] = testing
+        self._images, self._labels = map(self._split, train, test)
+
+    def _split(self, train: Tensor, test: Tensor) -> dict[str, Tensor]:
+        """Divide all training and test images, or labels, into the splits."""
+        n = len(train) - VALIDATION_SIZE
+        return {"train": train[:n], "val": train[n:], "test": test}
 
     def digest(self) -> str:
         return hashlib.sha256(" ".join(files.FILES.values()).encode()).hexdigest()[:16]

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -272,25 +273,21 @@ def _homography(source: Tensor, target: Tensor) -> Tensor:
     return torch.cat([solution, torch.ones_like(solution[:, :1])], dim=1).view(-1, 3, 3)
 
 
-_SPLINE_BASES: dict[tuple[int, torch.device], Tensor] = {}
-
-
+@cache
 def _spline_basis(canvas: int, device: torch.device) -> Tensor:
     """Return the weight of 4 x 4 control points at each pixel: ``(16, canvas * canvas)``."""
-    if (canvas, device) not in _SPLINE_BASES:
-        axis = torch.linspace(-canvas / 2, canvas / 2, 4, dtype=torch.float64)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        control = _homogeneous(torch.stack([x.flatten(), y.flatten()]))
-        points = _homogeneous(_canvas_points(canvas, torch.device("cpu")).double())
+    axis = torch.linspace(-canvas / 2, canvas / 2, 4, dtype=torch.float64)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    control = _homogeneous(torch.stack([x.flatten(), y.flatten()]))
+    points = _homogeneous(_canvas_points(canvas, torch.device("cpu")).double())
 
-        def kernel(targets: Tensor) -> Tensor:
-            squared = (control[:2, :, None] - targets[:2, None]).square().sum(0)
-            return torch.cat([torch.xlogy(squared, squared), targets])
+    def kernel(targets: Tensor) -> Tensor:
+        squared = (control[:2, :, None] - targets[:2, None]).square().sum(0)
+        return torch.cat([torch.xlogy(squared, squared), targets])
 
-        sides = torch.cat([control.T, torch.zeros(3, 3, dtype=torch.float64)])
-        weights = torch.linalg.solve(torch.cat([kernel(control), sides], dim=1), kernel(points))
-        _SPLINE_BASES[canvas, device] = weights[:16].float().to(device)
-    return _SPLINE_BASES[canvas, device]
+    sides = torch.cat([control.T, torch.zeros(3, 3, dtype=torch.float64)])
+    weights = torch.linalg.solve(torch.cat([kernel(control), sides], dim=1), kernel(points))
+    return weights[:16].float().to(device)
 
 
 def _paste(canvases: Tensor, patches: Tensor, corners: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...utils.random import sample_keys
-from . import files
 from .distorted import MnistData
 from .distortions import r_pose, rotate
 
@@ -45,15 +44,10 @@ class RotatedMnistData(MnistData):
         pose = partial(r_pose, max_angle=180.0)
         self.distortion = replace(self.distortion, apply=_rotate, pose=pose)
 
-    def setup(self, stage: str | None = None) -> None:
-        if self._images:
-            return
-        root = files.prepare(self.root)
-        parts = zip(*(files.read(root, is_train) for is_train in (True, False)), strict=True)
-        order = sample_keys(_SEED, 0, torch.arange(70_000)).argsort()
-        for tensors, part in zip((self._images, self._labels), parts, strict=True):
-            splits = torch.cat(part)[order][: sum(_SIZES.values())].split(list(_SIZES.values()))
-            tensors.update(zip(_SIZES, splits, strict=True))
+    def _split(self, train: Tensor, test: Tensor) -> dict[str, Tensor]:
+        order = sample_keys(_SEED, 0, torch.arange(len(train) + len(test))).argsort()
+        chosen = torch.cat([train, test])[order[: sum(_SIZES.values())]]
+        return dict(zip(_SIZES, chosen.split(list(_SIZES.values())), strict=True))
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Return rotated images ``(B, 1, 28, 28)`` in [0, 1] and labels ``(B,)``."""
