@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from .. import paper
 from ..data.mnist.distortions import DISTORTIONS
 from ..utils.errors import UsageError
+from .benchmarks import format_log_axis
 from .paper_tables import (
     MIN_SEEDS,
     NOT_RUN,
@@ -731,10 +731,8 @@ def steps_chart(records: Iterable[Record], conf: Path) -> Figure:
     axes.axhline(paper.TABLE_1["ST-FCN affine"]["rts"], color="black", linestyle=":", label=label)
     axes.set(xscale="log", yscale="log", title="Test error by length of training")
     axes.set(xlabel="training steps (256 samples each)", ylabel="test error, %")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:,g}")
-        axis.set_minor_locator(NullLocator())
+    format_log_axis(axes.xaxis)
+    format_log_axis(axes.yaxis)
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", frameon=False)
     return figure

@@ -298,7 +298,7 @@ def _plot_ratios(axes: Axes, rows: list[Row]) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    _format_log_axis(axes.xaxis)
+    format_log_axis(axes.xaxis)
     axes.grid(alpha=0.6)
     axes.set_title("Time of other libraries")
     axes.set_xlabel("time of library / time of ours (one thread)")
@@ -314,12 +314,13 @@ def _plot_growth(axes: Axes, over: str, rows: list[Row]) -> None:
     axes.set_title(f"Time by {over}")
     axes.set_xticks([row["value"] for row in rows], [f"{row['value']:,}" for row in rows])
     axes.xaxis.set_minor_locator(NullLocator())
-    _format_log_axis(axes.yaxis)
+    format_log_axis(axes.yaxis)
     axes.grid(alpha=0.6)
     axes.legend()
 
 
-def _format_log_axis(axis: Any) -> None:
+def format_log_axis(axis: Any) -> None:
+    """Label a logarithmic axis that shows its data with round numbers."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
     axis.set_major_formatter("{x:,g}")

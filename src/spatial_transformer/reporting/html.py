@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..paper import BIRDS, describe_data
@@ -30,7 +30,7 @@ from ..utils.errors import UsageError
 from ..utils.files import atomic_write
 from ..visualization.crops import read_png
 from .analyses import bird_part_coverage, crop_names, steps_chart
-from .benchmarks import benchmark_chart
+from .benchmarks import benchmark_chart, format_log_axis
 from .paper_tables import PaperTable, TableCell, paper_tables
 from .records import changed_settings, overrides_for, read_records, read_result, recipe_steps
 
@@ -401,10 +401,9 @@ def _plot_group(group: str, lines: dict[str, dict[int, Run]], name: str) -> Mark
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if lowest > 0:  # a logarithmic axis has no place for 0
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
+        format_log_axis(axes.yaxis)
+    else:
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", frameon=False)
     return _to_svg(figure, name, "; ".join(description))
