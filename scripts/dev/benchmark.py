@@ -9,7 +9,6 @@ With a GPU, warps and networks are also measured on it.
 from __future__ import annotations
 
 import copy
-import json
 import multiprocessing
 import os
 import platform
@@ -26,6 +25,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytorch_lightning as pl
@@ -57,9 +57,9 @@ from spatial_transformer.training.build import build
 from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.runner import build_trainer, unchanged_process
 from spatial_transformer.training.stacked import Stack
-from spatial_transformer.transformer import Transform
+from spatial_transformer.transformer import Transform, find_transformers
 from spatial_transformer.transformer.transforms import pixel_centres
-from spatial_transformer.utils.files import atomic_write
+from spatial_transformer.utils.files import write_json
 from spatial_transformer.utils.process import keep_freed_memory, limit_spinning
 from spatial_transformer.utils.random import sample_keys
 
@@ -534,7 +534,7 @@ def _transformer_inputs(
     network: nn.Module, x: Tensor
 ) -> tuple[list[SpatialTransformer], list[Tensor]]:
     """Return the transformers of a network and their inputs, all but ``x`` with a gradient."""
-    transformers = [m for m in network.modules() if isinstance(m, SpatialTransformer)]
+    transformers = find_transformers(network)
     inputs: list[Tensor] = []
     hooks = [
         transformer.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
@@ -799,21 +799,16 @@ def benchmark_threads(quick: bool) -> Iterator[Row]:
         try:
             for wait in ("default", "brief"):
                 # The child process loads OpenMP, which reads the environment then.
-                settings = {name: os.environ.pop(name, None) for name in _OPENMP}
-                if wait == "brief":
-                    limit_spinning()
-                speed = _run_in_process(_count_steps, 1 if quick else 10)
-                for name, value in settings.items():
-                    os.environ.pop(name, None)
-                    if value is not None:
-                        os.environ[name] = value
+                with mock.patch.dict(os.environ):
+                    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+                        os.environ.pop(name, None)
+                    if wait == "brief":
+                        limit_spinning()
+                    speed = _run_in_process(_count_steps, 1 if quick else 10)
                 yield {"busy programs": busy, "wait": wait, "steps/s": round(speed, 1)}
         finally:
             for process in others:
                 process.kill()
-
-
-_OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def _count_steps(seconds: float) -> float:
@@ -875,9 +870,7 @@ def main() -> None:
             print(row, flush=True)
             rows.append(row)
         if out is not None:
-            with atomic_write(out / f"{name}.json") as path:
-                text = json.dumps({"machine": describe_machine(), "rows": rows}, indent=1)
-                path.write_text(text + "\n")
+            write_json({"machine": describe_machine(), "rows": rows}, out / f"{name}.json")
 
 
 if __name__ == "__main__":

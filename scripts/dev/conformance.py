@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,8 @@ def kornia_adapter() -> Adapter:
     """
     import kornia.geometry.transform as kornia
 
+    in_pixels: dict[str, Any] = {"align_corners": False, "normalized_coordinates": False}
+
     def to_source(x: Tensor, theta: Tensor, size: Size) -> Tensor:
         matrix = _scaling(x.shape[2:]) @ _homography(theta, len(size)) @ _scaling(size).inverse()
         return matrix.to(theta.dtype)
@@ -118,36 +121,16 @@ def kornia_adapter() -> Adapter:
         mode: str = "bilinear",
         fill: Fill | None = None,
     ) -> Tensor:
-        matrix = to_source(x, theta, size)
+        matrix, size = to_source(x, theta, size), (size[0], size[1])
         if fill is None:
-            return kornia.homography_warp(
-                x,
-                matrix,
-                (size[0], size[1]),
-                mode,
-                align_corners=False,
-                normalized_coordinates=False,
-            )
-        return kornia.warp_perspective(
-            x,
-            matrix.inverse(),
-            (size[0], size[1]),
-            mode,
-            padding_mode="fill",
-            align_corners=False,
-            fill_value=torch.as_tensor(fill, dtype=x.dtype).view(-1),
-        )
+            return kornia.homography_warp(x, matrix, size, mode, **in_pixels)
+        value = torch.as_tensor(fill, dtype=x.dtype).view(-1)
+        filled: Any = {"padding_mode": "fill", "fill_value": value, "align_corners": False}
+        return kornia.warp_perspective(x, matrix.inverse(), size, mode, **filled)
 
     def warp_3d(x: Tensor, theta: Tensor, size: Size, mode: str = "bilinear") -> Tensor:
-        matrix, (depth, height, width) = to_source(x, theta, size), size
-        return kornia.homography_warp3d(
-            x,
-            matrix,
-            (depth, height, width),
-            mode,
-            align_corners=False,
-            normalized_coordinates=False,
-        )
+        matrix, size = to_source(x, theta, size), (size[0], size[1], size[2])
+        return kornia.homography_warp3d(x, matrix, size, mode, **in_pixels)
 
     control = ThinPlateSpline().identity().view(2, 16).T
 
