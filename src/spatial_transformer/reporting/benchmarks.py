@@ -40,23 +40,18 @@ def benchmark_tables(folder: Path, recipes: Path) -> dict[str, str]:
         folder: directory of the results. A missing part is "not run".
         recipes: directory of the recipes, for their lengths.
     """
-    results = {part: _read(folder / f"{part}.json") for part in PARTS}
-    tables = {
-        part: NOT_RUN if result is None else PARTS[part](result["rows"])
-        for part, result in results.items()
-    }
-    networks = results["networks"]
-    tables["table 1"] = (
-        NOT_RUN if networks is None else _estimate_table_1(networks["rows"], recipes)
-    )
-    stacked = results["stacked"]
-    tables["table 1 stacked"] = (
-        NOT_RUN if stacked is None else _estimate_stacked(stacked["rows"], recipes)
-    )
+    tables = dict.fromkeys([*PARTS, "table 1", "table 1 stacked"], NOT_RUN)
     machines: dict[str, list[str]] = defaultdict(list)
-    for part, result in results.items():
-        if result is not None:
-            machines[_describe(result["machine"])].append(part)
+    for part, make_table in PARTS.items():
+        result = _read(folder / f"{part}.json")
+        if result is None:
+            continue
+        machines[_describe(result["machine"])].append(part)
+        tables[part] = make_table(result["rows"])
+        if part == "networks":
+            tables["table 1"] = _estimate_table_1(result["rows"], recipes)
+        if part == "stacked":
+            tables["table 1 stacked"] = _estimate_stacked(result["rows"], recipes)
     lines = [f"- {', '.join(parts)}: {machine}" for machine, parts in machines.items()]
     return tables | {"machine": "\n".join(lines) or NOT_RUN}
 
