@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor, nn
 
 from spatial_transformer.data.mnist import files
 from spatial_transformer.inference.load import load_trained
+from spatial_transformer.reporting.html import write_page
 from spatial_transformer.utils.errors import UsageError
 from spatial_transformer.utils.files import atomic_write
 from spatial_transformer.utils.text import one_line
@@ -76,12 +76,7 @@ def write_demo(out: Path, digits: Tensor) -> None:
         "networks": [describe_network(name, CHECKPOINTS / file) for name, file in NETWORKS.items()],
         "digits": [encode(digit.numpy()) for digit in digits],
     }
-    loader = PackageLoader("spatial_transformer.reporting", ".")
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
-        "demo.html"
-    )
-    with atomic_write(out) as path:
-        path.write_text(page.render(data=data), encoding="utf-8")
+    write_page(out, "demo.html", {"data": data})
 
 
 def describe_network(name: str, file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Run:
 
 @dataclass(frozen=True)
 class FrameStrip:
-    """The crops of a run at several ``steps``: frames below each other in one image."""
+    """Images of a run at one or more ``steps``: frames below each other in one image."""
 
     run: Run
     source: str
@@ -155,21 +156,26 @@ def write_report(
         "lengths": _plot_lengths(results, conf),
         "speed": _plot_speed(results / "benchmarks"),
         "strips": {name: _make_strips(runs, problems) for name, runs in sections.items()},
-        "means": _read_mean_images(sections["digits"], problems),
+        "means": _make_strips(sections["digits"], problems, "mean_images", 1),
         "parts": _plot_parts(results, conf),
         "documents": _find_documents(docs, out),
         "problems": problems,
     }
+    write_page(out, "report.html", content)
+    return problems
+
+
+def write_page(out: Path, template: str, content: dict[str, Any]) -> None:
+    """Fill a template of this package and write the page to ``out``."""
     environment = Environment(
         loader=PackageLoader("spatial_transformer.reporting", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    page = environment.get_template("report.html").render(content)
+    page = environment.get_template(template).render(content)
     with atomic_write(out) as path:
         path.write_text(page, encoding="utf-8")
-    return problems
 
 
 def compare_to_paper(cell: TableCell, higher_is_better: bool) -> tuple[str, str]:
@@ -284,18 +290,18 @@ def _select_runs(runs: list[Run]) -> list[Run]:
     return [run for *_, run in sorted(ranked, key=lambda item: item[:2])]
 
 
-def _make_strips(runs: list[Run], problems: list[str]) -> list[FrameStrip]:
-    strips: list[FrameStrip] = []
-    for run in runs:
-        if len(strips) < MAX_STRIPS and (strip := _make_strip(run, problems)):
-            strips.append(strip)
-    return strips
+def _make_strips(
+    runs: list[Run], problems: list[str], name: str = "crops", most: int = MAX_FRAMES
+) -> list[FrameStrip]:
+    """Return the images of some runs, of at most ``most`` steps each and at least the last."""
+    strips = (_make_strip(run, problems, name, most) for run in runs)
+    return list(islice(filter(None, strips), MAX_STRIPS))
 
 
-def _make_strip(run: Run, problems: list[str]) -> FrameStrip | None:
-    """Return the crops of a run as one image, with fewer frames if it becomes too large."""
-    paths = run.images("crops")
-    steps = _subsample(sorted(paths), MAX_FRAMES)
+def _make_strip(run: Run, problems: list[str], name: str, most: int) -> FrameStrip | None:
+    """Return images of a run as one image, with fewer frames if it becomes too large."""
+    paths = run.images(name)
+    steps = _subsample(sorted(paths), most)
     images = {step: _load_image(paths[step], problems) for step in steps}
     frames = [(step, image) for step, image in images.items() if image is not None]
     while frames:
@@ -317,20 +323,6 @@ def _subsample(items: list[Any], most: int) -> list[Any]:
     last = len(items) - 1
     places = {last} | {round(last * (n / (most - 1)) ** 1.5) for n in range(most) if most > 1}
     return [items[place] for place in sorted(places) if items]
-
-
-def _read_mean_images(
-    runs: list[Run], problems: list[str]
-) -> list[tuple[Run, int, str, tuple[int, int]]]:
-    """Return the last mean images of each class: run, step, source and size."""
-    means: list[tuple[Run, int, str, tuple[int, int]]] = []
-    for run in runs:
-        paths = run.images("mean_images")
-        if paths and len(means) < MAX_STRIPS:
-            image = _load_image(paths[max(paths)], problems)
-            if image is not None:
-                means.append((run, max(paths), _encode_webp(image), image.size))
-    return means
 
 
 def _load_image(path: Path, problems: list[str]) -> Image.Image | None:
