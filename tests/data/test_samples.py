@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from samples import set_up
 from tiny_birds import Bird, write_birds
 from tiny_numbers import write_parts
 
@@ -42,10 +43,7 @@ def roots(tmp_path_factory):
 
 def open_data(name, roots, batch_size=8, **settings):
     root = {"root": roots[name.split()[0]]} if name.split()[0] in roots else {}
-    data = MODULES[name](batch_size=batch_size, **root, **settings)
-    data.prepare_data()
-    data.setup()
-    return data
+    return set_up(MODULES[name](batch_size=batch_size, **root, **settings))
 
 
 @pytest.fixture(params=MODULES)

@@ -9,6 +9,7 @@ import torch
 from chromium import contrast, open_file
 from conftest import REPOSITORY
 from PIL import Image
+from samples import set_up
 from torch import nn
 
 from spatial_transformer.data.mnist import MnistData
@@ -47,8 +48,7 @@ def page(page_digits, tmp_path_factory):
 def images_of(source, request):
     """Return RTS images, 100 of real test digits or 20 of drawn ones."""
     if source == "real":
-        data = MnistData("rts", root=request.getfixturevalue("mnist_root"))
-        data.setup()
+        data = set_up(MnistData("rts", root=request.getfixturevalue("mnist_root")))
         return data.samples("test", torch.arange(100))[0]
     return rotate_scale_translate(request.getfixturevalue("digits")[:20], torch.arange(20), 42)
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from samples import set_up
 from torch import nn
 
 from spatial_transformer import (
@@ -124,8 +125,7 @@ def test_a_sheet_has_the_border_of_a_crop_in_the_colour_of_its_outline(drawn_mni
     localisation = FcLocalisation((1, 28, 28), transform, start=start)
     transformer = SpatialTransformer(localisation, transform, (14, 14), parallel=2)
     network = nn.Sequential(transformer, nn.Flatten(), nn.Linear(2 * 14 * 14, 10))
-    data = MnistData("r", root=".")
-    data.setup()
+    data = set_up(MnistData("r", root="."))
     samples = render_samples(data, Classification(network, None), "val", torch.arange(3))
     assert samples.labels == [
         "input and sampling grids",
@@ -144,8 +144,7 @@ def test_a_sheet_has_the_border_of_a_crop_in_the_colour_of_its_outline(drawn_mni
 
 def test_class_means_are_those_of_each_class(drawn_mnist):
     network = MnistNetwork("fcn", 28, Affine(), width=4)
-    data = MnistData("r", root=".")
-    data.setup()
+    data = set_up(MnistData("r", root="."))
     index = torch.cat([torch.arange(9), torch.arange(10, 19)])  # two of each class but the last
     means = class_means(data, Classification(network, None), "val", index)
     images = data.samples("val", index)[0].view(2, 9, 1, 28, 28)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import all_samples, set_up
 from tiny_birds import PARTS, Bird, species_folder, write_birds
 
 from spatial_transformer.data.cub import CubData
@@ -20,14 +21,7 @@ SPLITS = ("train", "val", "test")
 def build(root, **settings):
     species = len((root / "classes.txt").read_text().splitlines())
     defaults = {"species": f"1-{species}", "batch_size": 1, "workers": 1}
-    data = CubData(root, **(defaults | settings))
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def all_samples(data, split, epoch=0):
-    return data.samples(split, torch.arange(data.size(split)), epoch)
+    return set_up(CubData(root, **(defaults | settings)))
 
 
 def build_test_set(tmp_path, *birds, **settings):

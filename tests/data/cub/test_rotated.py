@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import all_samples, set_up
 from tiny_birds import Bird, write_birds
 
 from spatial_transformer.data.cub import CubData, RotatedCubData
@@ -23,14 +24,7 @@ def root(tmp_path_factory):
 
 
 def build(root, kind=RotatedCubData, **settings):
-    data = kind(root, **({"species": "1-2", "workers": 1} | settings))
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def all_samples(data, split, epoch=0):
-    return data.samples(split, torch.arange(data.size(split)), epoch)
+    return set_up(kind(root, **({"species": "1-2", "workers": 1} | settings)))
 
 
 def test_quarter_turn_is_clockwise():

@@ -3,20 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from samples import set_up
 
 from spatial_transformer.data.mnist import MnistAdditionData, MnistData
 
 INDEX = torch.arange(40)
+pytestmark = pytest.mark.usefixtures("drawn_mnist")
 
 
-@pytest.fixture
-def addition(drawn_mnist):
-    def build(**settings):
-        data = MnistAdditionData(**settings)
-        data.setup()
-        return data
-
-    return build
+def addition(**settings):
+    return set_up(MnistAdditionData(**settings))
 
 
 def undo_distortions(images, poses):
@@ -32,7 +28,7 @@ def undo_distortions(images, poses):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_labels_are_sums_of_the_digits_at_the_poses(addition, digits, split):
+def test_labels_are_sums_of_the_digits_at_the_poses(digits, split):
     data = addition()
     images, labels = data.samples(split, INDEX)
     assert images.shape == (40, 2, 42, 42)
@@ -44,7 +40,7 @@ def test_labels_are_sums_of_the_digits_at_the_poses(addition, digits, split):
     assert torch.equal(pairs[:, 0], INDEX % 10)
 
 
-def test_digits_of_a_pair_are_independent(addition):
+def test_digits_of_a_pair_are_independent():
     data, index = addition(), torch.arange(2_000)
     poses = data.poses("test", index)
     angles = torch.atan2(poses[:, :, 0, 1], poses[:, :, 0, 0])
@@ -55,14 +51,13 @@ def test_digits_of_a_pair_are_independent(addition):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_first_channel_is_distorted_mnist(addition, split):
-    mnist = MnistData("rts")
-    mnist.setup()
+def test_first_channel_is_distorted_mnist(split):
+    mnist = set_up(MnistData("rts"))
     images, _ = addition().samples(split, INDEX, 2)
     assert torch.equal(images[:, :1], mnist.samples(split, INDEX, 2)[0])
 
 
-def test_training_pairs_depend_on_the_epoch(addition):
+def test_training_pairs_depend_on_the_epoch():
     data = addition()
     first, second = data.samples("train", INDEX, 0), data.samples("train", INDEX, 1)
     for one, other in zip(first, second):

@@ -2,24 +2,21 @@
 
 import pytest
 import torch
+from samples import set_up
 
 from spatial_transformer.data.mnist import ColocalisationData
 from spatial_transformer.geometry import theta_to_box
 from spatial_transformer.utils.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("drawn_mnist")
 
-@pytest.fixture
-def colocalisation(drawn_mnist):
-    def build(**settings):
-        data = ColocalisationData(**settings)
-        data.setup()
-        return data
 
-    return build
+def colocalisation(**settings):
+    return set_up(ColocalisationData(**settings))
 
 
 @pytest.mark.parametrize("distortion", ["t", "tc"])
-def test_digits_of_the_class_are_in_their_boxes(colocalisation, digits, distortion):
+def test_digits_of_the_class_are_in_their_boxes(digits, distortion):
     data = colocalisation(digit=7, distortion=distortion)
     images, thetas = data.samples("train", torch.arange(20))
     assert images.shape == (20, 1, 84, 84)
@@ -35,7 +32,7 @@ def test_digits_of_the_class_are_in_their_boxes(colocalisation, digits, distorti
             assert image.sum() == pytest.approx(found.sum().item()), "nothing else is there"
 
 
-def test_clutter_has_sixteen_patches_anywhere(colocalisation):
+def test_clutter_has_sixteen_patches_anywhere():
     data = (colocalisation(digit=1, distortion=name, images=60) for name in ("t", "tc"))
     plain, cluttered = (one.samples("val", torch.arange(60))[0] for one in data)
     changed = cluttered > plain
@@ -43,7 +40,7 @@ def test_clutter_has_sixteen_patches_anywhere(colocalisation):
     assert changed.flatten(1).sum(dim=1).max() <= 16 * 36
 
 
-def test_splits_seeds_and_epochs_have_the_same_images(colocalisation):
+def test_splits_seeds_and_epochs_have_the_same_images():
     first, other = colocalisation(digit=2), colocalisation(digit=2, seed=5, batch_size=10)
     index = torch.tensor([3, 50, 99])
     expected, thetas = first.samples("train", index)
@@ -62,6 +59,6 @@ def test_splits_seeds_and_epochs_have_the_same_images(colocalisation):
         ({"images": 7_000}, "data.images must be at most 1000, .* got 7000"),
     ],
 )
-def test_wrong_settings_are_refused(colocalisation, settings, message):
+def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         colocalisation(**settings)

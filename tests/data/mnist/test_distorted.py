@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from samples import set_up
 
 from spatial_transformer.data.mnist import MnistAdditionData, MnistData
 from spatial_transformer.data.mnist import files as mnist_files
@@ -24,9 +25,7 @@ def mnist(digits, monkeypatch):
         files = {True: (train, torch.arange(60_000)), False: (test, torch.arange(10_000))}
         monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
         monkeypatch.setattr(mnist_files, "read", lambda root, train: files[train])
-        data = MnistData(distortion, **settings)
-        data.setup()
-        return data
+        return set_up(MnistData(distortion, **settings))
 
     return build
 
@@ -44,9 +43,7 @@ def differ(images, others):
 
 
 def test_real_mnist_is_split_into_55000_5000_and_10000_digits(mnist_root):
-    data = MnistData("t", canvas=28, root=mnist_root)
-    data.prepare_data()
-    data.setup()
+    data = set_up(MnistData("t", canvas=28, root=mnist_root))
     images, labels = mnist_files.read(mnist_root, train=True)
     expected = {
         "train": (images[:55_000], labels[:55_000]),

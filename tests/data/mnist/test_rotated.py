@@ -1,13 +1,12 @@
 import torch
 import torch.nn.functional as F
+from samples import set_up
 
 from spatial_transformer.data.mnist import MnistData, RotatedMnistData
 
 
 def load(kind, root, **options):
-    data = kind(root=str(root), **options)
-    data.setup()
-    return data
+    return set_up(kind(root=root, **options))
 
 
 def test_splits_are_disjoint_and_the_same_for_every_seed(mnist_root):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from samples import set_up
 
 from spatial_transformer.data.mnist.distortions import rotate
 from spatial_transformer.data.mnist.volumes import (
@@ -19,16 +20,6 @@ from spatial_transformer.geometry import THICKNESS, project_volume
 from spatial_transformer.utils.random import sample_keys, uniform
 
 INDEX = torch.arange(12)
-
-
-@pytest.fixture
-def volumes(drawn_mnist):
-    def build(**settings):
-        data = Mnist3dData(**settings)
-        data.setup()
-        return data
-
-    return build
 
 
 def keys(n, seed=1):
@@ -85,8 +76,8 @@ def test_rotated_digits_stay_in_their_cube():
     assert cubes[..., 0, :].max() == cubes[..., :, 0].max() == cubes[:, :, 0].max() == 0
 
 
-def test_volumes_hold_whole_digits(volumes, digits):
-    made, labels = volumes().samples("val", INDEX)
+def test_volumes_hold_whole_digits(drawn_mnist, digits):
+    made, labels = set_up(Mnist3dData()).samples("val", INDEX)
     assert made.shape == (12, 1, 60, 60, 60)
     assert labels.tolist() == [n % 10 for n in range(12)]
     expected = THICKNESS * digits[labels].flatten(1).sum(dim=1)

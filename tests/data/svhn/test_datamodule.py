@@ -7,6 +7,7 @@ import pytest
 import torch
 from make_svhn import make, scene
 from PIL import Image
+from samples import all_samples, set_up
 from tiny_numbers import write_parts
 
 from spatial_transformer.data.mnist import files as mnist_files
@@ -25,14 +26,7 @@ def root(tmp_path_factory):
 
 
 def build(root, **settings):
-    data = SvhnData(root=root, **{"workers": 1, "batch_size": 8, **settings})
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def all_samples(data, split, epoch=0):
-    return data.samples(split, torch.arange(data.size(split)), epoch)
+    return set_up(SvhnData(root=root, **{"workers": 1, "batch_size": 8, **settings}))
 
 
 # Samples

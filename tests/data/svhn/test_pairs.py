@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from samples import set_up
 from tiny_numbers import write_numbers
 
 from spatial_transformer.data.svhn import SvhnPairs
@@ -13,10 +14,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("svhn") / "SVHN"
     for part in ("train", "test"):
         write_numbers(root / part, [(n % 3, 7) for n in range(20)])
-    data = SvhnPairs(root, workers=1)
-    data.prepare_data()
-    data.setup()
-    return data
+    return set_up(SvhnPairs(root, workers=1))
 
 
 def test_pairs_show_two_digits_of_one_class(data):
