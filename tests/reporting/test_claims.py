@@ -12,15 +12,9 @@ from conftest import REPOSITORY
 from scipy.stats import spearmanr
 
 from spatial_transformer.paper import ADDITION
-from spatial_transformer.reporting.analyses import bird_part_coverage
+from spatial_transformer.reporting.analyses import bird_part_coverage, changed_recipe
 from spatial_transformer.reporting.paper_tables import paper_tables
-from spatial_transformer.reporting.records import (
-    diff_keys,
-    flatten,
-    read_measurements,
-    read_records,
-    standard_settings,
-)
+from spatial_transformer.reporting.records import flatten, read_measurements, read_records
 from spatial_transformer.reporting.significance import paired_p
 
 RESULTS, CONF = REPOSITORY / "results", REPOSITORY / "conf"
@@ -60,16 +54,14 @@ def gains(*columns, label=FAST):
 
 def recipe(model, transform, distortion, name, steps, metric="test/error", **changes):
     """Return the mean metric of the runs that change only these settings of their recipe."""
+    wanted = [model, transform, name, steps, distortion]
     values = []
     for record in read_records(RESULTS / "recipes") + read_records(RESULTS / "mnist"):
         run = [record[key] for key in ("model", "transform", "recipe", "steps")]
-        if run != [model, transform, name, steps]:
-            continue
-        settings = flatten(record["config"]["recipe"])
-        expected = flatten(standard_settings(record, CONF)["recipe"])
-        changed = {key: settings.get(key) or None for key in diff_keys(expected, settings)}
-        if record["config"]["data"]["distortion"] == distortion and changed == changes:
-            values.append(record["metrics"][metric])
+        if [*run, record["config"]["data"]["distortion"]] == wanted:
+            changed = {key: value or None for key, value in changed_recipe(record, CONF).items()}
+            if changed == changes:
+                values.append(record["metrics"][metric])
     return fmean(values)
 
 
@@ -131,13 +123,11 @@ def addition_pooling_ratio(pool):
 
 def separation():
     """Return how often each of two transformers aligns the digit that it mostly aligns, in %."""
-    runs = [
-        run["metrics"]
-        for run in read_records(RESULTS / "mnist_addition")
-        if run["model"] == "addition_2st_fcn"
+    shares = [
+        metrics("mnist_addition", f"test/resolves_first_{n}", model="addition_2st_fcn")
+        for n in (1, 2)
     ]
-    pairs = [sorted(run[f"test/resolves_first_{n}"] for n in "12") for run in runs]
-    return [share for second, first in pairs for share in (100 - second, first)]
+    return [share for pair in zip(*shares) for share in (100 - min(pair), max(pair))]
 
 
 def clutter(digit):

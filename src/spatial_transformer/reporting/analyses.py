@@ -689,7 +689,7 @@ def recipe_table(records: Iterable[Record], conf: Path) -> str:
     found = _empty_cells()
     for record in records:
         run = _network(record), record["config"]["data"]["distortion"].upper(), record["recipe"]
-        changes = _changed_recipe(record, conf)
+        changes = changed_recipe(record, conf)
         changed = ", ".join(f"{name} {value or 'none'}" for name, value in changes.items())
         row = record["model"], record["transform"], *run, record["steps"], changed
         for metric in metrics:
@@ -702,7 +702,7 @@ def recipe_table(records: Iterable[Record], conf: Path) -> str:
     return markdown_table([*header, *metrics.values()], rows)
 
 
-def _changed_recipe(record: Record, conf: Path) -> dict[str, Any]:
+def changed_recipe(record: Record, conf: Path) -> dict[str, Any]:
     """Return the settings of a run that differ from the file of its recipe in ``conf``."""
     settings = flatten(record["config"]["recipe"])
     expected = flatten(standard_settings(record, conf)["recipe"])
@@ -717,7 +717,7 @@ def steps_chart(records: Iterable[Record], conf: Path) -> Figure:
     errors: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         network, distortion = _network(record), record["config"]["data"]["distortion"]
-        changes = (_describe_change(*item) for item in _changed_recipe(record, conf).items())
+        changes = (_describe_change(*item) for item in changed_recipe(record, conf).items())
         recipe = f"recipe={record['recipe']}"
         line = ", ".join([f"{network} on {distortion.upper()}", recipe, *changes])
         errors[line][record["steps"]].append(record["metrics"]["test/error"])
