@@ -44,6 +44,11 @@ def make(root: Path, mnist_root: str | Path | None, sizes: dict[str, int]) -> No
     for part, n in sizes.items():
         if n < 1:
             raise UsageError(f"The number of {part} images must be positive, got {n}.")
+        if (root / part).exists():
+            raise UsageError(
+                f"{(root / part).absolute()} exists. Choose another directory, or delete it."
+            )
+    for part, n in sizes.items():
         images, labels = mnist_files.read(mnist, train=part != "test")
         make_part(root / part, n, (images.numpy(), labels.numpy()))
 
@@ -57,16 +62,14 @@ def make_part(directory: Path, n: int, digits: tuple[np.ndarray, np.ndarray]) ->
         digits: ``(N, 28, 28)`` uint8 images and their ``(N,)`` labels.
 
     Raises:
-        UsageError: the directory exists or cannot be written.
+        UsageError: the directory cannot be written.
     """
     draw = partial(scene, *digits, PARTS.index(directory.name))
     annotations = []
     try:
         with create_directory(directory) as new:
             if new is None:
-                raise UsageError(
-                    f"{directory.absolute()} exists. Choose another directory, or delete it."
-                )
+                raise FileExistsError("it exists")
             scenes = map_in_processes(draw, range(n), 1, f"synthetic {directory.name}")
             for i, (picture, boxes, number) in enumerate(scenes, 1):
                 Image.fromarray(picture).save(new / f"{i}.png", compress_level=1)
