@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_numbers import write_numbers
 
 from spatial_transformer.data.svhn.crops import DIGIT_SIZE, crop, open_crops, union_box
+from spatial_transformer.utils.errors import UsageError
 
 
 @pytest.fixture
@@ -94,6 +95,13 @@ def test_unusable_images_are_left_out_with_one_warning(tmp_path, caplog):
     caplog.clear()
     open_crops(part, 64)
     assert not caplog.messages
+
+
+def test_part_without_usable_images_is_refused(tmp_path):
+    part = write_numbers(tmp_path / "train", [(1, 2, 3, 4, 5, 6)])
+    with pytest.raises(UsageError, match=rf"{part} must have at least one usable image, got 0"):
+        open_crops(part, 64)
+    assert cached(tmp_path / "cache") == []
 
 
 # The cache

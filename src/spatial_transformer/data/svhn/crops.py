@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ...utils.errors import UsageError
 from ..io.cache import cache_directories, open_cache
 from ..io.image_files import read_image
 from ..io.workers import map_in_processes
@@ -52,6 +53,9 @@ def open_crops(
         size: of the crops in pixels: 64 or 128 for numbers, :data:`DIGIT_SIZE` for single digits.
         cache: directory of the cache, see :func:`~spatial_transformer.data.io.cache_directories`.
         workers: processes that make the crops. None is one per core, at most 16.
+
+    Raises:
+        UsageError: a file is damaged, no image can be used, or the cache cannot be written.
     """
     stat = (part / STRUCT).stat()
     enlargement = ENLARGEMENT.get(size, _DIGIT_ENLARGEMENT)
@@ -97,6 +101,8 @@ def _write(part: Path, size: int, workers: int | None, directory: Path) -> dict:
             "without area or outside of the image: %s",
             *(len(excluded), n, part.absolute(), POSITIONS, ", ".join(excluded)),
         )
+    if not labels:
+        raise UsageError(f"SVHN: {part.absolute()} must have at least one usable image, got 0.")
     np.save(directory / "labels.npy", np.array(labels, dtype=np.uint8))
     return {"digest": digest.hexdigest()}
 
