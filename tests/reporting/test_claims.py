@@ -261,7 +261,7 @@ CLAIMS = {
             for distortion in ("r", "rts")
         ],
         "falls from {47.7} to {2.8} %": lambda: frozen("r")[:2],
-        "an ST-CNN has {2.28} %, a CNN {2.85} %, an equivariant CNN {1.75} %": lambda: [
+        "has {2.26} %, a CNN {2.85} % (four seeds each), an equivariant CNN {1.75} %": lambda: [
             rotated(model) for model in ("RotatedStCnn", "rotated_cnn", "P4Cnn")
         ],
         "four crops have an accuracy of {75.3} % and the CNN has {72.1} %": lambda: [
@@ -460,7 +460,7 @@ CLAIMS = {
         "rank the trained ST-FCN on RTS alike (Spearman above 0.8)": (rank_correlation, (0.8, 1)),
     },
     "docs/experiments/frozen.md": {
-        "rises from {57.5} to {64.4} % (one seed). On upright ones it is {72.0} %": lambda: [
+        "rises from {57.5} to {64.4} % (two seeds). On upright ones it is {72.0} %": lambda: [
             bird_accuracy("birds_frozen", steps=1),
             bird_accuracy("birds_frozen"),
             bird_accuracy("bird_trials/standard"),
@@ -476,7 +476,7 @@ CLAIMS = {
             rotated_trial(f"dropout-{dropout}") for dropout in ("0", "0.1", "0.3")
         ],
         "reaches {7.7} % in 8,000 steps": lambda: rotated_trial("fixed-angles"),
-        "from {2.85} to {2.28} %. The equivariant network has {1.75} %": lambda: [
+        "from {2.85} to {2.26} % (four seeds each). The equivariant network has {1.75} %": lambda: [
             rotated(model) for model in ("rotated_cnn", "RotatedStCnn", "P4Cnn")
         ],
         "is {120} degrees after the transformer, and {164} before it": lambda: [
