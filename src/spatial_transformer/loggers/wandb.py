@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ class WandbRun(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # Lightning sets it, and W&B warns of it
         self._media: dict[str, Any] = {}
         self._next_row = 1
-        self._remote_rows: int | None = None
 
     @property
     @rank_zero_experiment
@@ -181,13 +181,13 @@ class WandbRun(WandbLogger):
                 with the images of the run directory.
         """
         self._next_row = 1
-        if self._remote_rows_so_far() == 0:
+        if self._remote_rows == 0:
             self._add_images(0)
             self._send({STEP: 0}, row=0)
         for row in rows:
             step = int(row["step"])
             metrics = {name: float(value) for name, value in row.items() if name != "step"}
-            if "val/error" in metrics and self._next_row >= self._remote_rows_so_far():
+            if "val/error" in metrics and self._next_row >= self._remote_rows:
                 self._add_images(step + 1)
             self.log_metrics(metrics, step)
 
@@ -198,21 +198,20 @@ class WandbRun(WandbLogger):
             name = path.stem.rpartition("_")[0]
             self._media[f"pictures/{name}"] = [wandb.Image(str(path))]
 
-    def _remote_rows_so_far(self) -> int:
-        """Return how many rows W&B had when the run started in this process."""
-        if self._remote_rows is None:
-            self._remote_rows = self.experiment.step
-        return self._remote_rows
+    @cached_property
+    def _remote_rows(self) -> int:
+        """How many rows W&B had when the run started in this process."""
+        return self.experiment.step
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log a row of metrics; or images and tables, which wait for the next row."""
         if not all(isinstance(value, numbers.Number) for value in metrics.values()):
             self._media |= metrics
-            if step == 0 and self._remote_rows_so_far() == 0:
+            if step == 0 and self._remote_rows == 0:
                 self._send({STEP: 0}, row=0)
             return
-        if self._next_row >= self._remote_rows_so_far():
+        if self._next_row >= self._remote_rows:
             self._send({STEP: step, **select_metrics(metrics)}, self._next_row)
         self._media = {}
         self._next_row += 1
