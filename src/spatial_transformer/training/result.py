@@ -80,22 +80,18 @@ def make_result(
 
 def result_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that change the result, but for those with a field of their own."""
-
-    def without(group: str, *names: str) -> dict[str, Any]:
-        return {key: value for key, value in (config[group] or {}).items() if key not in names}
-
-    shown = [name for name in IGNORED["trainer"] if name != "limit_test_batches"]
-    trainer = without("trainer", *shown, "max_steps", "precision", "val_check_interval")
-    return {
-        "data": without("data", "root", "cache"),
-        "transform": without("transform"),
-        "model": without("model"),
-        "recipe": without("recipe"),
-        "task": without("task", "root", "cache"),
-        "trainer": trainer,
-        "start": {"ckpt_path": None if config["ckpt_path"] == "auto" else config["ckpt_path"]},
-        "callbacks": acting_callbacks(config),
+    in_fields = {"max_steps", "precision", "val_check_interval"}
+    left_out = {
+        "data": {"root", "cache"},
+        "task": {"root", "cache"},
+        "trainer": in_fields.union(IGNORED["trainer"]) - {"limit_test_batches"},
     }
+    settings = {}
+    for group in ("data", "transform", "model", "recipe", "task", "trainer"):
+        hidden, node = left_out.get(group, ()), config[group] or {}
+        settings[group] = {name: value for name, value in node.items() if name not in hidden}
+    start = None if config["ckpt_path"] == "auto" else config["ckpt_path"]
+    return {**settings, "start": {"ckpt_path": start}, "callbacks": acting_callbacks(config)}
 
 
 def check_result(result: Any) -> None:
