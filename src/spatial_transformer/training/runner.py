@@ -29,7 +29,7 @@ from .result import make_result
 from .run_dir import RunDir
 from .signals import StopSignals
 from .validation import validate
-from .weights import check_start, load_weights
+from .weights import load_start, load_weights
 
 log = logging.getLogger(__name__)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -114,8 +114,7 @@ def _fit_and_test(
         data.prepare_data()
         task.prepare_data()
         if start is not None:
-            load_weights(task, start)
-            check_start(task, start, plain["trainer"]["max_steps"])
+            load_start(task, start, plain["trainer"]["max_steps"])
         mark = fingerprint(plain, data.digest())
         return mark, run_dir.prepare(plain, mark)
 

@@ -13,8 +13,8 @@ from ..utils.errors import UsageError
 from ..utils.serialization import load_tensors
 
 
-def load_weights(task: pl.LightningModule, file: Path) -> None:
-    """Load the weights in a checkpoint of a run.
+def load_weights(task: pl.LightningModule, file: Path) -> dict[str, Any]:
+    """Load the weights in a checkpoint of a run, and return its content.
 
     Raises:
         UsageError: the file is missing or damaged, or holds the weights of another network.
@@ -29,16 +29,17 @@ def load_weights(task: pl.LightningModule, file: Path) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …")
         raise UsageError(f"{file} holds the weights of another network: {reason}") from error
+    return content
 
 
-def check_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
-    """Check that a run can continue from a checkpoint, whose weights have been loaded.
+def load_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
+    """Load the weights in a checkpoint from which a run of ``max_steps`` steps continues.
 
     Raises:
-        UsageError: the checkpoint has no optimizer, or another optimizer or schedule. Or the run
-            has no more steps than the checkpoint, or more than its OneCycleLR.
+        UsageError: the checkpoint cannot be loaded, has no optimizer, or has another optimizer or
+            schedule. Or the run has no more steps than it, or more than its OneCycleLR.
     """
-    content = read_checkpoint(file)
+    content = load_weights(task, file)
     if "optimizer_states" not in content:
         raise UsageError(f"{file} has no optimizer. Choose a checkpoint of a run directory.")
     steps = content["global_step"]
