@@ -9,23 +9,20 @@ from torch import Tensor
 from ..utils.errors import UsageError
 
 _NEVER = torch.iinfo(torch.int64).max
+_EVERY = 50  # steps between two checks on a GPU or on several devices
 
 
 class NanGuard(pl.Callback):
     """End training when the loss is infinite or NaN, and name the step.
 
-    The first bad step is stored on the device. It is read before each checkpoint and every few
-    steps, as reading it from a GPU or from several devices means waiting.
-
-    Args:
-        every: steps between two checks on a GPU or on several devices. A CPU checks every step.
+    The first bad step is stored on the device. It is read before each checkpoint and every 50
+    steps, as reading it from a GPU or from several devices means waiting. A CPU reads every step.
 
     Raises:
         UsageError: the loss is not finite.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self._bad_step: Tensor | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
@@ -36,7 +33,7 @@ class NanGuard(pl.Callback):
             loss.isfinite(), self._bad_step, self._bad_step.clamp(max=step)
         )
         is_cheap = loss.device.type == "cpu" and trainer.world_size == 1
-        if is_cheap or step % self.every == 0:
+        if is_cheap or step % _EVERY == 0:
             self._check(trainer)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
