@@ -1,7 +1,6 @@
 """A run on several devices, here processes on a CPU, equals the run on one."""
 
 import copy
-import csv
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ import torch
 import wandb_file
 from conftest import REPOSITORY
 from make_svhn import make as make_numbers
+from run_files import checkpoint, losses, metrics, rows
 
 from spatial_transformer.data.base import check_divisible
 from spatial_transformer.networks.backbones import load_backbone
@@ -106,28 +106,11 @@ def seen(run, split):
     return Counter(draws), len(files)
 
 
-def weights(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
 def assert_near(run, other, rtol, atol):
-    found, expected = weights(run), weights(other)
+    found, expected = checkpoint(run)["state_dict"], checkpoint(other)["state_dict"]
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, rtol=rtol, atol=atol), name
-
-
-def rows(run, name="metrics.csv"):
-    with (run / name).open() as file:
-        return list(csv.DictReader(file))
-
-
-def losses(run):
-    return [float(row["train/loss"]) for row in rows(run) if row["train/loss"]]
-
-
-def metrics(run):
-    return json.loads((run / "metrics.json").read_text())["metrics"]
 
 
 def files(run):
@@ -349,8 +332,7 @@ def test_sigterm_lets_all_processes_save(running, mnist_root, finish, tmp_path):
     assert "Interrupted by SIGTERM" in errors
     assert f"hydra.run.dir={run}" in errors
     assert "Traceback" not in errors
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert saved % 6, "not where it validates"
+    assert checkpoint(run)["global_step"] % 6, "not where it validates"
     finish(run, *LONG, *TWO, f"data.root={mnist_root}")
     assert_near_undisturbed(run, mnist_root, finish, tmp_path)
 

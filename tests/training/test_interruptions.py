@@ -1,7 +1,5 @@
 """A stopped run resumes, and ends as if it had not been stopped."""
 
-import csv
-import json
 import os
 import random
 import resource
@@ -13,6 +11,7 @@ import pytorch_lightning as pl
 import wandb_file
 from programs import Program
 from resume_worker import difference
+from run_files import metrics, rows
 
 from spatial_transformer.loggers.wandb import STEP, select_metrics
 
@@ -108,8 +107,7 @@ def test_moved_run_resumes(mnist_root, stopped, undisturbed):
 
 
 def assert_all_rows_are_in_wandb(run):
-    with (run / "metrics.csv").open(newline="") as file:
-        table = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+    table = [{name: value for name, value in row.items() if value} for row in rows(run)]
     found = wandb_file.rows(wandb_file.newest(run))
     by_number = {row["_step"]: row for row in found}
     assert len(found) == 1 + len(table), "one row before training"
@@ -133,7 +131,7 @@ def test_killed_run_stays_one_run_in_wandb(mnist_root, tmp_path, undisturbed):
     assert len({path.name.rsplit("-", 1)[1] for path in runs}) == 1
     assert_all_rows_are_in_wandb(tmp_path)
     file = wandb_file.newest(tmp_path)
-    best = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["val/best_error"]
+    best = metrics(tmp_path)["val/best_error"]
     assert wandb_file.summary(file)["val/error"] == {"min": best}
     assert "st_fcn" in wandb_file.messages(file, "run")[0].tags
     assert sum(artifact.type == "model" for artifact in wandb_file.messages(file, "artifact")) == 1

@@ -1,6 +1,5 @@
 """Real runs on real data, a few steps long."""
 
-import csv
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from conftest import SHORT
 from make_svhn import make as make_numbers
 from omegaconf import OmegaConf
 from PIL import Image
+from run_files import checkpoint, losses, rows
 from tiny_birds import Bird, write_birds
 
 from spatial_transformer.callbacks.misclassified import MisclassifiedSamples
@@ -56,11 +56,6 @@ def evaluate_run(run, data_root=None, **settings):
     trainer = {"accelerator": "auto", "devices": 1, "num_nodes": 1}
     config = {"run": str(run), "checkpoint": "best", "data": {"root": data_root}, "trust": []}
     return evaluate(OmegaConf.create(config | {"trainer": trainer} | settings))
-
-
-def rows(run, name="metrics.csv"):
-    with (run / name).open() as file:
-        return list(csv.DictReader(file))
 
 
 def fail(*arguments):
@@ -119,7 +114,7 @@ def test_colocalisation_trains_its_encoder_once(short, mnist_root, tmp_path, run
     assert not {"root", "cache"} & {*saved["task"], *saved["data"]}
     (kept,) = (tmp_path / "kept").rglob("encoder.pt")
     written = kept.stat().st_mtime_ns
-    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    weights = checkpoint(run, "best.ckpt")["state_dict"]
     for name, tensor in torch.load(kept, weights_only=True).items():
         assert torch.equal(weights[f"network.encoder.{name}"], tensor), "the encoder is frozen"
     expected = pytest.approx(metrics["test/overlap"])
@@ -211,13 +206,9 @@ def test_fast_recipe_learns_rotated_digits(short):
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_recipes_lower_the_loss(short, run, recipe):
-    train(
-        short(
-            f"recipe={recipe} trainer.max_steps=60 data.batch_size=64 data.distortion=r model=fcn"
-        )
-    )
-    losses = [float(row["train/loss"]) for row in rows(run) if row["train/loss"]]
-    assert sum(losses[-5:]) < sum(losses[:5])
+    words = "model=fcn data.distortion=r trainer.max_steps=60 data.batch_size=64"
+    train(short(f"{words} recipe={recipe}"))
+    assert sum(losses(run)[-5:]) < sum(losses(run)[:5])
 
 
 def test_run_directory_is_complete(short, mnist_root, run, caplog):
@@ -369,10 +360,8 @@ def test_wrong_settings_are_refused_before_training(short, run, override, messag
 
 def test_refusal_by_lightning_is_a_usage_error(short):
     config = short("model=fcn")
-    config.recipe.scheduler = {
-        "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
-        "_partial_": True,
-    }
+    target = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+    config.recipe.scheduler = {"_target_": target, "_partial_": True}
     with pytest.raises(UsageError, match="ReduceLROnPlateau"):
         train(config)
 
@@ -390,7 +379,7 @@ def test_run_continued_from_a_checkpoint_is_bit_equal(short, tmp_path, monkeypat
     def weights(name, *more):
         words = "recipe.validate_every=1 recipe.scheduler.total_steps=10 recipe.dropout=0.2"
         train(short(words, f"run_dir={tmp_path}/{name}", *more))
-        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        return checkpoint(tmp_path / name)
 
     whole = weights("whole", "trainer.max_steps=10")
     for stop in (3, 6, 8):
@@ -408,9 +397,6 @@ def test_averaged_weights_resume_bit_equal_and_are_tested(short, tmp_path, monke
     def train_in(name):
         return train(short(words, "ckpt_path=auto", f"run_dir={tmp_path}/{name}"))
 
-    def checkpoint(name, file):
-        return torch.load(tmp_path / name / "checkpoints" / file, weights_only=True)
-
     def fail_at_step_3(self, batch, batch_idx):
         if self.global_step == 3:
             raise ValueError("on the way")
@@ -425,13 +411,13 @@ def test_averaged_weights_resume_bit_equal_and_are_tested(short, tmp_path, monke
     stopped = train_in("stopped")
     assert stopped["curve"] == whole["curve"]
     for file in ("last.ckpt", "best.ckpt"):
-        expected, found = checkpoint("whole", file), checkpoint("stopped", file)
+        expected, found = (checkpoint(tmp_path / name, file) for name in ("whole", "stopped"))
         for part in ("state_dict", "current_model_state", "averaging_state"):
             assert expected[part].keys() == found[part].keys()
             for name, tensor in expected[part].items():
                 assert torch.equal(tensor, found[part][name]), (file, name)
 
-    on_the_way = checkpoint("whole", "previous.ckpt")
+    on_the_way = checkpoint(tmp_path / "whole", "previous.ckpt")
     for name, tensor in on_the_way["state_dict"].items():  # statistics of BatchNorm too
         is_averaged = not torch.equal(tensor, on_the_way["current_model_state"][name])
         assert is_averaged == tensor.is_floating_point() or "num_batches" in name, name
@@ -455,40 +441,21 @@ def test_continued_run_resumes_from_its_own_checkpoint(short, tmp_path, run, mon
     assert "is already finished" in caplog.text
 
 
-def test_unusable_start_is_refused(short, tmp_path, run):
-    train(short("model=fcn"))
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    with pytest.raises(UsageError, match="weights of another network"):
-        train(short(f"model=st_fcn ckpt_path={checkpoint} run_dir={tmp_path}/another"))
-    best = run / "checkpoints" / "best.ckpt"
-    best.write_bytes(best.read_bytes()[:1000])
-    with pytest.raises(UsageError, match=r"best\.ckpt cannot be read"):
-        evaluate_run(run)
-    with pytest.raises(UsageError, match=r"other\.ckpt does not exist"):
-        evaluate_run(run, checkpoint="other")
-
-
 def test_start_that_cannot_be_continued_is_refused(short, tmp_path, run):
     train(short("model=fcn"))
     start = run / "checkpoints" / "last.ckpt"
-    content = torch.load(start, weights_only=True)
-    torch.save({"state_dict": content["state_dict"]}, tmp_path / "weights.pt")
+    torch.save({"state_dict": checkpoint(run)["state_dict"]}, tmp_path / "weights.pt")
+    four = "model=fcn trainer.max_steps=4"
     for file, words, message in (
-        (start, "trainer.max_steps=2", r"max_steps must be more than the 2 steps of .*, got 2\."),
-        (start, "trainer.max_steps=4", r"max_steps must be at most 2, where .* ends, got 4\."),
-        (start, "trainer.max_steps=4 recipe=paper", r"last\.ckpt, which does not have dampening"),
-        (tmp_path / "weights.pt", "trainer.max_steps=4", r"weights\.pt has no optimizer\."),
+        (start, "model=st_fcn", "weights of another network"),
+        (start, "model=fcn", r"max_steps must be more than the 2 steps of .*, got 2\."),
+        (start, four, r"max_steps must be at most 2, where .* ends, got 4\."),
+        (start, f"{four} recipe=paper", r"last\.ckpt, which does not have dampening"),
+        (tmp_path / "weights.pt", four, r"weights\.pt has no optimizer\."),
     ):
         with pytest.raises(UsageError, match=message):
-            train(short(f"model=fcn {words} ckpt_path={file} run_dir={tmp_path}/another"))
+            train(short(f"{words} ckpt_path={file} run_dir={tmp_path}/another"))
     assert not (tmp_path / "another" / "config.yaml").exists()
-
-
-def test_two_runs_in_one_directory_are_refused(short, run):
-    train(short("trainer.max_steps=1"))
-    with RunDir(run).lock(), pytest.raises(UsageError, match="Another run is working in"):
-        train(short("trainer.max_steps=1"))
-    assert RunDir(run).state().name == "finished"
 
 
 def test_failed_restart_of_a_finished_run_is_failed(short, tmp_path, run):
@@ -504,9 +471,8 @@ def test_result_has_acting_callbacks_and_the_start(composed):
     plain = result_settings(composed("experiment=mnist"))
     assert plain["start"] == {"ckpt_path": None}
     assert list(plain["callbacks"]) == ["best"]
-    stop = (
-        "+callbacks.stop={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/loss}"
-    )
+    early = "_target_: pytorch_lightning.callbacks.EarlyStopping"
+    stop = f"+callbacks.stop={{{early}, monitor: val/loss}}"
     other = result_settings(composed("debug=overfit", stop, "ckpt_path=some.ckpt"))
     assert other["start"] == {"ckpt_path": "some.ckpt"}
     assert other["callbacks"]["stop"]["monitor"] == "val/loss"
@@ -544,8 +510,7 @@ def test_loss_that_is_not_finite_ends_the_run(short, run):
     words = "recipe.optimizer.lr=1e18 trainer.max_steps=40 recipe.validate_every=1"
     with pytest.raises(UsageError, match=r"loss is not finite at step \d+"):
         train(short(f"{words} {sgd}"))
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] >= 1
+    assert checkpoint(run)["global_step"] >= 1
     assert not (run / "metrics.json").exists()
 
 
@@ -558,7 +523,7 @@ def test_weights_that_are_not_finite_are_not_saved(short, run, monkeypatch):
     with pytest.raises(UsageError, match="weights are not finite at step 4"):
         train(short(TWO_VALIDATIONS))
     for file in (run / "checkpoints").iterdir():
-        weights = torch.load(file, weights_only=True)["state_dict"].values()
+        weights = checkpoint(run, file.name)["state_dict"].values()
         assert all(weight.isfinite().all() for weight in weights), file
 
 

@@ -1,11 +1,11 @@
 """Stacked seeds against train(), and what a CUDA graph would need."""
 
-import csv
 from contextlib import contextmanager
 
 import pytest
 import torch
 import train_stacked as script
+from run_files import losses
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spatial_transformer.data.mnist import files
@@ -56,11 +56,6 @@ class WithBuffer(MnistNetwork):
         self.batch_norm = torch.nn.BatchNorm2d(1)
 
 
-def read_losses(run):
-    with (run / "metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -77,10 +72,10 @@ def test_each_seed_is_as_in_train(config, tmp_path, words):
         run = tmp_path / str(seed)
         plain = train(config(words, f"seed={seed}", f"run_dir={run}"))
         for result in (stacked[n], in_turn[n]):
-            losses = result.pop("losses")
+            logged = result.pop("losses")
             assert result.pop("stacked") == SEEDS
-            assert losses["step"] == list(range(1, 9))
-            assert losses["train/loss"] == pytest.approx(read_losses(run), rel=1e-4)
+            assert logged["step"] == list(range(1, 9))
+            assert logged["train/loss"] == pytest.approx(losses(run), rel=1e-4)
             assert_same_result(result, plain)
 
 
