@@ -149,15 +149,6 @@ def test_run_in_progress_is_not_failed(run_here, tmp_path):
     assert states(output) == {name: "not started"}
 
 
-def test_failure_is_reported_without_its_hint(run_here, tmp_path):
-    words = ["sweep=table1", "model=fcn", "data.distortion=r", "seed=1"]
-    code, output, errors = run_here(*words, f"data.root={tmp_path}", "hydra.sweep.dir=sweep")
-    assert code == 1
-    (error,) = tmp_path.glob("sweep/*/error.txt")
-    assert output.splitlines()[-1].split(" failed ")[1].strip() == error.read_text().splitlines()[0]
-    assert "Not all runs are finished: 1 failed (see error.txt). Rerun the same command" in errors
-
-
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_failed_run_is_retried(run_here, mnist_root, tmp_path, launcher):
     words = ["sweep=table1", f"launcher={launcher}", f"hydra.sweep.dir={tmp_path}", *TINY]

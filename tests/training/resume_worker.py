@@ -90,12 +90,9 @@ def run(settings: list[str], run_dir: Path, kill: tuple[str, int, int] | None = 
 
             if kill:
                 arm(*kill)
-            (run_dir.parent / "log").mkdir(exist_ok=True)
-            output = os.open(
-                run_dir.parent / "log" / run_dir.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            )
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            with run_dir.with_suffix(".log").open("a") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
             try:
                 train(compose_config(REPOSITORY / "conf", *settings, f"run_dir={run_dir}"))
                 code = 0
@@ -156,18 +153,16 @@ def main(directory: str, data: str, first: int, last: int) -> None:
     for seed in range(first, last):
         settings, place, times, number = draw(seed)
         settings = [*settings, f"data.root={data}"]
-        expected, found = (
-            Path(directory) / f"{seed}-undisturbed",
-            Path(directory) / f"{seed}-killed",
-        )
+        expected, found = (Path(directory) / f"{seed}-{name}" for name in ("whole", "killed"))
         codes = [run(settings, expected), run(settings, found, (place, times, number))]
         codes.append(run(settings, found))
-        reason = "" if codes[0] == codes[2] == 0 else f"exit codes {codes}"
+        interrupted = -number if number == signal.SIGKILL else 128 + number
+        is_right = codes[0] == codes[2] == 0 and codes[1] in (0, interrupted)
+        reason = "" if is_right else f"exit codes {codes}"
         reason = reason or difference(found, expected)
         kill = f"{signal.Signals(number).name} at {place} {times}"
-        print(
-            json.dumps({"seed": seed, "kill": kill, "codes": codes, "reason": reason}), flush=True
-        )
+        result = {"seed": seed, "kill": kill, "codes": codes, "reason": reason}
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

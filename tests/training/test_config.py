@@ -6,7 +6,6 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.validation import validate
 
 CONF = REPOSITORY / "conf"
@@ -67,12 +66,6 @@ def test_every_option_of_every_group_composes(composed, group, option):
 def test_schedule_follows_the_length(composed):
     config = composed("trainer.max_steps=123")
     assert config.recipe.scheduler.total_steps == 123
-
-
-def test_compose_config():
-    config = compose_config(CONF, "model=cnn", "run_dir=x")
-    assert (config.choices.model, config.choices.transform) == ("cnn", "none")
-    assert "hydra" not in config
 
 
 def test_other_hydra_programs_are_unchanged(tmp_path):

@@ -179,18 +179,11 @@ def test_batch_that_cannot_be_divided_is_refused(batch_size, devices, sizes):
         check_divisible(batch_size, devices)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ("data.batch_size=15", "must be a multiple of the 2 devices, got 15. Use 14 or 16."),
-        ("experiment=mnist_modern", "Batch normalisation over several devices needs GPUs."),
-    ],
-)
-def test_refusal_leaves_no_run(mnist_root, tmp_path, start, wrong, message):
+def test_refusal_leaves_no_run(mnist_root, tmp_path, start):
     run = tmp_path / "run"
-    words = [wrong, f"data.root={mnist_root}", f"hydra.run.dir={run}"]
+    words = ["experiment=mnist_modern", f"data.root={mnist_root}", f"hydra.run.dir={run}"]
     _, errors = wait(start(run, *TWO, *words), code=1)
-    assert message in errors
+    assert "Batch normalisation over several devices needs GPUs." in errors
     assert "Traceback" not in errors
     assert not run.exists()
 

@@ -349,7 +349,7 @@ def test_wandb_runs_offline_without_a_key(short, tmp_path, run, monkeypatch):
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor must be at least 0"),
         ("recipe.localisation_lr_factor=nan", "localisation_lr_factor must be"),
         ("ckpt_path=nothing.ckpt", "nothing.ckpt does not exist"),
-        ("data.root=nowhere", "MNIST is incomplete"),
+        ("trainer=ddp trainer.accelerator=cpu trainer.devices=2 data.batch_size=15", "2 devices"),
     ],
 )
 def test_wrong_settings_are_refused_before_training(short, run, override, message):

@@ -81,12 +81,6 @@ def test_option_that_cannot_be_read_from_a_result_is_refused(composed):
         validate(config)
 
 
-def test_dropout_of_the_recipe_reaches_the_networks_for_rotated_digits(composed):
-    for model in ("rotated_cnn", "rotated_st_cnn", "canonical_cnn", "p4_cnn"):
-        words = (f"model={model}", "recipe.dropout=0.3")
-        assert composed("experiment=mnist_rotated", *words).model.dropout == 0.3
-
-
 @pytest.mark.parametrize("value", ["${nothing}", "???"])
 def test_missing_value_is_refused_by_name(composed, value):
     with pytest.raises(OmegaConfBaseException) as caught:
