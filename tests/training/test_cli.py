@@ -66,6 +66,14 @@ def test_wrong_command_prints_one_message_and_leaves_nothing(start, tmp_path, wo
     assert not (tmp_path / "run").exists()
 
 
+def test_run_directory_that_cannot_be_created_is_reported(run_program, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, errors = run_program(train.main, f"hydra.run.dir={tmp_path}/file/run")
+    assert code == 1
+    assert errors.strip().startswith("Error: The run directory cannot be created: [Errno 20]")
+    assert "Traceback" not in errors
+
+
 def make(error):
     def main(config):
         raise error

@@ -1,5 +1,6 @@
 """Real runs on real data, a few steps long."""
 
+import errno
 import json
 import logging
 import os
@@ -364,6 +365,15 @@ def test_refusal_by_lightning_is_a_usage_error(short):
     config.recipe.scheduler = {"_target_": target, "_partial_": True}
     with pytest.raises(UsageError, match="ReduceLROnPlateau"):
         train(config)
+
+
+def test_read_only_run_directory_is_a_usage_error(short, monkeypatch):
+    def acquire(lock):
+        raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(UsageError, match=r"run cannot be written to: .*Read-only file system"):
+        train(short())
 
 
 def test_restart_keeps_earlier_results_and_no_pictures(short, run):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,12 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
 
     def decorate(function: Function) -> Callable[[], None]:
         conf = Path(inspect.getfile(function)).absolute().parent / "conf"
-        is_short = False
+        is_short = is_started = False
 
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
+            nonlocal is_started
+            is_started = True
             hydra_config = HydraConfig.get()
             if not is_short or hydra_config.mode == RunMode.MULTIRUN:
                 return function(config)
@@ -62,7 +64,8 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
                 remove_unused_run_dir(Path(hydra_config.runtime.output_dir))
 
         def main() -> None:
-            nonlocal is_short
+            nonlocal is_short, is_started
+            is_started = False
             is_short = os.environ.get("HYDRA_FULL_ERROR", "0") in ("", "0")
             sys.path.append(os.getcwd())
             home = os.path.expanduser("~")
@@ -85,6 +88,10 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of exit
                 try:
                     program()
+                except OSError as error:
+                    if is_started:
+                        raise
+                    raise UsageError(f"The run directory cannot be created: {error}.") from error
                 finally:
                     os.environ["HYDRA_FULL_ERROR"] = ""
 
@@ -112,11 +119,12 @@ def _short_messages(conf: Path, name: str) -> Iterator[None]:
 
 
 def _print_error(text: str) -> None:
-    """Print to standard error, and to ``train.log`` if there is one."""
+    """Print to standard error, and to ``train.log`` if it can be written to."""
     print(f"\n{text}", file=sys.stderr)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.emit(logging.makeLogRecord({"msg": text}))
+            with suppress(OSError):
+                handler.emit(logging.makeLogRecord({"msg": text}))
 
 
 def _check_srun() -> None:

@@ -80,23 +80,26 @@ def _train(
     plain: Any = processes.on_rank_zero(lambda: OmegaConf.to_container(config, resolve=True))
     config = OmegaConf.create(plain)
     run_dir = RunDir(config.run_dir)
-    with ExitStack() as stack:
-        processes.on_rank_zero(lambda: stack.enter_context(run_dir.lock()) and None)
-        if result := processes.on_rank_zero(lambda: run_dir.finished(plain)):
-            processes.log(f"{run_dir.path} is already finished. ckpt_path=null starts it over.")
-            return result
-        try:
-            return _fit_and_test(config, run_dir, processes, signals)
-        except Exception as error:
-            if processes.is_rank_zero and run_dir.config.is_file():
-                with suppress(OSError):
-                    run_dir.write_error(error)
-            if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-                raise UsageError(
-                    f"{run_dir.path} cannot be written to: {error}.\n"
-                    f"The last checkpoint is kept. {_hint(config)}"
-                ) from error
+    try:
+        with ExitStack() as stack:
+            processes.on_rank_zero(lambda: stack.enter_context(run_dir.lock()) and None)
+            if result := processes.on_rank_zero(lambda: run_dir.finished(plain)):
+                processes.log(f"{run_dir.path} is already finished. ckpt_path=null starts it over.")
+                return result
+            try:
+                return _fit_and_test(config, run_dir, processes, signals)
+            except Exception as error:
+                if processes.is_rank_zero and run_dir.config.is_file():
+                    with suppress(OSError):
+                        run_dir.write_error(error)
+                raise
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
             raise
+        raise UsageError(
+            f"{run_dir.path} cannot be written to: {error}.\n"
+            f"The last checkpoint is kept. {_hint(config)}"
+        ) from error
 
 
 def _fit_and_test(
