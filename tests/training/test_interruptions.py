@@ -10,8 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import wandb_file
 from programs import Program
-from resume_worker import difference
-from run_files import metrics, rows
+from run_files import assert_bit_equal, metrics, rows
 
 from spatial_transformer.loggers.wandb import STEP, select_metrics
 
@@ -34,12 +33,6 @@ def finish(run, root, *more, **options):
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
-
-
-def assert_same(run, undisturbed):
-    assert difference(run, undisturbed) == ""
-    hidden = [path.name for path in run.rglob(".*") if path.is_file()]
-    assert hidden == [".lock"], "half-written files"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +63,7 @@ def test_run_killed_at_any_moment_ends_bit_equal(mnist_root, tmp_path, undisturb
         process.communicate()
     assert killed >= 2
     finish(tmp_path, mnist_root)
-    assert_same(tmp_path, undisturbed)
+    assert_bit_equal(tmp_path, undisturbed)
 
 
 @pytest.fixture
@@ -89,7 +82,7 @@ def test_moved_run_resumes(mnist_root, stopped, undisturbed):
     last = moved / "checkpoints" / "last.ckpt"
     last.write_bytes(b"PK" + os.urandom(5000))
     assert f"{last} cannot be read as a checkpoint" in finish(moved, mnist_root)
-    assert_same(moved, undisturbed)
+    assert_bit_equal(moved, undisturbed)
 
 
 def assert_all_rows_are_in_wandb(run):
@@ -112,7 +105,7 @@ def test_killed_run_stays_one_run_in_wandb(mnist_root, tmp_path, undisturbed):
     assert kill(process, tmp_path, "checkpoints/best.ckpt", 0.1)
     process.communicate()
     finish(tmp_path, mnist_root, *offline)
-    assert_same(tmp_path, undisturbed)
+    assert_bit_equal(tmp_path, undisturbed)
     runs = (tmp_path / "wandb").glob("offline-run-*")
     assert len({path.name.rsplit("-", 1)[1] for path in runs}) == 1
     assert_all_rows_are_in_wandb(tmp_path)
@@ -175,7 +168,7 @@ def test_full_disk_keeps_the_last_checkpoint(mnist_root, stopped, undisturbed):
     assert "Traceback" not in output
     assert before & contents()
     finish(stopped, mnist_root)
-    assert_same(stopped, undisturbed)
+    assert_bit_equal(stopped, undisturbed)
 
 
 def test_lightning_has_the_private_names_in_use():
