@@ -10,8 +10,8 @@ from conftest import REPOSITORY
 from programs import Program
 
 from spatial_transformer import SpatialTransformer
+from spatial_transformer.training.build import build
 from spatial_transformer.training.runner import train
-from spatial_transformer.utils.errors import UsageError
 
 PAGE = (REPOSITORY / "docs" / "guides" / "extending.md").read_text()
 MODULE = """
@@ -37,10 +37,6 @@ class MyCallback(pl.Callback):
 
     def on_train_batch_end(self, *arguments):
         MyCallback.steps += 1
-
-
-class MySGD(torch.optim.SGD):
-    pass
 
 
 def my_optimizer(groups, lr: float):
@@ -78,23 +74,16 @@ def module(tmp_path, monkeypatch):
     return my_module
 
 
-def optimizer(target, *settings):
-    """Choose an optimizer without the settings of the default one."""
-    names = ["~recipe.optimizer.fused", "~recipe.optimizer.weight_decay"]
-    return [*names, f"recipe.optimizer._target_={target}", "recipe.optimizer.lr=0.01", *settings]
-
-
-@pytest.mark.parametrize("factory", ["my_module.MySGD", "my_module.my_optimizer"])
+@pytest.mark.parametrize("factory", ["timm.optim.Lion", "my_module.my_optimizer"])
 def test_components_of_a_user_train(composed, drawn_mnist, module, factory):
     own = ["model=custom", "model._target_=my_module.MyNet", "+model.hidden=[8, 8]"]
     own += ["+callbacks.mine={_target_: my_module.MyCallback}"]
-    record = train(composed(*TINY, *own, *optimizer(factory)))
+    own += ["~recipe.optimizer.fused", "~recipe.optimizer.weight_decay"]
+    own += [f"recipe.optimizer._target_={factory}", "recipe.optimizer.lr=0.01"]
+    module.MyCallback.steps = 0
+    record = train(composed(*TINY, *own))
     assert record["steps"] == module.MyCallback.steps == 5
     assert record["metrics"]["test/error"] >= 0
-
-
-def test_optimizer_of_another_package_trains(composed, drawn_mnist):
-    assert train(composed(*TINY, *FCN, *optimizer("timm.optim.Lion")))["steps"] == 5
 
 
 def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):
@@ -102,22 +91,13 @@ def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):
         f"+callbacks.stop={{_target_: {CALLBACK}EarlyStopping, monitor: val/error, patience: 9}}",
         f"+callbacks.copies={{_target_: {CALLBACK}ModelCheckpoint, dirpath: {tmp_path}/copies}}",
         f"+callbacks.rate={{_target_: {CALLBACK}LearningRateMonitor}}",
+        f"+callbacks.average={{_target_: {CALLBACK}EMAWeightAveraging}}",
     ]
     assert train(composed(*TINY, *FCN, *added))["steps"] == 5
     assert list((tmp_path / "copies").glob("*.ckpt"))
 
 
-def test_weights_are_averaged_by_steps(composed, drawn_mnist):
-    swa = f"+callbacks.swa={{_target_: {CALLBACK}StochasticWeightAveraging, swa_lrs: 0.01}}"
-    with pytest.raises(UsageError, match=r"callbacks\.swa counts epochs.*EMAWeightAveraging"):
-        train(composed(*TINY, *FCN, swa))
-    ema = f"+callbacks.ema={{_target_: {CALLBACK}EMAWeightAveraging}}"
-    assert train(composed(*TINY, *FCN, ema))["steps"] == 5
-
-
 def test_error_in_the_code_of_a_user_keeps_its_traceback(composed, module):
-    from spatial_transformer.training.build import build
-
     config = composed(*TINY, "model=custom", "model._target_=my_module.Broken")
     with pytest.raises(TypeError, match="bais") as caught:
         build(config)

@@ -13,44 +13,39 @@ CONF = REPOSITORY / "conf"
 SCHEDULES = "spatial_transformer.tasks.schedules"
 
 
-def old_config(model, recipe=None, task=None):
+CLASSIFICATION = "spatial_transformer.tasks.classification.Classification"
+
+
+def old_config(target, recipe=None, task=None, **model):
     return {
         "data": {"_target_": "spatial_transformer.data.mnist_3d.Mnist3dData"},
-        "model": {"_target_": f"spatial_transformer.networks.{model.pop('_target_')}", **model},
+        "model": {"_target_": f"spatial_transformer.networks.{target}", **model},
         "recipe": recipe or {},
-        "task": {
-            "_target_": "spatial_transformer.tasks.classification.Classification",
-            **(task or {}),
-        },
+        "task": {"_target_": CLASSIFICATION, **(task or {})},
     }
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("target", "old", "new"),
     [
-        ({"_target_": "mnist.fcn", "width": 8}, {"arch": "fcn", "width": 8}),
-        ({"_target_": "mnist.cnn"}, {"arch": "cnn", "pool": 1}),
-        ({"_target_": "mnist.st_cnn", "pool": None}, {"arch": "cnn", "pool": None}),
-        ({"_target_": "addition.fcn", "pool": None}, {"arch": "fcn", "in_channels": 2, "pool": 1}),
-        ({"_target_": "addition.fcn", "pool": 2}, {"arch": "fcn", "in_channels": 2, "pool": 2}),
-        ({"_target_": "addition.cnn"}, {"arch": "cnn", "in_channels": 2, "pool": 1}),
-        (
-            {"_target_": "addition.st_fcn", "transformers": 2, "pool": 2},
-            {"arch": "fcn", "in_channels": 2, "transformers": 2, "pool": 2},
-        ),
+        ("mnist.fcn", {"width": 8}, {"arch": "fcn", "width": 8}),
+        ("mnist.cnn", {}, {"arch": "cnn", "pool": 1}),
+        ("mnist.st_cnn", {"pool": None}, {"arch": "cnn", "pool": None}),
+        ("addition.fcn", {"pool": None}, {"arch": "fcn", "in_channels": 2, "pool": 1}),
+        ("addition.fcn", {"pool": 2}, {"arch": "fcn", "in_channels": 2, "pool": 2}),
+        ("addition.cnn", {}, {"arch": "cnn", "in_channels": 2, "pool": 1}),
+        ("addition.st_fcn", {"pool": 2}, {"arch": "fcn", "in_channels": 2, "pool": 2}),
     ],
 )
-def test_networks_become_one_class(old, new):
-    upgraded = upgrade_settings(old_config(old))
-    assert upgraded["model"] == {
-        "_target_": "spatial_transformer.networks.mnist.MnistNetwork",
-        **new,
-    }
+def test_networks_become_one_class(target, old, new):
+    upgraded = upgrade_settings(old_config(target, **old))
+    network = "spatial_transformer.networks.mnist.MnistNetwork"
+    assert upgraded["model"] == {"_target_": network, **new}
     assert upgrade_settings(upgraded) == upgraded
 
 
 def test_networks_of_users_are_unchanged():
-    config = old_config({"_target_": "mnist.small_cnn", "width": 8})
+    config = old_config("mnist.small_cnn", width=8)
     assert upgrade_settings(config)["model"] == config["model"]
 
 
@@ -67,14 +62,13 @@ def test_recipe_and_task_are_renamed():
             "factor": 0.1,
         },
     }
-    config = old_config(
-        {"_target_": "svhn.cnn"}, recipe, {"theta_noise": 0.03, "frozen_steps": 0, "margin": 1.0}
-    )
+    task = {"theta_noise": 0.03, "frozen_steps": 0, "margin": 1.0}
+    config = old_config("svhn.cnn", recipe, task)
     before = copy.deepcopy(config)
     upgraded = upgrade_settings(config)
     assert config == before
     assert upgraded["data"] == {"_target_": "spatial_transformer.data.mnist.Mnist3dData"}
-    assert upgraded["recipe"]["scheduler"] == {
+    scheduler = {
         "_target_": f"{SCHEDULES}.multi_step_decay",
         "_partial_": True,
         "total_steps": 9,
@@ -82,12 +76,9 @@ def test_recipe_and_task_are_renamed():
         "reference_steps": 150_000,
         "gamma": 0.1,
     }
-    assert {name: upgraded["recipe"][name] for name in ("spsa_delta", "theta_noise")} == {
-        "spsa_delta": 0.15,
-        "theta_noise": 0.03,
-    }
-    assert upgraded["recipe"].keys() == {"spsa_delta", "theta_noise", "scheduler"}
-    assert upgraded["task"].keys() == {"_target_", "margin"}
+    renamed = {"spsa_delta": 0.15, "theta_noise": 0.03, "scheduler": scheduler}
+    assert upgraded["recipe"] == renamed
+    assert upgraded["task"] == {"_target_": CLASSIFICATION, "margin": 1.0}
 
 
 @pytest.mark.parametrize("experiment", ["mnist_addition", "birds_2st", "colocalisation"])

@@ -16,6 +16,7 @@ from spatial_transformer.training.validation import (
 from spatial_transformer.utils.errors import UsageError
 
 EARLY = "_target_: pytorch_lightning.callbacks.EarlyStopping"
+SWA = "_target_: pytorch_lightning.callbacks.StochasticWeightAveraging"
 REFUSED = {
     "+data.batchsize=3": r"Unknown setting data\.batchsize of .*MnistData\. Did you mean 'batch_s",
     "+model.widht=3": r"Unknown setting model\.widht.*'width'",
@@ -38,6 +39,7 @@ REFUSED = {
     "data.batch_size='64'": r"data\.batch_size must be int, got '64'",
     f"+callbacks.x={{{EARLY}, monitor: [1]}}": r"callbacks\.x\.monitor must be str, got \[1\]",
     "+callbacks.x={_target_: os.getcwd}": r"callbacks\.x\._target_=os\.getcwd is not a .*Callback",
+    f"+callbacks.x={{{SWA}, swa_lrs: 0.01}}": r"callbacks\.x counts epochs.*EMAWeightAveraging",
     "+callbacks.x=3": r"callbacks\.x must be a component with a _target_, got 3",
     "recipe.spsa_delta=0.1": r"recipe\.spsa_delta=0\.1 has no effect.*spsa_delta=null",
     "trainer.precision=bf16-true": r"trainer\.precision must be .*, got 'bf16-true'",
