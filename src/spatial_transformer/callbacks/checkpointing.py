@@ -172,9 +172,7 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         self._save(trainer)
         self.signals.is_deferred = False
         is_requested = self.signals.requested is not None
-        if trainer.world_size > 1:
-            is_requested = trainer.strategy.reduce_boolean_decision(is_requested, all=False)
-        if is_requested:
+        if trainer.strategy.reduce_boolean_decision(is_requested, all=False):
             self.signals.stop()
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:

@@ -27,6 +27,7 @@ from ..loggers.wandb import WandbRun
 from ..networks.localisation import localisation_networks
 
 log = logging.getLogger(__name__)
+_EVERY = 20  # steps between two updates of the bar
 
 
 class RunProgress(ProgressBar):
@@ -35,13 +36,11 @@ class RunProgress(ProgressBar):
     The bar fits in 80 columns.
 
     Args:
-        every: steps between two updates of the bar.
         bar: whether to show a bar; false where several runs share a terminal.
     """
 
-    def __init__(self, every: int = 20, bar: bool = True) -> None:
+    def __init__(self, bar: bool = True) -> None:
         super().__init__()
-        self.every = every
         self.bar = bar
         self._progress: Progress | None = None
         self._enabled = True
@@ -75,7 +74,7 @@ class RunProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         step = trainer.global_step
-        if self._progress is not None and (step % self.every == 0 or step == trainer.max_steps):
+        if self._progress is not None and (step % _EVERY == 0 or step == trainer.max_steps):
             rate = f"{self._steps_per_second(step):.1f} steps/s"
             self._progress.update(self._task, completed=step, rate=rate)
 

@@ -120,7 +120,7 @@ class Stack:
         if not seeds or len(set(seeds)) < len(seeds):
             raise UsageError(f"seed must be different numbers, got {list(seeds)}.")
         self.seeds = list(seeds)
-        self.configs = [_with_seed(config, seed) for seed in seeds]
+        self.configs: list[Any] = [OmegaConf.merge(config, {"seed": seed}) for seed in seeds]
         self.data: list[Any] = []
         self.tasks: list[Classification] = []
         for each in self.configs:
@@ -360,12 +360,6 @@ def _order(data: Any, done: int) -> Tensor:
     sampler: Any = data.train_dataloader().sampler
     sampler.progress = lambda: (done, 1, math.inf)
     return torch.stack([batch.indices for batch in sampler])
-
-
-def _with_seed(config: DictConfig, seed: int) -> DictConfig:
-    config = copy.deepcopy(config)
-    config.seed = seed
-    return config
 
 
 def _check_settings(config: DictConfig) -> None:
