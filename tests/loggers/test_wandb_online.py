@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import REPOSITORY
+from programs import Program
 
 SERVER = os.environ.get("OPENWANDB") or shutil.which("openwandb")
 KEY = "local" + 40 * "0"
@@ -67,32 +67,21 @@ def get(address, path):
     return json.loads(urlopen(request, timeout=30).read())
 
 
-def environment(address, **more):
-    names = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE")
-    inherited = {name: value for name, value in os.environ.items() if name not in names}
-    return {**inherited, "WANDB_BASE_URL": address, "OMP_NUM_THREADS": "1", **more}
+def online(address):
+    return {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
 
 
-def start_training(run_dir, root, env):
-    command = [
-        *(sys.executable, "train.py", "experiment=mnist", "model=st_fcn", "model.width=4"),
-        *("logger=wandb", f"data.root={root}", f"hydra.run.dir={run_dir}"),
-        *(f"trainer.max_steps={STEPS}", f"recipe.validate_every={VALIDATE_EVERY}"),
-    ]
-    return subprocess.Popen(
-        [*command, "checkpoint_minutes=0.01", "data.eval_batch_size=50"],
-        cwd=REPOSITORY,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start_training(run_dir, root, environment):
+    words = ["experiment=mnist", "model=st_fcn", "model.width=4", "logger=wandb"]
+    words += [f"data.root={root}", f"hydra.run.dir={run_dir}", "data.eval_batch_size=50"]
+    words += [f"trainer.max_steps={STEPS}", f"recipe.validate_every={VALIDATE_EVERY}"]
+    words += ["checkpoint_minutes=0.01"]
+    return Program("train.py", *words, environment=environment, merge=True)
 
 
 def finish(process):
-    output = process.communicate(timeout=300)[0]
+    output, _ = process.communicate()
     assert process.returncode == 0, output
-    return output
 
 
 def check_run(address, run_dir):
@@ -119,15 +108,14 @@ def check_run(address, run_dir):
 
 
 def test_a_killed_run_resumes_as_one_run(server, tmp_path, mnist_root):
-    run_dir, env = tmp_path / "run", environment(server, WANDB_API_KEY=KEY)
-    process = start_training(run_dir, mnist_root, env)
-    wait_for(
-        lambda: (run_dir / "checkpoints" / "last.ckpt").is_file() or process.poll() is not None
-    )
+    run_dir = tmp_path / "run"
+    process = start_training(run_dir, mnist_root, online(server))
+    last = run_dir / "checkpoints" / "last.ckpt"
+    wait_for(lambda: last.is_file() or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert not (run_dir / "metrics.json").exists()
-    finish(start_training(run_dir, mnist_root, env))
+    finish(start_training(run_dir, mnist_root, online(server)))
     run_id = check_run(server, run_dir)
     runs = get(server, "v2/projects/default/spatial-transformer/runs")["runs"]
     assert [run["run_id"] for run in runs] == [run_id]
@@ -135,7 +123,8 @@ def test_a_killed_run_resumes_as_one_run(server, tmp_path, mnist_root):
 
 def test_an_offline_run_is_synced(server, tmp_path, mnist_root):
     run_dir = tmp_path / "run"
-    finish(start_training(run_dir, mnist_root, environment(server, WANDB_MODE="offline")))
+    offline = {"WANDB_BASE_URL": server, "WANDB_MODE": "offline"}
+    finish(start_training(run_dir, mnist_root, offline))
     sync = [sys.executable, "-m", "wandb", "sync", *run_dir.glob("wandb/offline-run-*")]
-    subprocess.run(sync, env=environment(server, WANDB_API_KEY=KEY), check=True, timeout=120)
+    subprocess.run(sync, env={**os.environ, **online(server)}, check=True, timeout=120)
     check_run(server, run_dir)
