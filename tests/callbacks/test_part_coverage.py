@@ -31,9 +31,8 @@ def test_affine_matrices():
 
 def test_a_rotated_crop_contains_the_points_in_it():
     angle = math.pi / 4
-    turned = 0.5 * torch.tensor(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    )
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned = 0.5 * torch.tensor([[cos, -sin], [sin, cos]])
     crop = torch.cat([turned, torch.zeros(2, 1)], dim=1)[None, None]
     points = torch.tensor([[[0.69, 0.0], [0.72, 0.0], [0.45, 0.45], [0.0, -0.69]]])
     assert contains(crop, points).tolist() == [[[True, False, False, True]]]
@@ -73,21 +72,15 @@ def test_metrics_are_logged_also_if_the_table_cannot_be_written(tmp_path, caplog
     if not is_writable:
         folder.touch()
     parts, boxes = torch.tensor([[[0.0, 0.0, 1.0]]]), torch.tensor([[-0.5, -0.5, 0.5, 0.5]])
-    data = SimpleNamespace(
-        parts=lambda split: parts, boxes=lambda split: boxes, part_names=["beak"]
-    )
+    data = SimpleNamespace(parts=lambda _: parts, boxes=lambda _: boxes, part_names=["beak"])
     trainer = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[])
     logged = {}
+    module = SimpleNamespace(log_dict=logged.update)
     transformer = SimpleNamespace(transform=Attention(0.5))
-    theta = torch.zeros(1, 2, 2)
-    PartCoverage(folder).measure(
-        trainer, SimpleNamespace(log_dict=logged.update), transformer, theta
-    )
+    PartCoverage(folder).measure(trainer, module, transformer, torch.zeros(1, 2, 2))
     assert logged["test/parts_1/beak"] == logged["test/box_2"] == 100
     assert ("parts.csv" in caplog.text) is not is_writable
     if is_writable:
-        table = (folder / "parts.csv").read_text().splitlines()
-        assert table == [
-            "part,transformer 1,transformer 2,random,centre",
-            "beak,100.0,100.0,100.0,100.0",
-        ]
+        head, row = (folder / "parts.csv").read_text().splitlines()
+        assert head == "part,transformer 1,transformer 2,random,centre"
+        assert row == "beak,100.0,100.0,100.0,100.0"

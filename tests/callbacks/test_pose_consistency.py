@@ -27,9 +27,8 @@ def two_digits(n):
 def straightening(pose):
     """Return affine thetas ``(B, 6)`` whose crops are the upright digits, 28 px wide."""
     back = torch.linalg.inv(pose[:, :, :2])
-    matrix = back * (
-        14 / (SIZE / 2)
-    )  # from the output's [-1, 1] to the digit's pixels, then to the image's [-1, 1]
+    # From the output's [-1, 1] to the digit's pixels, then to the image's [-1, 1].
+    matrix = back * (14 / (SIZE / 2))
     return torch.cat([matrix, -(back @ pose[:, :, 2:]) / (SIZE / 2)], dim=2).flatten(1)
 
 
@@ -51,28 +50,24 @@ def test_a_digit_moved_by_three_pixels_has_that_distance():
 def test_images_of_one_digit_have_no_first_digit():
     data = SimpleNamespace(poses=lambda split, index: two_digits(5)[:, :1], input_size=SIZE)
     logged = {}
-    transformer = SimpleNamespace(transform=Affine())
-    PoseConsistency().measure(
-        SimpleNamespace(datamodule=data),
-        SimpleNamespace(log_dict=logged.update),
-        transformer,
-        Affine().identity().expand(5, 1, -1),
-    )
+    trainer, module = SimpleNamespace(datamodule=data), SimpleNamespace(log_dict=logged.update)
+    thetas = Affine().identity().expand(5, 1, -1)
+    PoseConsistency().measure(trainer, module, SimpleNamespace(transform=Affine()), thetas)
     assert logged.keys() == {"test/pose_input_1", "test/pose_1_1"}
 
 
 @pytest.mark.parametrize("pose", [r_pose, rts_pose])
 def test_rotation_angles_are_those_of_the_distortion_until_it_is_undone(pose):
-    poses = pose(sample_keys(1, 0, torch.arange(200)), 42)
-    identity = Affine().identity().expand(200, -1)
-    turned = rotation_angle(to_digit_coordinates(Affine(), identity, poses[:, None], 42))[:, 0]
+    poses = pose(sample_keys(1, 0, torch.arange(200)), SIZE)
+
+    def rotation(theta):
+        in_digit = to_digit_coordinates(Affine(), theta, poses[:, None], SIZE)
+        return rotation_angle(in_digit)[:, 0]
+
+    turned = rotation(Affine().identity().expand(200, -1))
     angle = torch.atan2(poses[:, 1, 0], poses[:, 0, 0]).rad2deg()
     torch.testing.assert_close(turned, angle, atol=1e-3, rtol=0)
     assert turned.abs().max() > 40
-    undone = torch.cat(
-        [torch.linalg.inv(poses[..., :2]) * 0.5, torch.zeros(200, 2, 1)], dim=2
-    ).flatten(1)
-    assert (
-        rotation_angle(to_digit_coordinates(Affine(), undone, poses[:, None], 42)).abs().max()
-        < 1e-3
-    )
+    undone = torch.linalg.inv(poses[..., :2]) * 0.5
+    undone = torch.cat([undone, torch.zeros(200, 2, 1)], dim=2).flatten(1)
+    assert rotation(undone).abs().max() < 1e-3

@@ -45,11 +45,11 @@ WRONG = {
     "--experiment mnist": "--experiment is not an option. Write experiment=mnist.",
     "--experiment=mnist": "--experiment is not an option. Write experiment=mnist.",
     "mnist": "mnist is not a setting. Write NAME=VALUE.",
-    "seed=-1": "seed must be from 0",
+    "seed=-1": "seed must be from 0 to 4,294,967,295, got -1.",
     "data.batch_size=0": "data.batch_size must be a positive integer, got 0",
     "data.root=~/nowhere": f"MNIST is incomplete: {os.path.expanduser('~')}/nowhere does not",
     'data.root="~/nowhere"': f"MNIST is incomplete: {os.path.expanduser('~')}/nowhere does not",
-    "hydra.sweep.dir=x +modle=3": "Unknown setting modle.",
+    "hydra.sweep.dir=x +modle=3": "Unknown setting modle. Did you mean 'model'",
 }
 
 

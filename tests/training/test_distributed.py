@@ -196,18 +196,28 @@ def settings(mnist_root):
     return [*SETTINGS, *MNIST, *TWO, "trainer.max_steps=2", f"data.root={mnist_root}"]
 
 
-def timestamped(tmp_path):
-    """Each process would take another run directory if it took its own."""
-    return f"hydra.run.dir={tmp_path}/runs/${{now:%H-%M-%S-%f}}"
+def slurm(task, tasks=2):
+    """Return the environment that SLURM gives to a task of a job."""
+    values = {"JOB_ID": 4711, "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "NNODES": 1}
+    values |= {"NODELIST": "localhost", "JOB_NAME": "train", "STEP_ID": 0}
+    values |= {"PROCID": task, "LOCALID": task, "NODEID": 0}
+    return {f"SLURM_{name}": str(value) for name, value in values.items()}
 
 
 @pytest.mark.slow
-def test_torchrun_processes_share_a_run_directory(settings, tmp_path, start):
-    process = start(tmp_path, *settings, timestamped(tmp_path), program=TWO_PROCESSES)
-    output, _ = wait(process)
-    (run,) = (tmp_path / "runs").iterdir()
+@pytest.mark.parametrize("by_slurm", [False, True], ids=["torchrun", "SLURM"])
+def test_started_processes_share_a_run_directory(settings, tmp_path, start, by_slurm):
+    # Each process would take another run directory if it took its own.
+    words = [*settings, f"hydra.run.dir={tmp_path}/runs/${{now:%H-%M-%S-%f}}"]
+    if by_slurm:
+        tasks = [start(tmp_path, *words, **slurm(task)) for task in (0, 1)]
+    else:
+        tasks = [start(tmp_path, *words, program=TWO_PROCESSES)]
+    (output, _), *others = [wait(task) for task in tasks]
+    assert others in ([], [("", "")])
     assert output.count("test error") == 1
     assert seen(tmp_path, "train")[1] == 2
+    (run,) = (tmp_path / "runs").iterdir()
     assert metrics(run)["test/error"] > 0
     assert {"config.yaml", "metrics.json", "checkpoints/last.ckpt"} <= files(run)
 
@@ -225,25 +235,6 @@ def test_two_nodes_train_one_run(settings, tmp_path, start):
     assert "".join(outputs).count("test error") == 1
     assert seen(run, "train")[1] == 2
     assert json.loads((run / "metrics.json").read_text())["devices"] == 2
-
-
-def slurm(task, tasks=2):
-    """Return the environment that SLURM gives to a task of a job."""
-    values = {"JOB_ID": 4711, "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "NNODES": 1}
-    values |= {"NODELIST": "localhost", "JOB_NAME": "train", "STEP_ID": 0}
-    values |= {"PROCID": task, "LOCALID": task, "NODEID": 0}
-    return {f"SLURM_{name}": str(value) for name, value in values.items()}
-
-
-@pytest.mark.slow
-def test_slurm_tasks_share_a_run_directory(settings, tmp_path, start):
-    run_dir = timestamped(tmp_path)
-    tasks = [start(tmp_path, *settings, run_dir, **slurm(task)) for task in (0, 1)]
-    outputs = [wait(task) for task in tasks]
-    (run,) = (tmp_path / "runs").iterdir()
-    assert "test error" in outputs[0][0]
-    assert outputs[1] == ("", "")
-    assert metrics(run)["test/error"] > 0
 
 
 @pytest.mark.slow
@@ -347,22 +338,23 @@ def compare(finish, tmp_path, *words):
         "experiment=mnist_addition model=addition_2st_fcn transform=affine model.width=16",
         "experiment=mnist_3d data.canvas=40",
         "experiment=colocalisation data.digit=1 ++trainer.limit_train_batches=4 data.images=40",
+        "experiment=svhn_cnn model.width=0.05 data.augment=true",
+        "experiment=svhn_st_multi model.width=0.05 data.augment=true",
     ],
 )
-def test_other_digits(mnist_root, tmp_path, finish, words):
-    words = [*words.split(), f"data.root={mnist_root}"]
-    if "experiment=colocalisation" in words:  # whose encoder one process must train before
-        words += [f"task.cache={tmp_path}"]
+def test_other_experiments(mnist_root, tmp_path, finish, words):
+    one, two, root = tmp_path / "one" / "run", tmp_path / "two" / "run", mnist_root
+    words = words.split()
+    if words[0].startswith("experiment=svhn"):
+        root = tmp_path / "numbers"
+        make_numbers(root, mnist_root, {"train": 60, "test": 31})
+    words.append(f"data.root={root}")
+    if words[0] == "experiment=colocalisation":  # whose encoder one process must train before
+        words.append(f"task.cache={tmp_path}")
         finish(tmp_path / "before" / "run", *words)
-    compare(finish, tmp_path, *words)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["svhn_cnn", "svhn_st_multi"])
-def test_house_numbers(mnist_root, tmp_path, finish, experiment):
-    make_numbers(tmp_path / "numbers", mnist_root, {"train": 60, "test": 31})
-    words = [f"experiment={experiment}", "model.width=0.05", "data.augment=true"]
-    compare(finish, tmp_path, *words, f"data.root={tmp_path}/numbers")
+    finish(one, *words)
+    finish(two, *words, *TWO)
+    assert_same_run(one, two)
 
 
 # Batch normalisation

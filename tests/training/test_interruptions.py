@@ -125,24 +125,6 @@ def test_run_continues_offline_where_wandb_cannot_be_reached(mnist_root, tmp_pat
     assert_all_rows_are_in_wandb(tmp_path)
 
 
-def test_stopped_run_that_cannot_resume_is_refused(mnist_root, stopped):
-    checkpoints = stopped / "checkpoints"
-    before = (checkpoints / "previous.ckpt").read_bytes()
-    process = start(stopped, mnist_root, "recipe.optimizer.lr=0.5")
-    output, _ = process.communicate()
-    assert process.returncode == 1
-    assert "holds another run: recipe.optimizer.lr is 0.002 there and 0.5 here" in output
-    assert (checkpoints / "previous.ckpt").read_bytes() == before
-    for name in ("last", "previous"):
-        (checkpoints / f"{name}.ckpt").write_bytes(b"")
-    process = start(stopped, mnist_root)
-    output, _ = process.communicate()
-    assert process.returncode == 1
-    assert "cannot be read as a checkpoint" in output
-    assert "ckpt_path=null" in output
-    assert "Traceback" not in output
-
-
 def test_run_continues_when_the_reader_of_its_output_ends(mnist_root, tmp_path):
     process = start(tmp_path, mnist_root, "trainer.max_steps=10", "recipe.validate_every=2")
     process.stdout.readline()
