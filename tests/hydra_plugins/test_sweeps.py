@@ -115,6 +115,7 @@ def test_listing_estimates_the_time(run_here, record, tmp_path):
     [
         ("+data.batchsize=3", "Unknown setting data.batchsize"),
         ("model=cnn,svhn_cnn", "No run of this sweep has model=svhn_cnn"),
+        ("model=fcn transform=affine,tps", "has model=fcn and transform=affine,tps."),
         ("+data.canvas=28,-3", "data.canvas must be at least 28"),
         ("trainer.max_steps=0,5", "trainer.max_steps must be a positive integer, got 0"),
         ("sweep=table1,cluttered", "Choose one sweep, got table1, cluttered."),
@@ -125,7 +126,7 @@ def test_listing_estimates_the_time(run_here, record, tmp_path):
 )
 def test_wrong_setting_starts_no_run(run_here, tmp_path, wrong, message):
     sweep = [] if wrong.startswith("sweep=") else ["sweep=table1"]
-    code, output, errors = run_here("-m", *sweep, wrong)
+    code, output, errors = run_here("-m", *sweep, *wrong.split())
     assert code == 1
     assert message in errors
     assert not output

@@ -119,8 +119,8 @@ class Grid(Sweeper):
         for key in ("sweep", "ablation", "launcher"):
             if len(values.get(key, ())) > 1:
                 raise UsageError(f"Choose one {key}, got {', '.join(values[key])}.")
-        rows = self.rows
-        for key in set().union(*rows) & values.keys():
+        rows, chosen = self.rows, []
+        for key in sorted(set().union(*rows) & values.keys()):
             selected = values.pop(key)
             known = {row[key] for row in self.rows if key in row}
             for value in selected:
@@ -128,6 +128,9 @@ class Grid(Sweeper):
                     hint = did_you_mean(value, known)
                     raise UsageError(f"No run of this sweep has {key}={value}.{hint}")
             rows = [row for row in rows if row.get(key) in selected]
+            chosen.append(f"{key}={','.join(selected)}")
+        if not rows:
+            raise UsageError(f"No run of this sweep has {' and '.join(chosen)}.")
         axes = [[f"{key}={value}" for value in values[key]] for key in values]
         return [
             [*(f"{key}={value}" for key, value in row.items()), *point]
