@@ -186,6 +186,12 @@ def test_interrupted_run_reports_how_to_resume(mnist_root, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("logging", ["default", "stdout", "none", "disabled"])
+def test_options_of_job_logging_can_be_chosen(start, tmp_path, logging):
+    code, errors = start(f"hydra/job_logging={logging}", main=make(Stopped("Stopped.", 143)))
+    assert (code, errors.strip()) == (143, "Stopped.")
+
+
 def test_used_directory_is_kept_after_an_error(start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
