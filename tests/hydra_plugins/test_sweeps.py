@@ -186,13 +186,9 @@ def joblib_sweep(mnist_root, tmp_path):
 
     def start_sweep(*settings):
         words = ["ablation=seeds", "launcher=joblib", "model=fcn", *TINY, "data.batch_size=16"]
-        words += [
-            f"data.root={mnist_root}",
-            f"hydra.sweep.dir={tmp_path}",
-            "callbacks.progress=null",
-        ]
-        words += ["++trainer.limit_val_batches=1", "++trainer.limit_test_batches=1"]
-        words += ["recipe.validate_every=20", *settings]
+        words += [f"data.root={mnist_root}", f"hydra.sweep.dir={tmp_path}"]
+        words += ["callbacks.progress=null", "++trainer.limit_val_batches=1"]
+        words += ["++trainer.limit_test_batches=1", "recipe.validate_every=20", *settings]
         process = Program("train.py", *words, prepare=(os.setsid,))
         processes.append(process)
         wait_for(lambda: len(list(tmp_path.glob("*/checkpoints/last.ckpt"))) == 2)

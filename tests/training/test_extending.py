@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SHORT
 from programs import Program
 
 from spatial_transformer import SpatialTransformer
@@ -48,18 +48,7 @@ class Broken(nn.Module):
         super().__init__()
         self.layer = nn.Linear(size, classes, bais=True)
 """
-TINY = [
-    "logger=csv",
-    "trainer.max_steps=5",
-    "recipe.validate_every=2",
-    "data.batch_size=16",
-    "data.eval_batch_size=20",
-    "++trainer.limit_val_batches=1",
-    "++trainer.limit_test_batches=1",
-    "data.distortion=r",
-    "data.root=.",
-    "callbacks.progress=null",
-]
+TINY = [*SHORT, "logger=csv", "trainer.max_steps=5", "recipe.validate_every=2", "data.root=."]
 FCN = ["model=fcn", "model.width=4"]
 CALLBACK = "pytorch_lightning.callbacks."
 
