@@ -8,13 +8,16 @@ import subprocess
 import time
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
 from programs import Program
 
 import train
+from hydra_plugins.spatial_transformer_sweeps.sweeps import run_job
 from spatial_transformer.training.run_dir import RunDir
+from spatial_transformer.utils.errors import UsageError
 
 RUNS = {  # number of runs with one seed
     "sweep=addition": 8,
@@ -139,6 +142,19 @@ def test_sweep_of_several_processes_is_refused(run_here, monkeypatch, variable):
     code, _, errors = run_here("sweep=table1", "launcher=show")
     assert code == 1
     assert "A sweep must be one process" in errors
+
+
+def test_error_that_cannot_be_written_is_reported(monkeypatch, tmp_path, capsys):
+    output = SimpleNamespace(runtime=SimpleNamespace(output_dir=f"{tmp_path}/run"))
+    monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: output)
+    (tmp_path / "run").touch()  # no directory, so that error.txt cannot be written
+
+    def fail(config):
+        raise UsageError("The disk is full.")
+
+    with pytest.raises(UsageError, match="full"):
+        run_job(fail, None)
+    assert capsys.readouterr().err == "run failed: The disk is full.\n"
 
 
 def test_run_in_progress_is_not_failed(run_here, tmp_path):

@@ -201,6 +201,10 @@ def test_one_process_locks_a_directory(tmp_path):
 
 def test_state_follows_from_the_files(finished):
     assert finished.state() == ("finished", "test error 1.00 %")
+    finished.write_error(UsageError("An attempt to start over failed."))
+    assert finished.state().name == "failed"
+    assert finished.finished(CONFIG)
+    assert finished.state().name == "finished"
     finished.result.write_text("{")
     assert finished.state().name == "failed"
     finished.result.unlink()

@@ -30,7 +30,6 @@ from spatial_transformer.paper import ADDITION_NETWORKS, NETWORKS
 from spatial_transformer.tasks import digit_encoder
 from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.training.result import read_result, result_settings
-from spatial_transformer.training.run_dir import RunDir
 from spatial_transformer.training.runner import train
 from spatial_transformer.utils.errors import UsageError
 
@@ -466,15 +465,6 @@ def test_start_that_cannot_be_continued_is_refused(short, tmp_path, run):
         with pytest.raises(UsageError, match=message):
             train(short(f"{words} ckpt_path={file} run_dir={tmp_path}/another"))
     assert not (tmp_path / "another" / "config.yaml").exists()
-
-
-def test_failed_restart_of_a_finished_run_is_failed(short, tmp_path, run):
-    train(short("trainer.max_steps=1"))
-    with pytest.raises(UsageError, match="MNIST is incomplete"):
-        train(short(f"trainer.max_steps=1 ckpt_path=null data.root={tmp_path}/nowhere"))
-    assert RunDir(run).state().name == "failed"
-    train(short("trainer.max_steps=1 ckpt_path=auto"))
-    assert RunDir(run).state().name == "finished"
 
 
 def test_result_has_acting_callbacks_and_the_start(composed):

@@ -15,6 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,7 +182,8 @@ def run_job(function: TaskFunction, config: DictConfig) -> Any:
         reason = str(error).partition("\n")[0] or type(error).__name__
         print(f"{run_dir.path.name} failed: {reason}", file=sys.stderr, flush=True)
         if not isinstance(error, RunInProgressError):
-            run_dir.write_error(error)
+            with suppress(OSError):  # the disk may be full
+                run_dir.write_error(error)
         raise
     except Stopped as stop:
         if not is_in_worker:

@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,7 @@ def _train(
             if result := processes.on_rank_zero(lambda: run_dir.finished(plain)):
                 processes.log(f"{run_dir.path} is already finished. ckpt_path=null starts it over.")
                 return result
-            try:
-                return _fit_and_test(config, run_dir, processes, signals)
-            except Exception as error:
-                if processes.is_rank_zero and run_dir.config.is_file():
-                    with suppress(OSError):
-                        run_dir.write_error(error)
-                raise
+            return _fit_and_test(config, run_dir, processes, signals)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
