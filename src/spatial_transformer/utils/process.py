@@ -29,18 +29,12 @@ def keep_freed_memory() -> None:
 
 def rank() -> int:
     """Return the rank of this process among those that torchrun or SLURM has started."""
-    return _number("RANK", "SLURM_PROCID")
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def local_rank() -> int:
     """Return the rank of this process among those on this machine."""
-    return _number("LOCAL_RANK", "SLURM_LOCALID")
-
-
-def _number(torchrun: str, slurm: str) -> int:
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # started in a terminal
-        return int(os.environ.get(torchrun, 0))
-    return int(os.environ.get(torchrun, os.environ.get(slurm, 0)))
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
 def limit_spinning() -> None:
