@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -66,12 +67,23 @@ def test_wrong_command_prints_one_message_and_leaves_nothing(start, tmp_path, wo
     assert not (tmp_path / "run").exists()
 
 
-def test_run_directory_that_cannot_be_created_is_reported(run_program, tmp_path):
+@pytest.mark.parametrize("mode", ["run", "sweep"])
+def test_directory_that_cannot_be_created_is_reported(run_program, tmp_path, mode):
     (tmp_path / "file").touch()
-    code, _, errors = run_program(train.main, f"hydra.run.dir={tmp_path}/file/run")
+    words = ["-m", "model=fcn"] if mode == "sweep" else []
+    code, _, errors = run_program(train.main, *words, f"hydra.{mode}.dir={tmp_path}/file/new")
     assert code == 1
-    assert errors.strip().startswith("Error: The run directory cannot be created: [Errno 20]")
+    assert re.search(rf"^Error: The .*{mode}.* cannot be created: \[Errno 20\]", errors, re.M)
     assert "Traceback" not in errors
+
+
+def test_other_errors_before_the_runs_of_a_sweep_keep_their_traceback(run_program, monkeypatch):
+    def build(config):
+        raise ConnectionResetError("while weights were downloaded")
+
+    monkeypatch.setattr("spatial_transformer.training.build.build", build)
+    with pytest.raises(ConnectionResetError, match="downloaded"):
+        run_program(train.main, "-m", "model=fcn", "seed=1")
 
 
 def make(error):

@@ -97,6 +97,10 @@ class Grid(Sweeper):
             _print_states(runs)
             return
         try:
+            Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"The directory of the sweep cannot be created: {error}.") from error
+        try:
             with StopSignals(_HINT):
                 self.launcher.launch([run.overrides for run in unfinished], initial_job_idx=0)
         except BrokenExecutor:

@@ -89,7 +89,8 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
                 try:
                     program()
                 except OSError as error:
-                    if is_started:
+                    is_known = HydraConfig.initialized()
+                    if is_started or (is_known and HydraConfig.get().mode == RunMode.MULTIRUN):
                         raise
                     raise UsageError(f"The run directory cannot be created: {error}.") from error
                 finally:
