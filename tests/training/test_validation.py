@@ -110,6 +110,8 @@ def test_refusal_by_a_library_names_the_setting(composed):
         build(composed("recipe.optimizer.lr=-1"))
     with pytest.raises(UsageError, match=r"logger\.x \(.*MLFlowLogger\): .*pip install -U 'mlflow"):
         component({"_target_": "pytorch_lightning.loggers.MLFlowLogger"}, "logger.x")
+    with pytest.raises(UsageError, match=r"trainer \(.*Trainer\): .devices. selected with"):
+        component({"_target_": "pytorch_lightning.Trainer", "devices": "two"}, "trainer")
 
 
 def test_unknown_annotation_is_not_checked(composed, tmp_path, monkeypatch):

@@ -71,7 +71,10 @@ def _short_refusals(path: str, target: str) -> Iterator[None]:
     except Exception as error:
         is_hydra = isinstance(error, InstantiationException) and error.__cause__ is not None
         cause: Any = error.__cause__ if is_hydra else error
-        is_library = target.startswith(("spatial_transformer.", "pytorch_lightning.", "torch."))
-        if is_library and isinstance(cause, MisconfigurationException | ImportError | ValueError):
+        is_lightning = target.startswith("pytorch_lightning.")
+        is_library = is_lightning or target.startswith(("spatial_transformer.", "torch."))
+        is_refusal = isinstance(cause, MisconfigurationException | ImportError | ValueError)
+        is_refusal |= is_lightning and isinstance(cause, TypeError)  # trainer.devices=two
+        if is_library and is_refusal:
             raise UsageError(f"{path} ({target}): {cause}") from cause
         raise cause from cause.__cause__ or cause.__context__
