@@ -276,8 +276,8 @@ def bird_accuracy(folder, steps=400):
 CLAIMS = {
     "README.md": {
         "`make train` | a few minutes | {1.4} % (one run)": lambda: metrics("quickstart"),
-        "trainer.max_steps=15000` | not measured | {0.74} % (one CPU run)": lambda: mnist(
-            "ST-CNN affine", SHORTER, "RTS"
+        "trainer.max_steps=15000` | not measured | {0.74} % (one CPU run in bfloat16)": lambda: (
+            mnist("ST-CNN affine", SHORTER, "RTS")
         ),
         "the seeds differ by up to {9} points": svhn_range,
         "{0.57} % on R and {0.60} % on RTS (three seeds)": lambda: [
