@@ -59,7 +59,7 @@ ADDITION = {
 COLOCALISATION = {"t": (100,) * 10, "tc": (81, 82, 88, 75, 94, 84, 93, 85, 89, 87)}
 """Appendix A.2: images with an IoU above 0.5 in percent, for the digits 0 to 9.
 
-Without clutter ("t") and with clutter ("tc").
+Without clutter ("t") and with clutter ("tc"), which is second-hand.
 """
 
 VOLUME_NETWORKS = {
