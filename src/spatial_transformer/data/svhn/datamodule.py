@@ -28,8 +28,7 @@ class SvhnData(BatchedData):
     """Whole house numbers of up to five digits, cropped once and kept in a cache.
 
     The validation set is a fixed random part of the training images (``train`` and ``extra``
-    together): 5,000 of them, or a tenth if there are fewer than 50,000 (ours; the paper does not
-    say).
+    together): 5,000 of them, or a tenth if there are fewer than 50,000 (the tenth is ours).
 
     The mean over all pixels and channels is subtracted from each image. So 0, which a transformer
     reads outside the image, is the image's mean.
