@@ -332,6 +332,17 @@ CLAIMS = {
         "FCN has {3.1} % and ST-FCN affine {2.3} % with `fast`": lambda: [
             definition(model, "e", point_std=2) for model in ("fcn", "st_fcn")
         ],
+        "For CNN we have one seed, and on E and TC hardly a gain": (
+            lambda: [
+                mnist("CNN", label, column) - mnist(network, label, column)
+                for label, column, networks in (
+                    (SHORTER, "E", ST_CNN[:1]),
+                    ("fast, 2,000, bf16-mixed", "TC", ST_CNN),
+                )
+                for network in networks
+            ],
+            (-0.15, 0.15),
+        ),
         "with 2.5 px above them": (
             lambda: [
                 definition("fcn", "e", point_std=2.5) - 3.2,
