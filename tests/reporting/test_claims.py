@@ -15,7 +15,7 @@ from spatial_transformer.paper import ADDITION
 from spatial_transformer.reporting.analyses import bird_part_coverage, changed_recipe
 from spatial_transformer.reporting.paper_tables import paper_tables
 from spatial_transformer.reporting.records import flatten, read_measurements, read_records
-from spatial_transformer.reporting.significance import paired_p
+from spatial_transformer.reporting.significance import paired_p, published_p
 
 RESULTS, CONF = REPOSITORY / "results", REPOSITORY / "conf"
 TABLES = paper_tables(RESULTS, CONF)
@@ -44,6 +44,16 @@ def above_paper(networks, label, *columns):
     """Return the difference in points to each number of the paper."""
     cells = [row("mnist", network, label)[column] for network in networks for column in columns]
     return [fmean(cell.values) - cell.paper for cell in cells if cell.paper is not None]
+
+
+def p_of_difference(points):
+    """Return the p-value of each cell of the table of differences if they were ``points``."""
+    cells = [cell for cell in TABLES["mnist"].cells if cell.p is not None]
+    shifts = [cell.paper + points - fmean(cell.values) for cell in cells]
+    return [
+        published_p([value + shift for value in cell.values], cell.paper, 10_000, 1)
+        for cell, shift in zip(cells, shifts, strict=True)
+    ]
 
 
 def gains(*columns, label=FAST):
@@ -481,6 +491,10 @@ CLAIMS = {
                 + [row("mnist", network, FAST)["E"].p - 1e-3 for network in ("FCN", *ST_FCN)]
             ),
             (-2, 0),
+        ),
+        "In no cell would a difference of 0.2 points be significant": (
+            lambda: p_of_difference(0.2) + p_of_difference(-0.2),
+            (0.05, 1),
         ),
         "FCN with `fast` also differs on R, RTS and TC": (
             lambda: [row("mnist", "FCN", FAST)[column].p for column in ("R", "RTS", "TC")],
