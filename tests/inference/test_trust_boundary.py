@@ -195,6 +195,7 @@ REFUSED = [
     "data={_target_: null}",
     "data={_target_: ..os.mkdir}",
     f"data={{_target_: {OURS}.data.}}",
+    "label=../../network",  # the default name of an export
 ]
 
 

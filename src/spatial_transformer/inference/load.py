@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..data.base import BatchedData
 from ..tasks.classification import Classification
 from ..training.build import build_data_and_task
-from ..training.result import check_result, read_result
+from ..training.result import check_result, is_file_name, read_result
 from ..training.run_dir import RunDir
 from ..training.upgrade import upgrade_settings
 from ..training.validation import check_component, find_target
@@ -131,6 +131,8 @@ def _safe_config(settings: dict, data_root: str | None, trust: tuple[str, ...]) 
             raise UsageError(f"settings must be plain values, got {str(value)[:100]!r}.")
         if n > _MAX_SETTINGS:
             raise UsageError(f"there must be at most {_MAX_SETTINGS} settings.")
+    if not is_file_name(config["label"]):  # an export is called after it
+        raise UsageError(f"label must be the name of a file, got {config['label']!r}.")
     for name in _GROUPS:
         if not isinstance(config[name], dict):
             raise UsageError(f"{name} must be a group of settings, got {config[name]!r}.")
