@@ -224,6 +224,13 @@ def test_wrong_paths(predict_files, pictures, tmp_path):
         predict_files(out=str(pictures / "notes.txt" / "out"))
 
 
+def test_directory_whose_name_is_a_number(predict_files, pictures, tmp_path, monkeypatch):
+    photograph("2").save(pictures / "two.png")
+    monkeypatch.chdir(tmp_path)
+    predict_files(out=2026)
+    assert (tmp_path / "2026" / "predictions.csv").is_file()
+
+
 def test_network_without_a_transformer(predict_files, pictures, composed, mnist_root, tmp_path):
     settings = ["model=fcn", "data.distortion=r", f"data.root={mnist_root}", "logger=csv"]
     train(composed(*settings, *SHORT))

@@ -160,7 +160,7 @@ def predict(config: DictConfig) -> list[FilePrediction]:
     Raises:
         UsageError: a setting is wrong, no file can be predicted, or nothing can be written.
     """
-    place, out = Path(config.images), Path(config.out)
+    place, out = Path(str(config.images)), Path(str(config.out))  # or 2026 is a number
     files = list_pictures(place)
     if out.resolve() == (place if place.is_dir() else place.parent).resolve():
         raise UsageError(f"out must not be the directory of the pictures, got {out}.")
