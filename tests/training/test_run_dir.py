@@ -28,7 +28,11 @@ CONFIG = {
     "recipe": {"dropout": 0.1},
     "trainer": {"max_steps": 3, "limit_test_batches": 2, "devices": 1},
     "logger": {"csv": {"_target_": "a.Logger"}},
-    "callbacks": {"best": {"_target_": "a.Best", "dirpath": "x"}, "off": None},
+    "callbacks": {
+        "best": {"_target_": "a.Best", "dirpath": "x"},
+        "mine": {"_target_": "a.Callback", "file": "somewhere/mine.txt"},
+        "off": None,
+    },
 }
 RESULT = {
     **dict.fromkeys(("label", "experiment", "model", "transform", "recipe", "device"), "x"),
@@ -67,7 +71,10 @@ def finished(tmp_path):
         {},
         {"trainer": {"devices": 2}},
         {"logger": {}},
-        {"run_dir": "elsewhere"},
+        {
+            "run_dir": "elsewhere",
+            "callbacks": {"mine": {"_target_": "a.Callback", "file": "elsewhere/mine.txt"}},
+        },
         {"callbacks": {"rate": {"_target_": "pytorch_lightning.callbacks.LearningRateMonitor"}}},
         {"callbacks": {"best": {"_target_": "a.Best", "dirpath": "y"}}},
     ],

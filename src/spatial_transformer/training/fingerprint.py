@@ -50,8 +50,13 @@ def acting_callbacks(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that change what is trained, by their dotted names."""
-    return dict(_flatten({**config, "callbacks": acting_callbacks(config)}, ""))
+    """Return the settings that change what is trained, by their dotted names.
+
+    Paths in the run directory are relative to it, as it may be moved.
+    """
+    settings = _flatten({**config, "callbacks": acting_callbacks(config)}, "")
+    place = f"{config['run_dir']}/"
+    return {n: v.removeprefix(place) if isinstance(v, str) else v for n, v in settings}
 
 
 def fingerprint(config: dict[str, Any], data: str) -> dict[str, str]:
