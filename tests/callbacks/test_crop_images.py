@@ -77,6 +77,11 @@ def test_a_broken_picture_is_named_and_left_out(tmp_path, caplog):
     with Image.open(animate(tmp_path)) as animation:
         assert animation.n_frames == 2
     assert str(broken) in caplog.text
+    for path in tmp_path.glob("crops_*.png"):
+        path.write_bytes(b"")
+    (tmp_path / "training.gif").unlink()
+    assert not animate(tmp_path).exists()
+    assert "on_fit_end failed" not in caplog.text
 
 
 def test_pictures_are_read_by_the_decoder_of_png_only(tmp_path, monkeypatch):

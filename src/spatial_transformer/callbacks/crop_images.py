@@ -81,12 +81,14 @@ class CropImages(DrawingCallback):
     def on_fit_end(self, trainer, pl_module) -> None:
         paths = sorted(self.folder.glob("crops_*.png"))
         has_crops = bool(find_transformers(pl_module.network))
-        if len(paths) < 2 or not has_crops or not trainer.is_global_zero:
+        if not has_crops or not trainer.is_global_zero:
             return
         frames = []
         for index in _spread(len(paths), _MAX_FRAMES):
             with warn_on_failure("A frame of training.gif"):
                 frames.append(read_png(paths[index]))
+        if len(frames) < 2:
+            return
         file = self.folder / "training.gif"
         with atomic_write(file) as path:
             write_gif(path, frames)
