@@ -85,6 +85,14 @@ def test_wrong_batch_sizes_are_refused():
         on_rank(0, 3, batch_size=2).train_dataloader()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_empty_split_is_refused_before_training(split):
+    data = ToyData()
+    data.sizes = ToyData.sizes | {split: 0}
+    with pytest.raises(UsageError, match=f"at least one sample of '{split}', got 0"):
+        data.val_dataloader()
+
+
 # Training batches
 
 

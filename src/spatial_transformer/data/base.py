@@ -170,6 +170,9 @@ class BatchedData(pl.LightningDataModule, ABC):
         return self._eval_dataloader("test")
 
     def _eval_dataloader(self, split: str) -> DataLoader:
+        for name in ("val", "test"):
+            if self.size(name) < 1:
+                raise UsageError(f"The data must have at least one sample of {name!r}, got 0.")
         rank, world_size = self._rank()
         batches = torch.arange(self.size(split)).split(self.eval_batch_size)
         shares: Any = [BatchIndices(split, 0, index[rank::world_size]) for index in batches]
