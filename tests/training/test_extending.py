@@ -10,8 +10,10 @@ from conftest import REPOSITORY, SHORT
 from programs import Program
 
 from spatial_transformer import SpatialTransformer
+from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.training.build import build
 from spatial_transformer.training.runner import train
+from spatial_transformer.utils.errors import UsageError
 
 PAGE = (REPOSITORY / "docs" / "guides" / "extending.md").read_text()
 MODULE = """
@@ -37,6 +39,9 @@ class MyCallback(pl.Callback):
 
     def on_train_batch_end(self, *arguments):
         MyCallback.steps += 1
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/mine", float("nan"))
 
 
 def my_optimizer(groups, lr: float):
@@ -73,6 +78,17 @@ def test_components_of_a_user_train(composed, drawn_mnist, module, factory):
     record = train(composed(*TINY, *own))
     assert record["steps"] == module.MyCallback.steps == 5
     assert record["metrics"]["test/error"] >= 0
+    assert "val/mine" not in record["metrics"], "JSON has no NaN"
+    assert record["curve"]["val/mine"] == [None] * len(record["curve"]["step"])
+
+
+def test_test_error_that_is_not_finite_is_refused(composed, drawn_mnist, monkeypatch):
+    def no_errors(task, logits, labels):
+        return {"error": torch.full(labels.shape, torch.nan)}
+
+    monkeypatch.setattr(Classification, "per_sample_errors", no_errors)
+    with pytest.raises(UsageError, match="must log a finite test/error, got nan"):
+        train(composed(*TINY, *FCN))
 
 
 def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):

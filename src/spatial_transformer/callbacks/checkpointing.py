@@ -80,7 +80,7 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         self.minutes = minutes
         self.signals = signals
         self.metrics: dict[str, float] = {}
-        self.curve: dict[str, list[float]] = {}
+        self.curve: dict[str, list[float | None]] = {}
         self.steps = 0
         self.is_final = False
         self._rows = 0
@@ -163,7 +163,8 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.curve.setdefault("step", []).append(trainer.global_step)
         for name, value in metrics.items():
-            self.curve.setdefault(name, []).append(float(f"{value:.6g}"))
+            rounded = float(f"{value:.6g}") if value.isfinite() else None  # as in JSON
+            self.curve.setdefault(name, []).append(rounded)
         if trainer.global_step != trainer.max_steps:
             self._save(trainer)
 

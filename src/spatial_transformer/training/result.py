@@ -49,7 +49,7 @@ def make_result(
     Args:
         config: the resolved configuration.
         fingerprint: of the run.
-        metrics: name -> value.
+        metrics: name -> value. Those that are not finite, which JSON lacks, are left out.
         trainer, task, data: those of the run, after its test.
         progress: ``steps``, ``seconds`` and ``curve``.
     """
@@ -61,7 +61,7 @@ def make_result(
         **config["choices"],
         "seed": config["seed"],
         "samples": {split: data.size(split) for split in ("train", "val", "test")},
-        "metrics": dict(sorted(metrics.items())),
+        "metrics": {k: v for k, v in sorted(metrics.items()) if math.isfinite(v)},
         "misclassified": getattr(task, "misclassified", None),
         **progress,
         "device": torch.cuda.get_device_name(device) if is_cuda else f"cpu ({platform.machine()})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -140,6 +141,8 @@ def _fit_and_test(
             raise UsageError(str(error)) from error
         if best is not None and best.best_model_score is not None and best.monitor == "val/error":
             metrics["val/best_error"] = float(best.best_model_score)
+        if not math.isfinite(test_error := metrics.get("test/error", math.nan)):
+            raise UsageError(f"The task must log a finite test/error, got {test_error}.")
         progress = {"steps": resume.steps, "curve": resume.curve, "seconds": resume.seconds}
         result = make_result(plain, mark, metrics, trainer, task, data, **progress)
         if processes.is_rank_zero:
