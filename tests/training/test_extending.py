@@ -91,6 +91,14 @@ def test_test_error_that_is_not_finite_is_refused(composed, drawn_mnist, monkeyp
         train(composed(*TINY, *FCN))
 
 
+def test_unknown_monitor_is_refused_before_training(composed, drawn_mnist, tmp_path):
+    stop = f"+callbacks.stop={{_target_: {CALLBACK}EarlyStopping, monitor: val_error}}"
+    message = "EarlyStopping monitors 'val_error', which is not logged. Did you mean 'val/error'"
+    with pytest.raises(UsageError, match=message):
+        train(composed(*TINY, *FCN, stop, "trainer.num_sanity_val_steps=1"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):
     added = [
         f"+callbacks.stop={{_target_: {CALLBACK}EarlyStopping, monitor: val/error, patience: 9}}",

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..loggers.csv import MetricsCSV
 from ..loggers.wandb import WandbRun
-from ..utils.errors import UsageError
+from ..utils.errors import UsageError, did_you_mean
 from ..utils.serialization import load_tensors, save_tensors
 
 
@@ -125,6 +125,19 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
 
     def on_sanity_check_start(self, trainer, pl_module) -> None:
         self.signals.install()
+
+    def on_sanity_check_end(self, trainer, pl_module) -> None:
+        """Refuse a ``monitor`` that would end the run after its first validation."""
+        metrics = trainer.callback_metrics
+        for callback in trainer.callbacks:
+            monitor = str(getattr(callback, "monitor", None))
+            if monitor.startswith("val") and monitor not in metrics:
+                name = type(callback).__name__
+                raise UsageError(
+                    f"{name} monitors {monitor!r}, which is not logged."
+                    f"{did_you_mean(monitor, metrics)}\n"
+                    "Set trainer.num_sanity_val_steps=0 if it is logged later."
+                )
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.signals.install()
