@@ -46,6 +46,7 @@ WRONG = {
     "--experiment mnist": "--experiment is not an option. Write experiment=mnist.",
     "--experiment=mnist": "--experiment is not an option. Write experiment=mnist.",
     "mnist": "mnist is not a setting. Write NAME=VALUE.",
+    "run_dir=null": "run_dir must be a directory (set hydra.run.dir), got None.",
     "seed=-1": "seed must be from 0 to 4,294,967,295, got -1.",
     "data.batch_size=0": "data.batch_size must be a positive integer, got 0",
     "data.root=~/nowhere": f"MNIST is incomplete: {os.path.expanduser('~')}/nowhere does not",
@@ -165,6 +166,14 @@ def test_slurm_tasks_without_srun_are_refused(start, monkeypatch, variables, ref
     _, errors = start(main=make(UsageError("the run has begun")))
     assert ("SLURM has reserved 4 tasks for one process" in errors) == refused
     assert ("the run has begun" in errors) != refused
+
+
+def test_resolved_settings_are_printed(run_program):
+    words = ["model=cnn", "transform=none", "recipe=long", "--cfg", "job", "--resolve"]
+    code, output, _ = run_program(train.main, *words)
+    assert code == 0
+    assert "label: cnn-none-rts-long-seed1" in output
+    assert "total_steps: 30000" in output
 
 
 def test_help_lists_examples_experiments_and_groups_without_waiting_for_torch():

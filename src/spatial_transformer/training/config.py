@@ -51,7 +51,7 @@ class Config:
     seed: int = MISSING
     ckpt_path: str | None = "auto"
     checkpoint_minutes: float = 5
-    run_dir: str = MISSING
+    run_dir: str | None = MISSING  # None for --cfg job --resolve, which has no directory
     label: str = MISSING
     choices: Choices = field(default_factory=Choices)
     task: dict[str, Any] = MISSING

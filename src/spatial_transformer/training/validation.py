@@ -36,6 +36,7 @@ _PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed", "None")
 _STEPS = (lambda v: type(v) is int and v > 0, "a positive integer")
 _RULES = {
     "seed": (lambda v: 0 <= v < 2**32, f"from 0 to {2**32 - 1:,}"),
+    "run_dir": (bool, "a directory (set hydra.run.dir)"),
     "checkpoint_minutes": (lambda v: v >= 0, "0 or more"),
     "recipe.validate_every": _STEPS,
     "trainer.max_steps": _STEPS,
