@@ -172,7 +172,7 @@ def main() -> None:
     errors = []
     for run in options.add:
         try:
-            print(f"Added {add_record(run, RESULTS, options.into)}.")
+            print(f"Added {add_record(run, RESULTS, CONF, options.into)}.")
         except UsageError as error:
             errors.append(f"error: {one_line(error)}")
     try:

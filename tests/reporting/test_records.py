@@ -13,7 +13,6 @@ from spatial_transformer.reporting.records import (
     read_measurements,
     read_records,
     read_result,
-    standard_settings,
     write_measurements,
 )
 from spatial_transformer.utils.errors import UsageError
@@ -28,7 +27,7 @@ def add(tmp_path):
 
     def add_(record, into=None):
         write_result(tmp_path / "run", record)
-        return add_record(tmp_path / "run", tmp_path / "results", into)
+        return add_record(tmp_path / "run", tmp_path / "results", CONF, into)
 
     return add_
 
@@ -86,7 +85,7 @@ def test_lists_of_numbers_are_on_one_line(tmp_path):
 
 def test_files_that_are_not_results_are_named(tmp_path):
     with pytest.raises(UsageError, match=r"metrics.json is missing"):
-        add_record(tmp_path, tmp_path / "results")
+        add_record(tmp_path, tmp_path / "results", CONF)
     (tmp_path / "odd.json").write_text("{}")
     with pytest.raises(UsageError, match=r"odd.json is not the result"):
         read_records(tmp_path)
@@ -142,9 +141,10 @@ def test_network_without_the_transform_of_its_experiment_is_standard(record):
     assert changed_settings(run, CONF) == []
 
 
-def test_unknown_options_are_named(record):
+def test_result_with_unknown_options_is_not_added(record, add, tmp_path):
     with pytest.raises(UsageError, match=r"model=no_such_model.* is not in conf/"):
-        standard_settings(record(1.0) | {"model": "no_such_model"}, CONF)
+        add(record(1.0) | {"model": "no_such_model"})
+    assert not (tmp_path / "results").exists()
 
 
 def test_script_adds_all_valid_runs(record, tmp_path, monkeypatch, run_program):

@@ -108,25 +108,27 @@ def measurement_cli(
     print(f"Wrote {target}. Run `make tables` to update the documents.")
 
 
-def add_record(run: Path, results: Path, into: str | None = None) -> Path:
+def add_record(run: Path, results: Path, conf: Path, into: str | None = None) -> Path:
     """Copy the result file of a finished run to ``results``.
 
     Args:
         run: the run directory.
         results: directory of all results.
+        conf: directory of the configuration, which must have the options of the run.
         into: subdirectory for the file; None for one named after the experiment.
 
     Returns:
         The path of the copy.
 
     Raises:
-        UsageError: the result is missing or damaged, the copy would be outside ``results``, or
-            another result has this name.
+        UsageError: the result is missing or damaged, its options are not in ``conf``, the copy
+            would be outside ``results``, or another result has this name.
     """
     source = run / "metrics.json"
     if not source.is_file():
         raise UsageError(f"{run} is not the directory of a finished run: metrics.json is missing.")
     record = read_result(source)
+    standard_settings(record, conf)  # or no table could be made with it
     target = results / (into or record["experiment"]) / f"{record['label']}-{record['steps']}.json"
     if not target.resolve().is_relative_to(results.resolve()):
         raise UsageError(f"Results must be inside {results}, got --into={into}.")
