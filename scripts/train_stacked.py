@@ -8,6 +8,7 @@ Example: python scripts/train_stacked.py data.distortion=r model=st_fcn transfor
 """
 
 import logging
+import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -20,6 +21,7 @@ from spatial_transformer.training.cli import explain
 from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.stacked import train_stacked
 from spatial_transformer.utils.errors import UsageError
+from spatial_transformer.utils.text import one_line
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -40,17 +42,20 @@ def main() -> None:
         "--no-vmap", action="store_true", help="compute the losses of the seeds in turn"
     )
     options = parser.parse_intermixed_args()
+    sys.path.append(os.getcwd())  # components there can be named, too
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         seeds = parse_seeds([word for word in options.settings if word.startswith("seed=")])
         others = [word for word in options.settings if not word.startswith("seed=")]
-        config = compose_config(CONF, f"run_dir={options.out}", *others)
+        config = compose_config(CONF, "run_dir=.", *others)
         options.out.mkdir(parents=True, exist_ok=True)  # fails before training, not after it
         for result in train_stacked(config, seeds, not options.no_graph, not options.no_vmap):
             path = write_measurements(result, options.out)
             print(f"test error {result['metrics']['test/error']:.2f} %   {path}")
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, CONF, 'train')}")
+    except OSError as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def parse_seeds(words: list[str]) -> list[int]:

@@ -258,10 +258,11 @@ def test_seeds_are_different_numbers(config, seeds):
 
 def test_script_writes_a_result_for_each_seed(run_program, tmp_path):
     words = [*COMMON, "model=fcn", "model.width=24", "seed=5,6"]
-    code, out, _ = run_program(script.main, *words, "--out", tmp_path)
+    folder = tmp_path / "three seeds, ö"
+    code, out, _ = run_program(script.main, *words, "--out", folder)
     assert not code
     assert out.count("test error") == 2
-    records = read_records(tmp_path)
+    records = read_records(folder)
     assert [record["seed"] for record in records] == [5, 6]
     assert all(record["stacked"] == [5, 6] for record in records)
 
@@ -270,6 +271,13 @@ def test_script_writes_a_result_for_each_seed(run_program, tmp_path):
 def test_script_names_a_wrong_seed(run_program, words):
     code, _, _ = run_program(script.main, "model=fcn", *words)
     assert code.startswith("error: seed must be set once, as seed=1,2,3")
+
+
+def test_script_names_a_directory_that_cannot_be_created(run_program, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, _ = run_program(script.main, "seed=1", "--out", tmp_path / "file" / "results")
+    assert code.startswith("error: ")
+    assert f"{tmp_path}/file" in code
 
 
 def test_script_shortens_errors_of_the_configuration(run_program):
