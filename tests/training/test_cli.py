@@ -45,6 +45,7 @@ WRONG = {
     "logger=null": "logger=null does not exist. Choose one of csv, mlflow, none, tensorboard,",
     "--experiment mnist": "--experiment is not an option. Write experiment=mnist.",
     "--experiment=mnist": "--experiment is not an option. Write experiment=mnist.",
+    "-cn nothing": "Cannot find primary config 'nothing'.",
     "mnist": "mnist is not a setting. Write NAME=VALUE.",
     "run_dir=null": "run_dir must be a directory (set hydra.run.dir), got None.",
     "seed=-1": "seed must be from 0 to 4,294,967,295, got -1.",

@@ -88,6 +88,8 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of exit
                 try:
                     program()
+                except HydraException:
+                    raise  # also where it is an OSError
                 except OSError as error:
                     is_known = HydraConfig.initialized()
                     if is_started or (is_known and HydraConfig.get().mode == RunMode.MULTIRUN):
