@@ -46,6 +46,8 @@ REFUSED = {
     "++trainer.limit_test_batches=0": r"limit_test_batches must be positive",
     "++trainer.limit_val_batches=0": r"limit_val_batches must be positive",
     "++trainer.limit_train_batches=0": r"limit_train_batches must be positive",
+    "++trainer.accumulate_grad_batches=0": r"accumulate_grad_batches must be a positive integer",
+    "++trainer.overfit_batches=1": r"overfit_batches must be 0 .*debug=overfit",
     "++trainer.fast_dev_run=true": r"fast_dev_run must be false .*debug=fdr",
     "checkpoint_minutes=-1": r"checkpoint_minutes must be 0 or more",
     "model.transform=null": r"model=st_fcn cannot have transform",

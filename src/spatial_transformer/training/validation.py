@@ -47,7 +47,9 @@ _RULES = {
     "trainer.limit_val_batches": (lambda v: v != 0, "positive: best.ckpt is chosen by it"),
     "trainer.limit_test_batches": (lambda v: v != 0, "positive: a run ends with a test"),
     "trainer.check_val_every_n_epoch": (lambda v: v is None, "null (set recipe.validate_every)"),
+    "trainer.accumulate_grad_batches": (lambda v: v is None or v > 0, "a positive integer"),
     "trainer.fast_dev_run": (lambda v: not v, "false (use debug=fdr)"),
+    "trainer.overfit_batches": (lambda v: not v, "0 (use debug=overfit)"),
 }
 """For single settings, the rule and what it expects."""
 
