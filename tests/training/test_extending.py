@@ -21,6 +21,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
+
 
 class MyNet(nn.Module):
     def __init__(self, size: int, hidden: "Unknown | list[int]", classes: int = 10):
@@ -46,6 +48,16 @@ class MyCallback(pl.Callback):
 
 def my_optimizer(groups, lr: float):
     return torch.optim.SGD(groups, lr=lr)
+
+
+class OnlyInTraining(MyNet):
+    def __init__(self, size: int, hidden: list, classes: int):
+        super().__init__(size, hidden, classes)
+        transform = Affine()
+        self.transformer = SpatialTransformer(FcLocalisation((1, size, size), transform), transform)
+
+    def forward(self, images):
+        return self.layers(self.transformer(images) if self.training else images)
 
 
 class Broken(nn.Module):
@@ -80,6 +92,14 @@ def test_components_of_a_user_train(composed, drawn_mnist, module, factory):
     assert record["metrics"]["test/error"] >= 0
     assert "val/mine" not in record["metrics"], "JSON has no NaN"
     assert record["curve"]["val/mine"] == [None] * len(record["curve"]["step"])
+
+
+def test_transformer_that_is_used_in_training_alone(composed, drawn_mnist, module, caplog):
+    own = ["model=custom", "model._target_=my_module.OnlyInTraining", "+model.hidden=[8, 8]"]
+    record = train(composed(*TINY, *own))
+    assert "theta/outside" not in record["metrics"]
+    assert "localisation/gradient_norm" in record["metrics"]
+    assert "failed" not in caplog.text
 
 
 def test_test_error_that_is_not_finite_is_refused(composed, drawn_mnist, monkeypatch):

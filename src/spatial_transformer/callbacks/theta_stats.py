@@ -118,8 +118,11 @@ def _rms(values: Tensor) -> float:
 def _latest(recorder: ThetaRecorder) -> list[Tensor]:
     """Return theta of the latest batch for each transformer, ``(B, parallel, n_params)``.
 
-    It is read after each batch, as other callbacks run the network for their images.
+    It is read after each batch, as other callbacks run the network for their images. It is empty
+    for a network that has not used all its transformers.
     """
+    if len(recorder.latest) < len(recorder.transformers):
+        return []
     return [recorder.latest[t].unflatten(1, (t.parallel, -1)) for t in recorder.transformers]
 
 

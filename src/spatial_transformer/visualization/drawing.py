@@ -52,11 +52,11 @@ class CropGeometry:
         """Return the crops of ``images``, and the output of the network.
 
         Transformers in a row have one geometry, parallel ones one each. A network without
-        transformers has none.
+        transformers, or that has not used all of them, has none.
         """
         with ThetaRecorder(network) as recorder:
             output = network(images)
-        if not recorder.transformers:
+        if len(recorder.latest) < max(1, len(recorder.transformers)):
             return [], output
         thetas = [recorder.latest[transformer] for transformer in recorder.transformers]
         return cls.from_thetas(network, thetas, images), output
