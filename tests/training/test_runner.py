@@ -253,7 +253,8 @@ def test_run_directory_is_complete(short, mnist_root, run, caplog):
 
 def test_start_and_end_of_a_run_are_logged(short, run, caplog):
     caplog.set_level("INFO")
-    result = train(short("logger=wandb logger.wandb.offline=true"))
+    run = run.with_name("a run")
+    result = train(short("logger=wandb logger.wandb.offline=true", f"run_dir='{run}'"))
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("spatial_transformer")]
     path = os.path.relpath(run)
     (wandb,) = (run / "wandb").glob("offline-run-*")
@@ -263,7 +264,7 @@ def test_start_and_end_of_a_run_are_logged(short, run, caplog):
         "data        MnistData: 55,000 train, 5,000 val, 10,000 test samples",
         f"parameters  {result['parameters']:,}, of which localisation 58,790",
         "W&B         offline (set so). Upload it with:",
-        f"            wandb sync {os.path.relpath(wandb)}",
+        f"            wandb sync '{os.path.relpath(wandb)}'",
     ]
     assert lines[6].startswith("step 2 of 2  ")
     error = result["metrics"]["test/error"]
@@ -271,7 +272,7 @@ def test_start_and_end_of_a_run_are_logged(short, run, caplog):
     assert lines[8:] == [
         f"pictures    {path}/crops",
         f"result      {path}/metrics.json",
-        f"evaluate    python evaluate.py run={path}",
+        f"evaluate    python evaluate.py 'run=\"{path}\"'",
     ]
 
 

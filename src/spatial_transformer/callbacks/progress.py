@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -125,7 +126,8 @@ def describe_run(trainer: Any, task: Any) -> Iterator[str]:
             run = logger.experiment
             if run.offline:
                 yield f"W&B         offline ({logger.offline_reason}). Upload it with:"
-                yield f"            wandb sync {os.path.relpath(Path(run.dir).parent)}"
+                path = shlex.quote(os.path.relpath(Path(run.dir).parent))
+                yield f"            wandb sync {path}"
             else:
                 yield f"W&B         {run.url or 'disabled'}"
 
