@@ -461,6 +461,7 @@ def test_start_that_cannot_be_continued_is_refused(short, tmp_path, run):
         (start, "model=fcn", r"max_steps must be more than the 2 steps of .*, got 2\."),
         (start, four, r"max_steps must be at most 2, where .* ends, got 4\."),
         (start, f"{four} recipe=paper", r"last\.ckpt, which does not have dampening"),
+        (run, four, r"run does not exist or is a directory\. .*choose a checkpoint file"),
         (tmp_path / "weights.pt", four, r"weights\.pt has no optimizer\."),
     ):
         with pytest.raises(UsageError, match=message):

@@ -20,7 +20,9 @@ def load_weights(task: pl.LightningModule, file: Path) -> dict[str, Any]:
         UsageError: the file is missing or damaged, or holds the weights of another network.
     """
     if not file.is_file():
-        raise UsageError(f"{file} does not exist. Restore it, or choose another checkpoint.")
+        raise UsageError(
+            f"{file} does not exist or is a directory. Restore it, or choose a checkpoint file."
+        )
     content = read_checkpoint(file)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UsageError(f"{file} cannot be read as a checkpoint: it has no weights.")
