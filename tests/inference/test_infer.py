@@ -37,6 +37,37 @@ def test_transformers_in_a_row(images):
     assert theta.std(dim=0).min() > 0
 
 
+class ThetaHead(nn.Module):
+    """A network that uses theta itself, and warps by it twice."""
+
+    def __init__(self, by_position):
+        super().__init__()
+        self.transformer = make_transformer((12, 12))
+        self.by_position = by_position
+
+    def forward(self, x):
+        if self.by_position:
+            crop, theta = self.transformer(x, True)
+            again = self.transformer(crop, False, theta)
+        else:
+            crop, theta = self.transformer(x, return_theta=True)
+            again = self.transformer(crop, theta=theta)
+        return torch.cat([again.flatten(1), theta], dim=1)
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+@pytest.mark.parametrize("batch", [2, 3])  # two crops would unpack as a crop and a theta
+def test_a_network_may_use_theta_itself(images, batch, by_position):
+    network, images = ThetaHead(by_position), images[:batch]
+    logits, thetas, crops = infer(network, images)
+    crop, theta = network.transformer(images, return_theta=True)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(thetas[0], theta)
+    assert torch.equal(thetas[1], theta)
+    assert torch.equal(crops[0], crop)
+    assert torch.equal(crops[1], network.transformer(crop, theta=theta))
+
+
 def test_parallel_transformers():
     network = MnistNetwork("fcn", 28, Affine(), transformers=3, in_channels=2, classes=19, width=8)
     logits, thetas, crops = infer(network, torch.rand(2, 2, 28, 28))

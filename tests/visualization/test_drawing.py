@@ -142,12 +142,23 @@ def test_a_sheet_has_the_border_of_a_crop_in_the_colour_of_its_outline(drawn_mni
     assert (WRONG in colours) == any(samples.is_wrong)
 
 
-def test_class_means_are_those_of_each_class(drawn_mnist):
-    network = MnistNetwork("fcn", 28, Affine(), width=4)
+class ThetaNetwork(MnistNetwork):
+    """A network that uses theta itself."""
+
+    def forward(self, x):
+        x, theta = self.transformer(x, return_theta=True)
+        return self.classifier(x) + theta.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("make", [MnistNetwork, ThetaNetwork])
+def test_class_means_are_those_of_each_class(drawn_mnist, make):
+    network = make("fcn", 28, Affine(), width=4)
+    nn.init.constant_(network.transformer.localisation[-1].bias, 0.3)
     data = set_up(MnistData("r", root="."))
     index = torch.cat([torch.arange(9), torch.arange(10, 19)])  # two of each class but the last
     means = class_means(data, Classification(network, None), "val", index)
     images = data.samples("val", index)[0].view(2, 9, 1, 28, 28)
     expected = torch.cat([images.mean(0), torch.zeros(1, 1, 28, 28)])
     torch.testing.assert_close(means["input"], expected)
+    expected = network.transformer(expected)  # the warp of a mean is the mean of the warps
     torch.testing.assert_close(means["output"], expected, atol=1e-4, rtol=0)

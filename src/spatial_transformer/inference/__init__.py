@@ -40,20 +40,23 @@ def infer(network: nn.Module, images: Tensor) -> NetworkOutputs:
     """
     thetas: list[Tensor] = []
     crops: list[Tensor] = []
+    is_requested: list[bool] = []  # by the network itself, of the calls in progress
 
     def request_theta(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "return_theta": True}
+        kwargs = dict(zip(("return_theta", "theta"), args[1:])) | kwargs
+        is_requested.append(kwargs.get("return_theta", False))
+        return args[:1], {**kwargs, "return_theta": True}
 
-    def record(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> Tensor:
+    def record(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> Any:
         crop, theta = output
         thetas.append(theta)
         crops.append(crop)
-        return crop
+        return output if is_requested.pop() else crop
 
     with _LOCK, ExitStack() as stack:  # hooks would also record the calls of other threads
         for module in find_transformers(network):
             before = module.register_forward_pre_hook(request_theta, with_kwargs=True)
-            after = module.register_forward_hook(record, prepend=True)  # others get the crop alone
+            after = module.register_forward_hook(record, prepend=True)  # others do not get theta
             stack.callback(before.remove)
             stack.callback(after.remove)
         logits = network(images)

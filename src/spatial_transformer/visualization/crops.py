@@ -170,8 +170,8 @@ def class_means(data: Any, pl_module: Any, split: str, index: Tensor) -> dict[st
     transformers = find_transformers(pl_module.network)
     latest: dict[str, Tensor] = {}
 
-    def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
-        latest["output"] = output
+    def keep_output(module: nn.Module, args: Any, output: Any) -> None:
+        latest["output"] = output if torch.is_tensor(output) else output[0]  # without theta
 
     is_only = len(transformers) == 1 and transformers[0].parallel == 1
     hooks = [transformers[0].register_forward_hook(keep_output)] if is_only else []
