@@ -64,7 +64,8 @@ class _OneChannelConvolution(torch.autograd.Function):
             # many terms to a pixel: not in half precision.
             dtype = torch.promote_types(x.dtype, torch.float32)
             filters = weight.to(dtype).reshape(weight.shape[0], -1)
-            patches = filters.T @ grad.to(dtype).reshape(*grad.shape[:2], -1)
+            batch, channels, height, width = grad.shape
+            patches = filters.T @ grad.to(dtype).reshape(batch, channels, height * width)
             grad_x = F.fold(patches, x.shape[2:], weight.shape[2:]).to(x.dtype)
         # torch.nn.grad has no gradient of the bias. A separate sum would take a sixth longer.
         bias_size, stride, padding, dilation = [weight.shape[0]], [1, 1], [0, 0], [1, 1]
