@@ -264,6 +264,14 @@ def test_tps_is_the_thin_plate_spline_of_scipy(points, dtype, tolerance):
     torch.testing.assert_close(grid.flatten(0, -2), expected, rtol=0, atol=tolerance)
 
 
+@control_grids
+def test_tps_slope_at_its_control_points_is_the_numerical_one(points):
+    transform = ThinPlateSpline(points)
+    theta = thetas(transform, batch=2, dtype=torch.float64)
+    at_control_points = torch.from_numpy(control_grid(*points)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: transform(theta, p), at_control_points, atol=1e-4)
+
+
 # Precision
 
 

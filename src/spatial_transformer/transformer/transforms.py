@@ -388,4 +388,5 @@ class ThinPlateSpline(Transform):
 def _radial(a: Tensor, b: Tensor) -> Tensor:
     """Return r^2 log r^2 between points ``(2, N)`` and ``(2, M)``: ``(N, M)``, 0 at r = 0."""
     squared = (a[:, :, None] - b[:, None, :]).square().sum(dim=0)
-    return torch.xlogy(squared, squared)
+    tiny = torch.finfo(squared.dtype).tiny  # the slope at r = 0 is 0, not NaN
+    return torch.xlogy(squared, squared.clamp(min=tiny))
