@@ -13,8 +13,8 @@ def build(monkeypatch):
     layers = lambda: nn.Sequential(nn.Conv2d(3, 4, 32, stride=32))  # noqa: E731
     monkeypatch.setitem(BACKBONES, "tiny", BackboneSpec(4, layers, dict, mean=0.5, std=0.25))
 
-    def build_(size=64, transform=None, transformers=1, crop=32):
-        return BirdNetwork(size, 5, transform, transformers, crop, "tiny", "none")
+    def build_(size=64, transform=None, transformers=1, crop=32, **options):
+        return BirdNetwork(size, 5, transform, transformers, crop, "tiny", "none", **options)
 
     return build_
 
@@ -66,6 +66,10 @@ def test_the_cnn_sees_the_whole_image(build):
     assert torch.equal(network(x), network.classifier(network.streams[0](x).mean((2, 3))))
 
 
+def test_dropout_is_before_the_softmax_layer(build):
+    assert build(dropout=0.3).classifier[0].p == 0.3
+
+
 def test_outside_of_the_image_is_zero_for_the_backbone(build):
     network = build(transform=Attention(0.5))
     nn.init.constant_(network.transformer.localisation.head[-1].bias, 5.0)
@@ -84,6 +88,7 @@ def test_every_parameter_has_a_gradient(build):
     ("arguments", "message"),
     [
         ({"transformers": 0}, "transformers must be at least 1, got 0"),
+        ({"transform": None, "transformers": 2}, "must be 1 without a transform, got 2"),
         ({"crop": 65}, "crop must be from 1 to the image size, 64, got 65"),
         ({"crop": 0}, "crop must be from 1"),
         ({"transform": Projective()}, "attention or affine"),

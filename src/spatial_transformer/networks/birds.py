@@ -65,6 +65,8 @@ class BirdNetwork(nn.Module):
         super().__init__()
         if transformers < 1:
             raise ValueError(f"transformers must be at least 1, got {transformers}.")
+        if transform is None and transformers > 1:
+            raise ValueError(f"transformers must be 1 without a transform, got {transformers}.")
         self.classes = classes
         streams = [load_backbone(backbone, weights) for _ in range(transformers)]
         self.transformer: SpatialTransformer | None = None
