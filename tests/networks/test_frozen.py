@@ -63,6 +63,7 @@ def test_birds_start_as_the_trained_classifier_and_only_localisation_trains(tmp_
     torch.save({"state_dict": state}, tmp_path / "birds.pt")
     network = FrozenBirdNetwork(64, 3, transform, "none")
     frozen = network.classifier.module
+    assert network.transformer.fill == (frozen.streams[0].mean,)  # zero for the backbone
     frozen.load_state_dict(classifier.state_dict())
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(network(x), classifier(x), rtol=0, atol=1e-4)

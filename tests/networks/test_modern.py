@@ -49,6 +49,11 @@ def test_shared_convolutions_are_trained_once_and_normalised_apart():
     assert classifier[2].num_batches_tracked == 1
 
 
+def test_dropout_is_before_the_last_layer():
+    dropout, _ = ModernStCnn(28, Affine(), dropout=0.3).classifier[-2:]
+    assert dropout.p == 0.3
+
+
 @pytest.mark.parametrize(("size", "width", "name"), [(27, 8, "size"), (28, 0, "width")])
 def test_wrong_sizes_are_refused(size, width, name):
     with pytest.raises(ValueError, match=f"{name} must be at least"):

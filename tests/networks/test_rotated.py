@@ -11,12 +11,12 @@ from spatial_transformer.networks.rotated import (
     Rotation,
     rotated_cnn,
 )
-from spatial_transformer.transformer import Affine
+from spatial_transformer.transformer import Affine, sample
 
 NETWORKS = {
     "cnn": rotated_cnn,
-    "st_rotation": lambda: RotatedStCnn(Rotation()),
-    "st_affine": lambda: RotatedStCnn(Affine()),
+    "st_rotation": lambda **options: RotatedStCnn(Rotation(), **options),
+    "st_affine": lambda **options: RotatedStCnn(Affine(), **options),
     "canonical": CanonicalCnn,
     "p4": P4Cnn,
 }
@@ -35,6 +35,13 @@ def test_networks_have_the_same_budget_and_all_parameters_train(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_empty_batch_gives_no_logits(name):  # of a device without samples in the last batch
     assert NETWORKS[name]().eval()(torch.empty(0, 1, 28, 28)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_is_in_the_classifier(name):
+    modules = NETWORKS[name](dropout=0.3).modules()
+    probabilities = [module.p for module in modules if isinstance(module, nn.Dropout)]
+    assert set(probabilities) == {0.3}
 
 
 def test_p4_convolution_is_equivariant():
@@ -61,6 +68,15 @@ def test_canonical_image_does_not_depend_on_a_quarter_turn():
     x = torch.rand(3, 1, 28, 28)
     x[:, :, :, :14] *= 0.2
     torch.testing.assert_close(network(x.rot90(1, (2, 3))), network(x), rtol=0, atol=1e-4)
+
+
+def test_classifier_sees_the_rotation_of_lowest_energy():
+    network, x, seen = CanonicalCnn(angles=8).eval(), torch.rand(1, 1, 28, 28), []
+    network.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network(x)
+    rotated = sample(x.expand(8, -1, -1, -1), network.grids)
+    lowest = network.energy(rotated)[:, 0].argmin()
+    torch.testing.assert_close(seen[0][0], rotated[lowest], rtol=0, atol=1e-5)
 
 
 def test_energy_network_gets_a_gradient_through_the_choice():

@@ -27,6 +27,15 @@ def test_layers_of_the_cnn():
     assert [layer.weight.shape[0] for layer in layers] == sizes
 
 
+def test_weights_are_initialised_as_by_he():
+    network = st_multi(64, Affine(), width=0.1)
+    for layer in (*network.features, *network.classifier):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            expected = (2 / layer.weight[0].numel()) ** 0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.2)
+            assert not layer.bias.any()
+
+
 @pytest.mark.parametrize(
     ("name", "maps"),
     [("cnn", []), ("st_single", [(3, 64)]), ("st_multi", [(3, 64), (48, 32), (64, 32), (128, 16)])],

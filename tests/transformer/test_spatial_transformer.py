@@ -8,6 +8,7 @@ from families import (
     half_precision,
     image,
     random,
+    since_torch,
     thetas,
     trained,
 )
@@ -89,6 +90,18 @@ def test_theta_in_parallel_is_one_row_for_each_transformer(output_size):
     out, returned = transformer(random(4, 3, 9, 7), return_theta=True)
     assert torch.equal(returned, theta.reshape(4, 2, 6))
     assert out.shape == (4, 6, *(output_size or (9, 7)))
+
+
+# Derivatives
+
+
+@since_torch("2.12")
+def test_a_transformer_of_channels_last_maps_may_have_second_derivatives():
+    x = random(1, 64, 4, 5).contiguous(memory_format=torch.channels_last)
+    theta = thetas(Affine(), 1).requires_grad_()
+    out = SpatialTransformer(Given(theta), Affine(), second_order=True)(x)
+    (first,) = torch.autograd.grad(out.square().sum(), theta, create_graph=True)
+    assert torch.autograd.grad(first.sum(), theta)[0].abs().sum() > 0
 
 
 # Precision
