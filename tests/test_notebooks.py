@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from nbclient import NotebookClient
 
 from spatial_transformer.loggers.csv import MetricsCSV
+from spatial_transformer.reporting.paper_tables import paper_tables
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "notebooks").glob("*.py"))
 QUICK = "reading_results"
@@ -82,6 +83,15 @@ def test_notebook_is_up_to_date(name):
     assert path.stat().st_size < 500_000
     private = r"/(root|home|work|Users|tmp)/"
     assert not re.search(private, nbformat.writes(notebook))
+
+
+def test_the_stored_table_is_that_of_the_results():
+    """``python scripts/dev/run_notebooks.py reading_results`` brings it up to date."""
+    notebook = nbformat.read(REPOSITORY / "notebooks" / "reading_results.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    stored = [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
+    table = paper_tables(REPOSITORY / "results", REPOSITORY / "conf")["mnist"]
+    assert stored == [table.markdown()]
 
 
 def test_every_notebook_has_a_script():
