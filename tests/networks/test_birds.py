@@ -5,6 +5,7 @@ from torch import nn
 from spatial_transformer import Affine, Attention, Projective
 from spatial_transformer.networks.backbones import BACKBONES, BackboneSpec
 from spatial_transformer.networks.birds import BirdNetwork, tiles
+from spatial_transformer.networks.rotated import Rotation
 
 
 @pytest.fixture
@@ -92,6 +93,7 @@ def test_every_parameter_has_a_gradient(build):
         ({"crop": 65}, "crop must be from 1 to the image size, 64, got 65"),
         ({"crop": 0}, "crop must be from 1"),
         ({"transform": Projective()}, "attention or affine"),
+        ({"transform": Rotation()}, "attention or affine"),  # two parameters, but not a place
         ({"size": 16, "crop": 16}, "too small for this backbone, 16 x 16 pixels"),
     ],
 )

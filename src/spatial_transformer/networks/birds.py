@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transformer import SpatialTransformer, Transform
+from ..transformer import Affine, Attention, SpatialTransformer, Transform
 from .backbones import Backbone, load_backbone
 from .localisation import Regression
 
@@ -160,6 +160,6 @@ def tiles(n: int, transform: Transform, side: float = 0.5) -> Tensor:
     y, x = torch.cartesian_prod(spread(rows), spread(columns))[:n].unbind(1)
     scale, zero = torch.full_like(x, side), torch.zeros_like(x)
     by_size = {2: [x, y], 3: [scale, x, y], 6: [scale, zero, x, zero, scale, y]}
-    if transform.n_params not in by_size:
+    if not isinstance(transform, Attention) and type(transform) is not Affine:
         raise ValueError(f"Parallel crops need an attention or affine transform, got {transform}.")
     return torch.stack(by_size[transform.n_params], dim=1)
