@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from spatial_transformer import (
     Affine,
@@ -52,6 +53,38 @@ def test_the_displacement_of_a_spline_is_that_of_its_points():
     theta[:, :16] += 0.3
     theta[:, 16:] -= 0.4
     assert describe_theta(ThinPlateSpline(), theta) == pytest.approx({"displacement": 0.5})
+
+
+def test_statistics_are_of_each_transformer_over_all_batches():
+    """Of windows of half the image: the first is inside, the second crosses the right edge."""
+    thetas = torch.tensor([[-0.5, 0.0, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0]])
+    network = SpatialTransformer(nn.Identity(), Attention(0.5), parallel=2)
+    logged, described = {}, []
+    module = SimpleNamespace(network=network, log_dict=lambda m, sync_dist: logged.update(m))
+    logger = SimpleNamespace(log_metrics=lambda m, step: described.append((step, m)))
+    trainer = SimpleNamespace(sanity_checking=False, loggers=[logger], global_step=7)
+    statistics = ThetaStatistics()
+    statistics.on_validation_epoch_start(trainer, module)
+    for theta in thetas:
+        network.localisation(theta[None])
+        statistics.on_validation_batch_end(trainer, module, None, None, 0)
+    statistics.on_validation_epoch_end(trainer, module)
+    assert {name: value.item() for name, value in logged.items()} == {
+        "theta/mean_0": 0.0,
+        "theta/mean_1": 0.0,
+        "theta/std_0": 0.5,
+        "theta/std_1": 0.0,
+        "theta/outside": 0.0,
+        "theta_2/mean_0": 0.75,
+        "theta_2/mean_1": 0.0,
+        "theta_2/std_0": 0.25,
+        "theta_2/std_1": 0.0,
+        "theta_2/outside": 0.25,  # half of one window
+    }
+    ((step, values),) = described
+    assert step == 6  # the row of the last step
+    assert values == pytest.approx({"theta/shift": 0.5, "theta_2/shift": (1.25 / 2) ** 0.5})
+    assert not network.localisation._forward_hooks
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -49,6 +49,10 @@ def exported_shapes(composed, tmp_path):
         session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=providers)
         metadata = session.get_modelmeta().custom_metadata_map
         assert json.loads(metadata["classes"]) == trained.data.names
+        record = trained.record
+        assert metadata["label"] == record["label"]
+        assert float(metadata["test_error"]) == record["metrics"]["test/error"]
+        assert metadata["commit"] == (record["commit"] or "")
         count = trained.data.size("test")
         images = trained.data.samples("test", torch.arange(5) % count)[0]
         reference = reference_outputs(trained.task.network, images)

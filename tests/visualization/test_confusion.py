@@ -2,11 +2,15 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
 from conftest import REPOSITORY
+from torch import nn
 
+from spatial_transformer.callbacks.misclassified import MisclassifiedSamples
+from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.visualization.confusion import confusion_figure
 
 
@@ -16,6 +20,22 @@ def test_rows_are_true_classes_and_columns_predicted_ones():
     assert texts == {(0, 0): "7", (0, 1): "2", (1, 1): "1000"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     assert axes.get_title() == "title"
+
+
+def test_a_run_counts_its_true_classes_in_rows(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(counts, *texts):
+        drawn.append(counts.tolist())
+        return confusion_figure(counts, *texts)
+
+    monkeypatch.setattr("spatial_transformer.callbacks.misclassified.confusion_figure", draw)
+    data = SimpleNamespace(classes=3, names=list("abc"), decode_labels=torch.Tensor.tolist)
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[])
+    logits, labels = torch.eye(3)[[0, 2, 2, 2]], torch.tensor([0, 1, 1, 2])
+    task = Classification(nn.Identity(), None)
+    MisclassifiedSamples(tmp_path).on_test_collected(trainer, task, logits, labels)
+    assert drawn == [[[1, 0, 0], [0, 0, 2], [0, 0, 1]]]
 
 
 def test_colours_are_fractions_of_the_true_class():
