@@ -44,6 +44,14 @@ def test_dropout_is_in_the_classifier(name):
     assert set(probabilities) == {0.3}
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_exported_network_takes_any_batch(name):
+    network, x = NETWORKS[name]().eval(), torch.rand(5, 1, 28, 28)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (x[:3],), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
+
+
 def test_p4_convolution_is_equivariant():
     first, second = P4Conv2d(1, 3, 3, is_first=True), P4Conv2d(3, 2, 3)
     x = torch.randn(2, 1, 9, 9)

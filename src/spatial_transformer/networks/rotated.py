@@ -120,7 +120,7 @@ class CanonicalCnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(B, 10)`` of images ``(B, 1, 28, 28)``."""
-        angles, batch = len(self.grids), len(x)
+        angles, batch = len(self.grids), x.shape[0]  # len() would fix the size in an export
         images = x.repeat_interleave(angles, dim=0)
         rotated = sample(images, self.grids.repeat(batch, 1, 1, 1))
         share = self.energy(rotated).view(batch, angles).neg().softmax(dim=1)
