@@ -21,6 +21,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from spatial_transformer import (
+    Affine,
     Affine3d,
     FcLocalisation,
     SpatialTransformer,
@@ -99,6 +100,19 @@ def test_gradients_of_each_sample_by_torch_func_are_those_of_backward(make, size
         transformer(one[None]).square().sum().backward()
         for name, weight in transformer.named_parameters():
             torch.testing.assert_close(of_each[name][n], weight.grad)
+
+
+@since_torch("2.12")
+@pytest.mark.parametrize("channels", [3, 64])
+def test_torch_func_takes_channels_last_maps(channels):
+    batches = random(2, 4, 5, 6, channels).movedim(-1, 2)
+    transformer = trained(Affine(), batches[0])
+    expected = torch.stack([transformer(batch) for batch in batches])
+    torch.testing.assert_close(torch.func.vmap(transformer)(batches), expected)
+
+    slope = torch.func.grad(lambda batch: transformer(batch).square().sum())
+    expected = torch.stack([slope(batch) for batch in batches])
+    torch.testing.assert_close(torch.func.vmap(slope)(batches), expected)
 
 
 # Graphs

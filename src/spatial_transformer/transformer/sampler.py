@@ -50,8 +50,8 @@ def sample(
             Without it they are sampled by ``embedding_bag``, for which PyTorch raises an error.
 
     Returns:
-        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype and memory format of ``x``. The
-        computation is in float32 at least.
+        ``(B, C, H', W')`` or ``(B, C, D', H', W')`` in the dtype of ``x``, and in eager mode in its
+        memory format. The computation is in float32 at least.
 
     Raises:
         TypeError: ``x`` or ``grid`` is not of floating point, or ``fill`` is not numeric.
@@ -122,11 +122,14 @@ def _background(fill: float | Sequence[float], x: Tensor) -> Tensor | None:
 
 def _interpolate(x: Tensor, grid: Tensor, mode: str, second_order: bool) -> Tensor:
     channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    is_channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=channels_last)
-    if is_channels_last and x.ndim == 4 and x.shape[1] >= MIN_TABLE_CHANNELS:
-        is_fast = x.device.type == "cpu" and mode == "bilinear" and not second_order
-        if is_fast and is_eager(x):
-            return _sum_rows(x, grid)
+    is_channels_last = (
+        not x.is_contiguous()
+        and is_eager(x)  # vmap knows no memory formats, and a compiler chooses its own
+        and x.is_contiguous(memory_format=channels_last)
+    )
+    has_table = is_channels_last and x.ndim == 4 and x.shape[1] >= MIN_TABLE_CHANNELS
+    if has_table and x.device.type == "cpu" and mode == "bilinear" and not second_order:
+        return _sum_rows(x, grid)
     out = F.grid_sample(x, grid, mode, "zeros", align_corners=False)
     return out.contiguous(memory_format=channels_last) if is_channels_last else out
 
