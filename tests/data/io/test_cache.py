@@ -84,6 +84,14 @@ def test_home_directory_is_optional(tmp_path, monkeypatch):
     assert cache_directories(tmp_path, None, "words") == [tmp_path / "cache" / "words"]
 
 
+def test_home_directory_may_be_inaccessible(tmp_path, monkeypatch):
+    closed = tmp_path / ("x" * 300)  # raises an OSError, as a directory that may not be searched
+    places = [tmp_path / "root", closed]
+    assert open_word(tmp_path, "a", places) == "a"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert open_word(tmp_path, "b", places) == "b"
+
+
 def test_cache_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(UsageError, match=rf"{tmp_path}/cache(.|\n)*Set data\.cache"):

@@ -83,8 +83,6 @@ def cache_directories(root: Path, cache: str | Path | None, name: str) -> list[P
 
 def _read(directory: Path, read: Callable[[Path, dict], T]) -> T | None:
     """Return the contents of a directory, or None if it does not exist or is damaged."""
-    if not directory.is_dir():
-        return None
     try:
         meta = json.loads((directory / "meta.json").read_text())
         is_intact = all(_crc32(directory / name) == crc for name, crc in meta["crc32"].items())
@@ -100,5 +98,6 @@ def _crc32(file: Path) -> int:
 
 def _is_writable(directory: Path) -> bool:
     """Return whether a directory, or its closest existing parent, may be written to."""
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    # Path.exists raises an error where a parent cannot be searched.
+    existing = next(path for path in (directory, *directory.parents) if os.path.exists(path))
     return os.access(existing, os.W_OK)
