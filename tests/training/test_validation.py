@@ -71,9 +71,12 @@ def test_setting_that_does_not_go_with_the_experiment_is_refused(composed):
         validate(composed("experiment=colocalisation", "recipe.label_smoothing=0.1"))
     with pytest.raises(UsageError, match=r"recipe\.dropout=0\.3 has no effect.*model=frozen_fcn "):
         validate(composed("experiment=mnist_frozen", "recipe.dropout=0.3"))
-    accumulated = composed("++trainer.limit_train_batches=9", "++trainer.accumulate_grad_batches=4")
-    with pytest.raises(UsageError, match=r"limit_train_batches must be a multiple .*, got 9 and 4"):
-        validate(accumulated)
+    for limit in (9, 1, 0.5):
+        words = [f"++trainer.limit_train_batches={limit}", "++trainer.accumulate_grad_batches=4"]
+        message = rf"limit_train_batches must be a multiple .*, got {limit} and 4"
+        with pytest.raises(UsageError, match=message):
+            validate(composed(*words))
+    validate(composed("++trainer.limit_train_batches=1.0", "++trainer.accumulate_grad_batches=4"))
 
 
 def test_option_that_cannot_be_read_from_a_result_is_refused(composed):

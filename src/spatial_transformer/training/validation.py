@@ -90,7 +90,7 @@ def validate(config: DictConfig) -> None:
             raise UsageError(f"{path} must be {expected}, got {value!r}.")
     limit = trainer.get("limit_train_batches") or 1.0
     batches = trainer.get("accumulate_grad_batches") or 1
-    if batches > 1 and limit != 1.0 and (isinstance(limit, float) or limit % batches):
+    if batches > 1 and (limit % batches if isinstance(limit, int) else limit != 1.0):
         raise UsageError(
             "trainer.limit_train_batches must be a multiple of trainer.accumulate_grad_batches, "
             f"got {limit} and {batches}."
