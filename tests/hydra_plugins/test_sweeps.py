@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from programs import Program
 
 import train
-from hydra_plugins.spatial_transformer_sweeps.sweeps import run_job
+from hydra_plugins.spatial_transformer_sweeps.sweeps import _is_queued, _queued_jobs, run_job
 from spatial_transformer.training.run_dir import RunDir
 from spatial_transformer.utils.errors import UsageError
 
@@ -248,6 +248,30 @@ def test_stopped_worker_ends_no_other_run(joblib_sweep):
     assert process.returncode == 1
     assert sorted(states(output).values()) == ["finished", "finished", "stopped"]
     assert "Traceback" not in errors
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """Let squeue answer with a code and a text."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def answer(code, text):
+        script = f"#!/bin/sh\nprintf '{text}\\n' | tee /dev/stderr\nexit {code}\n"
+        (tmp_path / "squeue").write_text(script)
+        (tmp_path / "squeue").chmod(0o755)
+
+    return answer
+
+
+def test_sweep_is_queued_until_slurm_says_otherwise(squeue):
+    squeue(0, "7|other sweep\n8|my|sweep")
+    assert _queued_jobs("my|sweep") == ["8"]
+    assert _is_queued("my|sweep")
+    assert not _is_queued("sweep")
+    squeue(1, "Socket timed out")
+    assert _is_queued("sweep")
+    with pytest.raises(UsageError, match="squeue failed: Socket timed out"):
+        _queued_jobs("sweep")
 
 
 @pytest.mark.slurm

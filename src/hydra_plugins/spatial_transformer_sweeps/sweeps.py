@@ -231,7 +231,7 @@ class SlurmArray(SlurmLauncher):
         ]
         number = executor.map_array(self, *zip(*jobs))[0].job_id.split("_")[0]
         print(f"Job {number} is queued. It stays queued if you interrupt this program.", flush=True)
-        while _queued_jobs(sweep_dir):
+        while _is_queued(sweep_dir):
             time.sleep(_POLL_SECONDS)
         return []
 
@@ -247,6 +247,14 @@ def _queued_jobs(sweep_dir: str) -> list[str]:
         raise UsageError(f"launcher=slurm: squeue failed: {error.stderr.strip()}") from error
     jobs = [line.split("|", 1) for line in output.splitlines()]
     return [number for number, comment in jobs if comment == sweep_dir]
+
+
+def _is_queued(sweep_dir: str) -> bool:
+    """Return whether a sweep is in SLURM's queue, True if SLURM is too busy to answer."""
+    try:
+        return bool(_queued_jobs(sweep_dir))
+    except UsageError:
+        return True
 
 
 def _estimate_time(runs: Sequence[SweepRun]) -> str:
