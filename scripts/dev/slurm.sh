@@ -6,15 +6,19 @@ set -euo pipefail
 conf=/etc/slurm/slurm.conf
 state=/var/lib/spatial-transformer-slurm
 
-start() {
-    [ "$(id -u)" = 0 ] || { echo "scripts/dev/slurm.sh: needs root, to install and to start services" >&2; exit 1; }
-    if ! command -v slurmctld slurmd munged >/dev/null; then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
-    fi
+check_owner() {
     if [ -e "$conf" ] && ! grep -q "$state" "$conf"; then
         echo "scripts/dev/slurm.sh: $conf is there already, and not of this script; it stays as it is" >&2
         exit 1
+    fi
+}
+
+start() {
+    [ "$(id -u)" = 0 ] || { echo "scripts/dev/slurm.sh: needs root, to install and to start services" >&2; exit 1; }
+    check_owner
+    if ! type slurmctld slurmd munged >/dev/null 2>&1; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
     fi
     mkdir -p "$(dirname "$conf")" "$state" /run/munge
     local host memory
@@ -65,6 +69,7 @@ CONF
 }
 
 stop() {
+    check_owner
     pkill -x slurmd || true
     pkill -x slurmctld || true
     rm -rf "$state" "$conf"

@@ -274,6 +274,17 @@ def test_sweep_is_queued_until_slurm_says_otherwise(squeue):
         _queued_jobs("sweep")
 
 
+def test_slurm_of_others_is_not_stopped(tmp_path):
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("ClusterName=theirs\n")
+    script = (REPOSITORY / "scripts" / "dev" / "slurm.sh").read_text()
+    script = script.replace("/etc/slurm/slurm.conf", str(conf))
+    command = ["bash", "-c", "pkill() { echo $*; }; rm() { pkill; };" + script, "slurm.sh", "stop"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{conf} is there already" in done.stderr
+
+
 @pytest.mark.slurm
 def test_slurm_sweep_resumes(mnist_root, tmp_path):
     """One run is requeued, one gets the signal before a time limit, one is cancelled."""
