@@ -132,6 +132,18 @@ def test_second_signal_stops_at_once_unless_it_comes_within_a_second(monkeypatch
             signal.raise_signal(signal.SIGINT)
 
 
+def test_program_of_nohup_ignores_the_end_of_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals("Run it again."):
+            signal.raise_signal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopSignals("Run it again."), pytest.raises(Stopped, match="by SIGHUP"):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_thread_without_signals_can_train():
     with ThreadPoolExecutor() as threads, StopSignals("") as signals:
         threads.submit(signals.install).result()

@@ -1,4 +1,7 @@
-"""Stop a run on SIGTERM, SIGINT, SIGHUP or SIGUSR1, where nothing is lost."""
+"""Stop a run on SIGTERM, SIGINT, SIGHUP or SIGUSR1, where nothing is lost.
+
+``nohup`` lets a program ignore SIGHUP, which then does not stop a run.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ class StopSignals:
         """Take the signals, also from Lightning, whose handler would stop within a validation."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._handle)
+                is_nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+                if not is_nohup:
+                    signal.signal(number, self._handle)
 
     def stop(self) -> None:
         """Raise :class:`Stopped` for the signal that asked for it, here or in another process."""
