@@ -9,6 +9,7 @@ from PIL import Image
 
 from spatial_transformer.data.base import BatchedData, PreprocessedPicture, TrainingSampler
 from spatial_transformer.utils.errors import UsageError
+from spatial_transformer.utils.random import sample_keys
 
 
 class ToyData(BatchedData):
@@ -59,6 +60,7 @@ def test_size_and_samples_are_enough():
     images, labels = data.on_after_batch_transfer(batch, 0)
     assert images.shape == (10, 1, 4, 4)
     assert torch.equal(labels, batch.indices % 3)
+    assert (data.on_after_batch_transfer(batch._replace(epoch=2), 0)[0] == 2).all()
     assert data.digest() == ""
     assert data.decode_labels(torch.tensor([2, 0])) == ["2", "0"]
     assert OtherNames().decode_labels(torch.tensor([2, 0])) == ["c", "a"]
@@ -110,7 +112,8 @@ def test_epochs_have_whole_batches_without_repeated_samples(batch_size):
 def test_order_is_random():
     index = order(n=55_000).double()
     position = torch.arange(55_000.0, dtype=torch.float64)
-    for other in (position, index.roll(1), index.roll(1000)):
+    drawn = sample_keys(1, 0, torch.arange(55_000)).argsort().double()  # by what samples draw
+    for other in (position, index.roll(1), index.roll(1000), drawn):
         assert abs(torch.corrcoef(torch.stack([index, other]))[0, 1]) < 4.5 / 55_000**0.5
 
 

@@ -122,9 +122,13 @@ def test_crops_are_made_once(part):
     open_crops(part.parent.with_name("moved") / "train", 64)
 
 
-def test_changed_source_has_new_crops(part, tmp_path):
+@pytest.mark.parametrize(("numbers", "later"), [([(9,)], 0), ([(9,), (2, 0), (3, 4, 5)], 1)])
+def test_changed_source_has_new_crops(part, tmp_path, numbers, later):
+    """Its size or its time differs."""
+    time = (part / "digitStruct.mat").stat().st_mtime_ns
     open_crops(part, 64, tmp_path / "cache")
     shutil.rmtree(part)
-    write_numbers(part, [(1,)])
-    os.utime(part / "digitStruct.mat", ns=(1, 1))
-    assert len(open_crops(part, 64, tmp_path / "cache").labels) == 1
+    write_numbers(part, numbers)
+    os.utime(part / "digitStruct.mat", ns=(time + later, time + later))
+    labels = open_crops(part, 64, tmp_path / "cache").labels
+    assert (len(labels), labels[0, 0]) == (len(numbers), 9)
