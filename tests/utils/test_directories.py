@@ -44,5 +44,7 @@ def test_directory_appears_when_it_is_complete(tmp_path):
 def test_missing_files_are_named(tmp_path):
     (tmp_path / "a").touch()
     check_files("Words", tmp_path, ["a"])
-    with pytest.raises(UsageError, match=rf"{tmp_path} does not contain b, c\.\nSet data\.root"):
+    with pytest.raises(UsageError, match=rf"{tmp_path} does not contain b, c\.\n") as error:
         check_files("Words", tmp_path, ["a", "b", "c"])
+    # Also true for a user who has set neither and has only some files in data/.
+    assert "Without both, Words is downloaded to data/ if nothing of it is" in str(error.value)

@@ -53,7 +53,8 @@ def check_files(dataset: str, root: Path, files: Sequence[str]) -> None:
     if missing:
         raise UsageError(
             f"{dataset} is incomplete: {root.absolute()} does not contain {', '.join(missing)}.\n"
-            "Set data.root to the directory that contains them, or leave it out to download them."
+            "Set data.root or STN_DATA to the directory that contains them. Without both, "
+            f"{dataset} is downloaded to data/ if nothing of it is in there."
         )
 
 
