@@ -15,7 +15,13 @@ from conftest import REPOSITORY
 from programs import Program
 
 import train
-from hydra_plugins.spatial_transformer_sweeps.sweeps import _is_queued, _queued_jobs, run_job
+from hydra_plugins.spatial_transformer_sweeps.sweeps import (
+    SlurmArray,
+    SlurmLauncher,
+    _is_queued,
+    _queued_jobs,
+    run_job,
+)
 from spatial_transformer.training.run_dir import RunDir
 from spatial_transformer.utils.errors import UsageError
 
@@ -272,6 +278,14 @@ def test_sweep_is_queued_until_slurm_says_otherwise(squeue):
     assert _is_queued("sweep")
     with pytest.raises(UsageError, match="squeue failed: Socket timed out"):
         _queued_jobs("sweep")
+
+
+@pytest.mark.parametrize(("restarts", "kept"), [("", 2), ("0", 2), ("1", 1)])
+def test_requeued_job_resumes_even_if_it_was_started_over(monkeypatch, restarts, kept):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    monkeypatch.setattr(SlurmLauncher, "__call__", lambda job, overrides, *_: overrides)
+    words = ["seed=1", "ckpt_path=null"]
+    assert SlurmArray.__new__(SlurmArray)(words) == words[:kept]
 
 
 def test_slurm_of_others_is_not_stopped(tmp_path):
