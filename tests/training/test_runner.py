@@ -372,7 +372,17 @@ def test_read_only_run_directory_is_a_usage_error(short, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
 
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with pytest.raises(UsageError, match=r"run cannot be written to: .*Read-only file system"):
+    with pytest.raises(UsageError, match=r"run/\.lock cannot be read or written: Read-only file"):
+        train(short())
+
+
+def test_unreadable_data_are_named(short, monkeypatch):
+    def prepare(root):
+        raise PermissionError(errno.EACCES, "Permission denied", "/theirs/MNIST")
+
+    monkeypatch.setattr("spatial_transformer.data.mnist.files.prepare", prepare)
+    message = r"^/theirs/MNIST cannot be read or written: Permission denied\."
+    with pytest.raises(UsageError, match=message):
         train(short())
 
 

@@ -33,7 +33,7 @@ from .validation import validate
 from .weights import load_start, load_weights
 
 log = logging.getLogger(__name__)
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_UNAVAILABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _WARNINGS = (  # of Lightning, where what it warns of is intended
     ".*does not have many workers.*",  # batches are made on the device
     ".*exists and is not empty.*",  # the run directory also holds metrics.csv
@@ -89,10 +89,10 @@ def _train(
                 return result
             return _fit_and_test(config, run_dir, processes, signals)
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in _UNAVAILABLE:
             raise
         raise UsageError(
-            f"{run_dir.path} cannot be written to: {error}.\n"
+            f"{error.filename or run_dir.path} cannot be read or written: {error.strerror}.\n"
             f"The last checkpoint is kept. {_hint(config)}"
         ) from error
 
