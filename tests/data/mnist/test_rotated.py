@@ -31,5 +31,6 @@ def test_angles_cover_the_circle(mnist_root):
     shares = nearest.bincount(minlength=4) / len(index)
     assert shares.min() > 0.15
     poses = data.poses("test", index)[:, 0]
+    assert not torch.allclose(poses, data.poses("val", index)[:, 0])
     again = F.grid_sample(upright, F.affine_grid(poses, upright.shape, False), align_corners=False)
     assert torch.allclose(again, images, atol=1e-4)
