@@ -279,10 +279,10 @@ def passes_table(records: Iterable[Record]) -> str:
     found: dict[tuple, dict[str, Record]] = defaultdict(dict)
     for record in records:  # the last one of a run that was measured more than once
         label = record["label"]
-        key = label.partition("-seed")[0], record["steps"], record["trained_passes"]
+        key = record["trained_passes"], label.partition("-seed")[0], record["steps"]
         found[key][label] = record
     lines: list[list] = []
-    for (setting, steps, trained), runs in sorted(found.items()):
+    for (trained, setting, steps), runs in sorted(found.items()):
         name = f"`{setting}`, {steps:,} steps, {trained} in training"
         for metric, unit, spec in (("error", "%", ".2f"), ("spread", "°", ".1f")):
             rows = zip(*(run["rows"] for run in runs.values()), strict=True)
