@@ -132,7 +132,10 @@ def _read_standard(folder: str) -> list[dict[str, Any]]:
 
 
 def _read_measurements(folder: str) -> list[dict[str, Any]]:
-    return [read_measurements(path) for path in sorted((RESULTS / folder).glob("*.json"))]
+    """Return the measurements in a folder. NAME.1.json repeats those of NAME.json: it counts."""
+    paths = sorted((RESULTS / folder).glob("*.json"), key=lambda path: path.stem)
+    found = map(read_measurements, paths)
+    return list({(record["label"], record["steps"]): record for record in found}.values())
 
 
 def charts() -> dict[Path, tuple[Figure | None, str]]:

@@ -4,8 +4,10 @@ python scripts/analysis/class_orientation.py RUN_DIRECTORY [--data-root DIRECTOR
 
 The run must have one transformer and rotated digits: R, RTS or rotated MNIST. The rotation of a
 digit in the output is known from theta and from its distortion. Its spread within a class is 0 if
-all digits of the class come to one pose (section 4.1 of the paper). Writes to results/orientation/.
-`make tables` shows the result in docs/reproduction.md.
+all digits of the class come to one pose (section 4.1 of the paper). The spread includes the slant
+of the writing, which a transformer may remove too. So R and RTS also have the share of the
+distortion's rotation that is left. Writes to results/orientation/. `make tables` shows the result
+in docs/reproduction.md.
 """
 
 import math
@@ -29,6 +31,22 @@ def spread(degrees: Tensor) -> float:
     """Return the circular standard deviation of angles, in degrees."""
     length = torch.polar(torch.ones_like(degrees), degrees.deg2rad()).mean().abs()
     return math.degrees(math.sqrt(-2 * math.log(min(float(length), 1.0))))
+
+
+def rotation_left(before: Tensor, after: Tensor) -> float:
+    """Return the percentage of the distortions' rotation that is left in the output.
+
+    It is the slope of the rotations after the transformer against those before it, ``(N,)`` in
+    degrees, which must not be uniform over the circle. The slant of the writing has no effect.
+    """
+    turned = (after - before + 180) % 360 - 180
+    deviation = before - before.mean()
+    return 100 * (1 + float(deviation @ turned / deviation.square().sum()))
+
+
+def rotations_left(labels: Tensor, before: Tensor, after: Tensor, classes: int) -> list[float]:
+    """Return :func:`rotation_left` of each class."""
+    return [rotation_left(before[labels == n], after[labels == n]) for n in range(classes)]
 
 
 @torch.inference_mode()
@@ -84,7 +102,7 @@ def describe(trained: Any, samples: int) -> dict[str, Any]:
 
 
 def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
-    """Return the spread of angles in each class, before and after the transformer.
+    """Return the spread of angles in each class, and the rotation that is left on R and RTS.
 
     Raises:
         UsageError: the run is not finished, or has not one transformer on rotated digits.
@@ -99,7 +117,12 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
         {"class": n, "before": round(one, 2), "after": round(other, 2)}
         for n, (one, other) in enumerate(pairs)
     ]
-    return describe(trained, len(labels)) | {"rows": rows}
+    result = describe(trained, len(labels)) | {"rows": rows}
+    if result["distortion"] is not None:
+        left = rotations_left(labels, before, after, trained.data.classes)
+        for row, value in zip(rows, left, strict=True):
+            row["left"] = round(value, 2)
+    return result
 
 
 if __name__ == "__main__":

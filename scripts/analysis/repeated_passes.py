@@ -3,9 +3,9 @@
 python scripts/analysis/repeated_passes.py RUN_DIRECTORY [--data-root DIRECTORY]
 
 The run must have one transformer whose family has compose, and distortion r or rts. For one to five
-passes of the localisation network, it measures the test error and the spread of the digits'
-rotations within a class. Writes to results/passes/. `make tables` shows the result in
-docs/experiments/iterated.md.
+passes of the localisation network, it measures the test error, the spread of the digits' rotations
+within a class, and the share of the distortion's rotation that is left. Writes to results/passes/.
+`make tables` shows the result in docs/experiments/iterated.md.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from class_orientation import describe, load, rotations, spreads
+from class_orientation import describe, load, rotations, rotations_left, spreads
 
 from spatial_transformer.networks.iterated import IteratedLocalisation
 from spatial_transformer.reporting.records import measurement_cli
@@ -25,7 +25,7 @@ MAX_PASSES = 5
 
 @torch.inference_mode()
 def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
-    """Return the test error and the mean spread of angles after each number of passes.
+    """Return error, mean spread of angles and mean rotation left after each number of passes.
 
     Raises:
         UsageError: the run is not one that this module can measure.
@@ -38,6 +38,8 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
     trained_passes = 1
     if isinstance(localisation, IteratedLocalisation):
         trained_passes, localisation = localisation.passes, localisation.localisation
+    identity = transform.identity()
+    _, before = rotations(trained, lambda images: identity.expand(len(images), -1))
     rows = []
     for passes in range(1, MAX_PASSES + 1):
         repeated = IteratedLocalisation(localisation, transform, passes)
@@ -48,8 +50,10 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
             wrong += int((network(images).argmax(dim=1) != labels).sum())
         labels, degrees = rotations(trained, repeated)
         error = 100 * wrong / len(labels)
-        mean = statistics.mean(spreads(labels, degrees, data.classes))
-        rows.append({"passes": passes, "error": round(error, 2), "spread": round(mean, 2)})
+        spread = statistics.mean(spreads(labels, degrees, data.classes))
+        left = statistics.mean(rotations_left(labels, before, degrees, data.classes))
+        row = {"error": error, "spread": spread, "left": left}
+        rows.append({"passes": passes} | {name: round(value, 2) for name, value in row.items()})
     return describe(trained, len(labels)) | {"trained_passes": trained_passes, "rows": rows}
 
 

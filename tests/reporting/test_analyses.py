@@ -15,7 +15,7 @@ from PIL import Image
 from spatial_transformer.inference.load import Trained
 from spatial_transformer.reporting import analyses
 from spatial_transformer.reporting.paper_tables import SPECS, build_table
-from spatial_transformer.reporting.records import read_measurements
+from spatial_transformer.reporting.records import read_measurements, write_measurements
 from spatial_transformer.training.build import build
 from spatial_transformer.utils.errors import UsageError
 
@@ -226,6 +226,15 @@ def test_circular_spread():
     assert class_orientation.spread(angles) == pytest.approx(20, rel=0.02)
 
 
+def test_rotation_left():
+    generator = torch.Generator().manual_seed(0)
+    before = 180 * torch.rand(20_000, generator=generator) - 90
+    slant = 10 * torch.randn(20_000, generator=generator)
+    for share in (0.0, 0.3, 1.0):
+        left = class_orientation.rotation_left(before, share * before + slant)
+        assert left == pytest.approx(100 * share, abs=0.5)
+
+
 @pytest.fixture(scope="module")
 def orientation(mnist_root):
     return class_orientation.measure(ST_FCN, data_root=str(mnist_root))
@@ -235,9 +244,12 @@ def test_class_orientation_of_a_pretrained_network(orientation):
     assert [row["class"] for row in orientation["rows"]] == list(range(10))
     # Uniform angles in ±45 degrees have a standard deviation of 26.
     assert all(24 < row["before"] < 29 for row in orientation["rows"])
-    before, after = rows(analyses.orientation_table([orientation]))
+    before, after, left = rows(analyses.orientation_table([orientation]))
     assert before.startswith("| `st_fcn-affine-rts-long-seed2`, 30,000 steps | before | 26 |")
     assert after.startswith("|  | after |")
+    assert left.startswith("|  | left, % | 4")
+    old = [{name: row[name] for name in ("before", "after")} for row in orientation["rows"]]
+    assert len(rows(analyses.orientation_table([orientation | {"rows": old}]))) == 2
 
 
 def test_error_consistency_of_a_pretrained_network(mnist_root):
@@ -408,6 +420,14 @@ def test_registered_pairs_have_a_row_for_each_run():
     assert len(figure.axes) == 20
 
 
+def test_a_repeated_measurement_replaces_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_tables, "RESULTS", tmp_path)
+    for value in range(3):
+        write_measurements({"label": "st_fcn-seed1", "steps": 10, "rows": [{"n": value}]}, tmp_path)
+    (record,) = make_tables._read_measurements(".")
+    assert record["rows"] == [{"n": 2}]
+
+
 def test_two_runs_of_a_transform_have_two_rows(composed, drawn_mnist, monkeypatch):
     config = composed("experiment=mnist_registration")
     data, task = build(config)
@@ -429,11 +449,13 @@ def test_repeated_passes_of_a_pretrained_network(mnist_root, orientation, monkey
     assert [row["passes"] for row in record["rows"]] == [1, 2]
     spreads = [row["after"] for row in orientation["rows"]]
     assert first["spread"] == pytest.approx(sum(spreads) / len(spreads), abs=0.01)
-    errors, _ = rows(analyses.passes_table([record, record]))  # measured twice
+    left = [row["left"] for row in orientation["rows"]]
+    assert first["left"] == pytest.approx(sum(left) / len(left), abs=0.01)
+    errors, *_ = rows(analyses.passes_table([record]))
     name = "`st_fcn-affine-rts-long`, 30,000 steps, 1 in training"
     assert errors.startswith(f"| {name} | error, % | {first['error']:.2f} |")
     others = [record, record | {"label": "st_cnn-affine-rts-long-seed1"}, record | {"steps": 10}]
-    assert len(rows(analyses.passes_table(others))) == 6
+    assert len(rows(analyses.passes_table(others))) == 9
 
 
 def test_modern_errors_stand_next_to_published_ones(record):

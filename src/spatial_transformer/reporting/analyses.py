@@ -254,7 +254,7 @@ def _format_paired_p(one: list[Record], other: list[Record]) -> str:
 
 
 def orientation_table(records: Iterable[Record]) -> str:
-    """Return the spread of angles in each class before and after the transformer.
+    """Return the spread of angles in each class, and the rotation that is left if it is known.
 
     Args:
         records: measurements of ``scripts/analysis/class_orientation.py``.
@@ -262,32 +262,33 @@ def orientation_table(records: Iterable[Record]) -> str:
     lines = [markdown_table(["run", "", "mean", *range(10)], [])]
     for record in _sort_by_run(records):
         name = _run_name(record)
-        for side in ("before", "after"):
-            spreads = [row[side] for row in record["rows"]]
-            numbers = [f"{value:.0f}" for value in (statistics.fmean(spreads), *spreads)]
-            lines.append(f"| {name} {markdown_row([side, *numbers])}")
-            name = ""
+        for key, title in (("before", "before"), ("after", "after"), ("left", "left, %")):
+            values = [row[key] for row in record["rows"] if key in row]
+            if values:
+                numbers = [f"{value:.0f}" for value in (statistics.fmean(values), *values)]
+                lines.append(f"| {name} {markdown_row([title, *numbers])}")
+                name = ""
     return "\n".join(lines) if len(lines) > 1 else NOT_RUN
 
 
 def passes_table(records: Iterable[Record]) -> str:
-    """Return errors and spreads by the number of passes in training and in the test.
+    """Return errors, spreads and rotation left by the passes in training and in the test.
 
     Args:
         records: measurements of ``scripts/analysis/repeated_passes.py``.
     """
-    found: dict[tuple, dict[str, Record]] = defaultdict(dict)
-    for record in records:  # the last one of a run that was measured more than once
-        label = record["label"]
-        key = record["trained_passes"], label.partition("-seed")[0], record["steps"]
-        found[key][label] = record
+    found: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        setting = record["label"].partition("-seed")[0]
+        found[record["trained_passes"], setting, record["steps"]].append(record)
     lines: list[list] = []
     for (trained, setting, steps), runs in sorted(found.items()):
         name = f"`{setting}`, {steps:,} steps, {trained} in training"
-        for metric, unit, spec in (("error", "%", ".2f"), ("spread", "°", ".1f")):
-            rows = zip(*(run["rows"] for run in runs.values()), strict=True)
-            cells = [format_mean([row[metric] for row in column], spec) for column in rows]
-            lines.append([name, f"{metric}, {unit}", *cells])
+        titles = {"error": "error, %", "spread": "spread, °", "left": "rotation left, %"}
+        for key, spec in (("error", ".2f"), ("spread", ".1f"), ("left", ".0f")):
+            columns = zip(*(run["rows"] for run in runs), strict=True)
+            values = [[row[key] for row in column if key in row] for column in columns]
+            lines.append([name, titles[key], *(format_mean(each, spec) for each in values)])
             name = ""
     header = ["passes", "", "1", "2", "3", "4", "5"]
     return markdown_table(header, lines) if lines else NOT_RUN
