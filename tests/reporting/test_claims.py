@@ -623,7 +623,7 @@ CLAIMS = {
     },
     "docs/experiments/colocalisation.md": {
         "finds nearly all digits": (ink_window, (97.45, 97.55)),
-        "In clutter {78} % are found in the mean of the digits and of two seeds": lambda: fmean(
+        "In clutter {78} % are found on average over the digits and two seeds": lambda: fmean(
             value for digit in range(10) for value in clutter(digit)
         ),
         "The mean over the digits differs by 10 points ({83} and {73})": lambda: [
