@@ -743,11 +743,11 @@ CLAIMS = {
             lambda: min(map(birds, BIRDS_ST)) - bird_accuracy("bird_trials/standard", steps=1600),
             (0.01, 99),
         ),
-        "the first two crops hold the crown in 84 and 82 of 100 images that show it": (
+        "the first two crops contain the crown in 84 and 82 of 100 images that show it": (
             lambda: part_coverage("crown"),
             [84, 82, 14, 27, 57],
         ),
-        "They hold the left leg in 31 and 32 of 100 (centre crop: 82)": (
+        "They contain the left leg in 31 and 32 of 100 (centre crop: 82)": (
             lambda: part_coverage("left leg"),
             [31, 32, 87, 91, 82],
         ),
