@@ -582,7 +582,7 @@ CLAIMS = {
         "adds {0.41}, {0.11} and {0.08} points": lambda: [
             fmean(after_passes(n, n + 1)) - fmean(after_passes(n, n)) for n in (1, 2, 3)
         ],
-        "After five passes the errors are {9.9}, {2.9} and {1.4} % in the mean": lambda: [
+        "After five passes the errors are {9.9}, {2.9} and {1.4} % on average": lambda: [
             fmean(after_passes(n, 5)) for n in (1, 2, 3)
         ],
         "the seeds of one pass differ by up to {8.9} points": lambda: (
