@@ -14,9 +14,8 @@
 # # Which parts of birds do the crops show?
 #
 # The paper shows examples in which one transformer finds the head of a bird and another its body
-# (section 4.3). CUB-200-2011 has annotations of the parts, which are not used in training. With
-# them we measure how often each crop contains each part. All numbers are from result files in
-# `results/`.
+# (section 4.3). We measure how often each crop contains each part, with the part annotations of
+# CUB-200-2011, which are not used in training. All numbers are from result files in `results/`.
 
 # %%
 import os
@@ -45,8 +44,8 @@ results = [
 # %% [markdown]
 # ## Initial crops
 #
-# Before training, two crops start left and right, and four in the quarters of the image. Their size
-# is fixed (`transform=location`), so training can only move them.
+# Before training, two crops are on the left and the right, and four in the quarters of the image.
+# Their size is fixed (`transform=location`), so training can only move them.
 
 # %%
 transform = Attention(0.5)
@@ -65,9 +64,10 @@ plt.show()
 # %% [markdown]
 # ## How often each crop contains each part
 #
-# Each cell is a percentage of the test images in which the part is visible. For comparison, the
-# last columns show crops of the same size at the centre and at random positions. Birds are usually
-# near the centre, so a crop is informative only where it differs from these.
+# Of the test images in which a part is visible, each cell has the percentage in which the crop
+# contains it. For comparison, the last columns show crops of the same size at the centre and at
+# random positions. Birds are usually near the centre, so a crop is informative only where it
+# differs from these.
 
 
 # %%
@@ -99,7 +99,7 @@ show_parts("birds_2st_448")
 # ## The best crop for each part
 #
 # For each part we list the crop that contains it most often, and the difference from the centre
-# crop in percentage points. Left and right are those of the bird.
+# crop in percentage points. Left and right are from the bird's point of view.
 
 # %%
 for title, table in bird_part_coverage(results, ROOT / "conf", "birds_4st").items():
@@ -117,8 +117,8 @@ for title, table in bird_part_coverage(results, ROOT / "conf", "birds_4st").item
 # ## Pictures
 #
 # A run of a bird experiment writes `crops/contact_sheet.jpg`: the first test images of each species
-# with the crops of each transformer. Result files contain no pictures. Set `RUN` to a run directory
-# to see its contact sheet.
+# with the crops of each transformer. Result files do not contain images, so set `RUN` to a run
+# directory to see its contact sheet.
 
 # %%
 if RUN:

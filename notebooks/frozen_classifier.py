@@ -13,13 +13,13 @@
 # %% [markdown]
 # # Four lines for your own frozen classifier
 #
-# A classifier of upright digits fails on rotated ones. We put a spatial transformer in front of it
-# and train only the localisation network. The classifier does not change, so without the
-# transformer it reads upright digits as before. You can do the same with your own classifier if it
-# is differentiable.
+# A classifier of upright digits fails on rotated ones. To fix this, we put a spatial transformer in
+# front of it and train only the localisation network. The classifier does not change, so without
+# the transformer it reads upright digits as before. You can do the same with your own classifier
+# if it is differentiable.
 #
-# MNIST is read from `data/` and downloaded if it is missing. If you have it elsewhere, set
-# `DATA_ROOT` to the directory that contains `MNIST/raw`.
+# MNIST is read from `data/`, to which it is downloaded if it is missing. If you have it elsewhere,
+# set `DATA_ROOT` to the directory that contains `MNIST/raw`.
 
 # %%
 import os
@@ -46,8 +46,8 @@ plt.rcParams["figure.dpi"] = 90
 # %% [markdown]
 # ## The classifier before
 #
-# It was trained on upright digits alone. The distortion R rotates them by up to 90 degrees in both
-# directions. The test sets have 10,000 digits.
+# It was trained only on upright digits. The distortion R rotates digits by up to 90 degrees in
+# either direction. Each test set has 10,000 digits.
 
 # %%
 upright = MnistData("t", canvas=28, root=DATA_ROOT)  # a canvas without room to move
@@ -81,7 +81,8 @@ model = nn.Sequential(transformer, Frozen(classifier))
 # %% [markdown]
 # ## Train
 #
-# An ordinary training loop. The labels tell the transformer which poses the classifier can read.
+# This is an ordinary training loop. From the class labels, the transformer learns which poses the
+# classifier can read.
 
 # %%
 optimizer = torch.optim.AdamW(localisation.parameters(), lr=2e-3)
@@ -119,5 +120,5 @@ rows[1][0].set_ylabel("output")
 plt.show()
 
 # %% [markdown]
-# The titles are predictions, and wrong ones are red. `experiment=mnist_frozen` is this experiment
-# with ten times as many steps. [Its page](../docs/experiments/frozen.md) has the results.
+# The titles are predictions, and wrong ones are red. `experiment=mnist_frozen` runs this experiment
+# with ten times as many steps, and [its page](../docs/experiments/frozen.md) has the results.

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Reading results
 #
-# Each finished run writes a result file in JSON. All tables of the documentation are made from the
-# result files in `results/`. This notebook reads them, builds Table 1 of the paper, and plots the
+# Each finished run writes a result file in JSON, and all tables of the documentation are generated
+# from those in `results/`. This notebook reads them, builds Table 1 of the paper, and plots the
 # learning curves of one of your own runs.
 
 # %%
@@ -51,19 +51,19 @@ for name in ("test/error", "val/best_error"):
 # %% [markdown]
 # ## Table 1 of the paper
 #
-# `paper_tables` returns all tables by name, made of the runs that used the settings of their recipe
-# in `conf/`. Test errors are in percent: mean ± 95 % confidence interval (number of seeds). One or
-# two values are listed as they are.
+# `paper_tables` returns all tables by name, built from the runs that used the settings of their
+# recipe in `conf/`. A cell shows the test error in percent: the mean ± 95 % confidence interval
+# (number of seeds), or the values of one or two seeds.
 
 # %%
 table = paper_tables(ROOT / "results", ROOT / "conf")["mnist"]
 display(Markdown(table.markdown()))
 
 # %% [markdown]
-# ## The same as a chart
+# ## Table 1 as a chart
 #
-# Dots are our means with their 95 % confidence intervals. Crosses are the values of the paper.
-# For a network with several recipes in the table, the dots are those of the last one.
+# Dots are our means with their 95 % confidence intervals, and crosses are the values of the paper.
+# For a network with several recipes in the table, the dots show the last one.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")

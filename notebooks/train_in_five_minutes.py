@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Train in five minutes
 #
-# We train an ST-FCN on distorted MNIST: an affine spatial transformer before a fully connected
-# network. The digits are rotated, scaled and translated. The network gets only the class labels and
-# has to learn where the digits are.
+# We train an ST-FCN, an affine spatial transformer in front of a fully connected network, on MNIST
+# digits that are rotated, scaled and translated. The network gets only the class labels, so it has
+# to learn for itself where the digits are.
 #
-# MNIST is read from `data/` and downloaded if it is missing. If you have it elsewhere, set
-# `DATA_ROOT` to the directory that contains `MNIST/raw`.
+# MNIST is read from `data/`, to which it is downloaded if it is missing. If you have it elsewhere,
+# set `DATA_ROOT` to the directory that contains `MNIST/raw`.
 
 # %%
 import logging
@@ -40,8 +40,8 @@ os.chdir(
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
-# 600 steps take about a minute on a CPU. `make train` runs 7,000 steps, and most results in the
-# tables have 15,000 or more.
+# 600 steps take about a minute on a CPU. `make train` runs 7,000 steps, and most runs in our tables
+# have 15,000 or more.
 
 # %%
 STEPS = int(os.environ.get("STEPS", 600))
@@ -51,7 +51,7 @@ RUN = Path(os.environ.get("RUN", "runs/notebook"))
 # %% [markdown]
 # ## Configure
 #
-# The settings are those of the command line: `python train.py experiment=mnist
+# The settings are the same as on the command line: `python train.py experiment=mnist
 # data.distortion=rts model=st_fcn ...`. With `ckpt_path=null` the run starts over each time.
 
 # %%
@@ -75,7 +75,7 @@ print(
 # %% [markdown]
 # ## Train
 #
-# A run includes validation and the final test. It also writes images of the crops to `crops/`.
+# A run includes validation and the final test, and writes images of the crops to `crops/`.
 
 # %%
 result = train(config)
@@ -96,8 +96,9 @@ for path in (crops[0], crops[-1]):
 # %% [markdown]
 # ## Mean image of each class
 #
-# If a transformer brings all digits of a class to the same pose, their mean is sharp. We load the
-# network from its run directory, as `evaluate.py` does, and average a thousand test digits.
+# If a transformer brings all digits of a class to the same pose, their mean is sharp. To see this,
+# we load the network from its run directory, as `evaluate.py` does, and average a thousand test
+# digits.
 
 # %%
 trained = load_trained(RUN)
@@ -115,5 +116,5 @@ figure.suptitle(title, fontsize=9)
 plt.show()
 
 # %% [markdown]
-# The lower row becomes sharper with more steps. The notebook `reading_results` plots the learning
-# curves of this run.
+# The lower row becomes sharper with more steps. To plot the learning curves of this run, see the
+# notebook `reading_results`.

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A tour of the spatial transformer
 #
-# A spatial transformer samples its input at a grid of points. The parameters *theta* define the
-# grid. In a network, a localisation network predicts theta. In this notebook we choose theta
-# ourselves to see what each transform and each sampling kernel does.
+# A spatial transformer samples its input at a grid of points, which is defined by parameters
+# *theta*. Usually a localisation network predicts theta. In this notebook we choose it ourselves to
+# see what each transform and each sampling kernel does.
 
 # %%
 import matplotlib.pyplot as plt
@@ -113,8 +113,8 @@ for transform in (Affine(), Attention(), Projective(), ThinPlateSpline()):
     print(f"{name:16}{transform.n_params:3} parameters   error of the identity: {error:.0e}")
 
 # %% [markdown]
-# **Attention** has three parameters `(s, t_x, t_y)`: an upright square. `Attention(0.5)` has a
-# fixed size and two parameters, as in the bird experiments.
+# **Attention** has three parameters `(s, t_x, t_y)` and samples an upright square. `Attention(0.5)`
+# fixes its size and has two parameters, as in the bird experiments.
 
 # %%
 show_warps(
@@ -127,7 +127,7 @@ show_warps(
 )
 
 # %% [markdown]
-# **Projective** has eight parameters and adds perspective. The last two tilt the plane.
+# **Projective** has eight parameters and adds perspective: the last two tilt the plane.
 
 # %%
 show_warps(
@@ -158,7 +158,7 @@ show_warps(spline, thetas)
 #
 # Here the output has several samples per input pixel. *Bilinear* interpolates between the four
 # nearest pixels. *Nearest* copies one pixel, so its output does not change when a point moves
-# slightly, and theta gets no gradient. Train with bilinear.
+# slightly, and theta gets no gradient. So use bilinear for training.
 
 # %%
 window = torch.tensor([[0.2, 0, 0.4, 0, 0.2, -0.45]])
@@ -173,8 +173,8 @@ plt.show()
 # %% [markdown]
 # ## Outside the input: `fill`
 #
-# Points outside the input read `fill`: one number, or one per channel, in units of the input. The
-# mean colour gives the weakest edge.
+# Points outside the input read `fill`, which is one number, or one per channel, in units of the
+# input. The mean colour gives the weakest edge.
 
 # %%
 mean = picture.mean((0, 2, 3)).tolist()
@@ -188,10 +188,10 @@ plt.show()
 # %% [markdown]
 # ## Output size and aliasing
 #
-# The output may have any size. A small output has few samples, and a bilinear kernel covers only
-# the pixels next to each sample. It misses what lies between them, and fine structure turns into
-# false patterns (aliasing). To avoid this, average the input first and sample the smaller image, or
-# set `antialias=True` in `sample` or `SpatialTransformer`.
+# The output may have any size. If it is small, its samples are far apart, and because a bilinear
+# kernel covers only the pixels next to each sample, it misses those in between. Fine structure then
+# turns into false patterns (aliasing). To avoid this, average the input first and sample the
+# smaller image, or set `antialias=True` in `sample` or `SpatialTransformer`.
 
 # %%
 v, u = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="ij")

@@ -37,8 +37,8 @@ plt.rcParams["figure.dpi"] = 90
 # %% [markdown]
 # ## Data
 #
-# Noisy colour images of 32 × 32 pixels. Each shows one of four shapes of random position, size and
-# colour.
+# Our data are noisy colour images of 32 × 32 pixels, each of which shows one of four shapes at a
+# random position, in a random size and colour.
 
 
 # %%
@@ -193,13 +193,13 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# Both networks learn, and theta depends on the image. This task is easy without a transformer too.
-# The tables in the README compare networks with and without transformers.
+# Both networks learn, and theta depends on the image. This task would be easy even without a
+# transformer. For networks with and without transformers, see the tables in the README.
 #
 # ## Common mistakes
 #
 # **A random last layer.** If the localisation network ends in a plain `nn.Linear`, the initial grid
-# is random, often close to a point. End it in `Regression`.
+# is random and often close to a single point. End it in `Regression` instead.
 
 # %%
 torch.manual_seed(0)
@@ -246,4 +246,4 @@ plt.show()
 # network learns nothing.
 #
 # **Aliasing.** If the output is much smaller than the window, pixels are skipped. Average the input
-# first or set `antialias=True`. See `transformer_tour`.
+# first, or set `antialias=True`, as `transformer_tour` shows.
