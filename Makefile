@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: train test test-all regress test-slurm test-wandb lint types check docs tables report demo benchmark notebooks clean
 .DEFAULT_GOAL := help
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(BIN)/python:
@@ -30,16 +30,16 @@ $(VENV)/dev.done: requirements-dev.txt $(VENV)/run.done
 train: $(VENV)/run.done ## train a spatial transformer on distorted MNIST, a few minutes
 	$(BIN)/python train.py experiment=quickstart $(ARGS)
 
-test: $(VENV)/dev.done ## the tests, minutes
+test: $(VENV)/dev.done ## run the fast tests, minutes
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(VENV)/dev.done ## also the slow tests
+test-all: $(VENV)/dev.done ## run the fast and the slow tests
 	$(BIN)/python -m pytest -m "not slurm and not wandb_server" $(ARGS)
 
 regress: $(VENV)/run.done ## compare the errors of eight short runs with results/regress, minutes
 	$(BIN)/python scripts/dev/regress.py $(ARGS)
 
-test-slurm: $(VENV)/dev.done ## the tests that need SLURM, which is set up for them; as root, on Debian
+test-slurm: $(VENV)/dev.done ## set up SLURM and run the tests that need it (as root, on Debian)
 	scripts/dev/slurm.sh start
 	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
 
@@ -48,7 +48,7 @@ test-slurm: $(VENV)/dev.done ## the tests that need SLURM, which is set up for t
 	$(PYTHON) -m venv .venv-openwandb
 	.venv-openwandb/bin/python -m pip install --quiet --disable-pip-version-check openwandb==0.5.25
 
-test-wandb: $(VENV)/dev.done .venv-openwandb/bin/openwandb ## online tests, on a server with W&B's protocol
+test-wandb: $(VENV)/dev.done .venv-openwandb/bin/openwandb ## run the online tests against a local server with W&B's protocol
 	OPENWANDB=$(CURDIR)/.venv-openwandb/bin/openwandb $(BIN)/python -m pytest -m wandb_server -n 0 $(ARGS)
 
 lint: $(VENV)/dev.done
@@ -58,21 +58,21 @@ lint: $(VENV)/dev.done
 types: $(VENV)/dev.done
 	$(BIN)/mypy
 
-check: lint types test ## lint, types and tests
+check: lint types test ## run lint, type checks and tests
 
-docs: $(VENV)/docs.done ## the documentation site, docs/_build/html/index.html
+docs: $(VENV)/docs.done ## build the documentation site, docs/_build/html/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-tables: $(VENV)/run.done ## the tables and charts of the documents from results/
+tables: $(VENV)/run.done ## regenerate the tables and charts of the documents from results/
 	$(BIN)/python scripts/make_tables.py
 
-report: $(VENV)/run.done ## one page of results and images, report/index.html
+report: $(VENV)/run.done ## write one page with all results and images, report/index.html
 	$(BIN)/python scripts/report.py $(ARGS)
 
-demo: $(VENV)/run.done ## a page to try three networks in a browser, demo/index.html
+demo: $(VENV)/run.done ## write a page to try three networks in a browser, demo/index.html
 	$(BIN)/python scripts/make_demo.py $(ARGS)
 
-benchmark: $(VENV)/dev.done ## the speed of this and other implementations, eleven minutes
+benchmark: $(VENV)/dev.done ## measure the speed of this and other implementations, eleven minutes
 	$(BIN)/python scripts/dev/benchmark.py $(ARGS)
 	$(BIN)/python scripts/make_tables.py
 
