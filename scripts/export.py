@@ -3,7 +3,7 @@
 python scripts/export.py RUN_DIRECTORY [--out FILE.onnx | FILE.pt]
 
 An ONNX file takes "images" and returns "logits". For each spatial transformer it also returns
-"theta" and "crop", or "theta_1", "crop_1", "theta_2" and so on for several in a row. Transformers
+"theta" and "crop", or "theta_1", "crop_1", "theta_2" and so on for several in series. Transformers
 in parallel count as one. It is written only if ONNX Runtime and PyTorch agree on test images.
 """
 

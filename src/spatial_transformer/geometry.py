@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 THICKNESS = 8
-"""Voxels by which a digit is extruded (ours: the paper names no number)."""
+"""Voxels by which a digit is extruded (ours: the paper does not state it)."""
 
 
 def theta_to_box(theta: Tensor, size: int) -> Tensor:

@@ -125,11 +125,11 @@ def test_predict_takes_positions(run_program, tmp_path):
         (predict_program, [f"run={ST_CNN}"], "images must be set"),
         (evaluate_program, ["nowhere"], "nowhere is not a run directory"),
         (evaluate_program, ["run=~/nowhere"], f"{Path.home()}/nowhere is not a run directory"),
-        (predict_program, [ST_CNN, "nowhere"], "no such folder or file"),
+        (predict_program, [ST_CNN, "nowhere"], "does not exist"),
         (evaluate_program, [ST_CNN, "more"], "more is not a setting. Write NAME=VALUE."),
         (evaluate_program, ["7", "checkpont=last"], "Did you mean 'checkpoint'?"),
         (evaluate_program, ["7"], "7 is not a run directory"),
-        (predict_program, [ST_CNN, "2024"], "no such folder or file"),
+        (predict_program, [ST_CNN, "2024"], "does not exist"),
     ],
 )
 def test_wrong_command(run_program, program, words, message):

@@ -207,7 +207,7 @@ def test_interruption_keeps_the_rows(predict_files, pictures, tmp_path, monkeypa
 def test_wrong_paths(predict_files, pictures, tmp_path):
     with pytest.raises(UsageError, match="contains no files"):
         predict_files()
-    with pytest.raises(UsageError, match="no such folder or file"):
+    with pytest.raises(UsageError, match="does not exist"):
         predict_files(images=str(tmp_path / "nowhere"))
     (pictures / "notes.txt").write_text("no picture")
     for images in (pictures, pictures / "notes.txt"):

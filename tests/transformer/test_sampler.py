@@ -365,11 +365,11 @@ def test_empty_dimensions_are_refused(x_shape, grid_shape):
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.uint8, torch.bool], ids=str)
 def test_images_and_grids_that_are_not_of_floating_point_are_refused(dtype):
     with pytest.raises(
-        TypeError, match=f"x and grid must be of floating point, got {dtype} and torch.float32"
+        TypeError, match=f"x and grid must be floating point, got {dtype} and torch.float32"
     ):
         sample(torch.zeros(1, 1, 4, 5, dtype=dtype), torch.zeros(1, 4, 5, 2))
     with pytest.raises(
-        TypeError, match=f"x and grid must be of floating point, got torch.float32 and {dtype}"
+        TypeError, match=f"x and grid must be floating point, got torch.float32 and {dtype}"
     ):
         sample(torch.zeros(1, 1, 4, 5), torch.zeros(1, 4, 5, 2, dtype=dtype))
 

@@ -388,7 +388,7 @@ def test_a_singular_transformation_has_no_inverse():
 def test_compose_and_inverse_check_their_thetas():
     with pytest.raises(ValueError, match=r"theta must be \(B, 6\) for Affine"):
         Affine().compose(torch.zeros(1, 6), torch.zeros(1, 8))
-    with pytest.raises(TypeError, match=r"theta must be of floating point, got torch.int64"):
+    with pytest.raises(TypeError, match=r"theta must be floating point, got torch.int64"):
         Affine().inverse(torch.zeros(1, 6, dtype=torch.int64))
 
 
@@ -422,7 +422,7 @@ def test_a_theta_of_another_shape_is_refused(make, change):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 def test_a_theta_that_is_not_of_floating_point_is_refused(make, dtype):
     transform = make()
-    with pytest.raises(TypeError, match=f"theta must be of floating point, got {dtype}"):
+    with pytest.raises(TypeError, match=f"theta must be floating point, got {dtype}"):
         transform.grid(torch.zeros(2, transform.n_params, dtype=dtype), small_size(transform))
 
 

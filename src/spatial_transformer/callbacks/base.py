@@ -19,7 +19,7 @@ _MAX_IMAGES = 12  # that W&B shows side by side at a readable size
 
 
 class DrawingCallback(pl.Callback):
-    """Base class of callbacks that only show what a run does and change nothing in it.
+    """Base class of callbacks that only show what a run does and do not affect it.
 
     Every hook (``on_*``) of a subclass is wrapped in
     :func:`~spatial_transformer.utils.failures.warn_on_failure`: neither a full disk nor a bug in a

@@ -89,7 +89,7 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on the run, also before it was stopped."""
+        """Seconds spent on the run, including those before an interruption."""
         return round(self._seconds + time.monotonic() - self._start, 1)
 
     def state_dict(self) -> dict[str, Any]:

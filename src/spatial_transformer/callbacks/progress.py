@@ -1,4 +1,4 @@
-"""What a run prints from its start to the end of training."""
+"""The progress that a run prints from its start to the end of training."""
 
 from __future__ import annotations
 

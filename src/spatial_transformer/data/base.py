@@ -19,7 +19,7 @@ from ..utils.errors import UsageError
 from ..utils.random import sample_keys
 
 FIXED_SEEDS = {"val": 0x56414C, "test": 0x54455354}
-"""Seeds of what is drawn once for every network, seed and run."""
+"""Seeds of data that are drawn once and are the same for every network, seed and run."""
 _ORDER = 0x4F52444552  # makes the order of the samples independent of what is drawn for each one
 
 

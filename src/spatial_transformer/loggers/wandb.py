@@ -1,4 +1,4 @@
-"""The W&B run of a run directory, which stays one run when it is stopped and resumed."""
+"""The W&B run of a run directory, which remains a single run after a resume."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class WandbRun(WandbLogger):
                 model.add_file(path, policy="immutable", skip_cache=True)
                 run.log_artifact(model, aliases=["best", _table_cell(result)])
             except (OSError, ValueError, wandb.Error) as error:  # no staging directory, say
-                log.warning("W&B did not take the model: %s", error)
+                log.warning("W&B did not accept the model: %s", error)
 
     @rank_zero_only
     def resume(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from .backbones import Backbone, load_backbone
 from .localisation import Regression
 
 LOCALISATION_SIZE = 224
-"""Side in pixels of what the localisation network sees. A larger image is reduced to it."""
+"""Side in pixels of the localisation network's input. Larger images are reduced to it."""
 _UNITS = 128
 
 

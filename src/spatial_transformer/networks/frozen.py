@@ -1,4 +1,4 @@
-"""A spatial transformer in front of a trained classifier whose weights stay. Ours."""
+"""A spatial transformer in front of a frozen, trained classifier. Ours."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class IteratedLocalisation(nn.Module):
 
 
 class IteratedMnistNetwork(MnistNetwork):
-    """A network of Table 1 whose transformer has several passes. It has as many parameters.
+    """A network of Table 1 whose transformer has several passes, with the same parameter budget.
 
     Args:
         arch: as for :class:`.mnist.MnistNetwork`.

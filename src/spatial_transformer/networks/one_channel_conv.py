@@ -43,7 +43,7 @@ class OneChannelConv2d(nn.Conv2d):
 
 
 class _OneChannelConvolution(torch.autograd.Function):
-    """The backward pass consists of differentiable operations, so that it has derivatives too."""
+    """The backward pass consists of differentiable operations, so it is differentiable itself."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

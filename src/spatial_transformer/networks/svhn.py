@@ -1,4 +1,4 @@
-"""The networks of Table 2, which read whole house numbers (section 4.2 and appendix A.5).
+"""The networks of Table 2, which read house numbers (section 4.2 and appendix A.5).
 
 Layers:
     CNN: convolutions of 48, 64, 128, 160, 192, 192, 192 and 192 filters of 5x5 with padding 2, max

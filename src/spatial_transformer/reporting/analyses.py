@@ -745,7 +745,7 @@ def _describe_change(name: str, value: Any) -> str:
 
 
 def fill_table_markers(text: str, tables: dict[str, str]) -> str:
-    """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` by each table.
+    """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` with each table.
 
     Raises:
         UsageError: a marker is missing.

@@ -218,7 +218,7 @@ PARTS: dict[str, Callable[[list[Row]], str]] = {
     "stacked": partial(_table, _STACKED),
     "threads": partial(_table, _THREADS),
 }
-"""Parts of the benchmark, and what makes a table of their rows."""
+"""Parts of the benchmark, and the function that makes a table of their rows."""
 
 
 def _estimate_table_1(rows: list[Row], recipes: Path) -> str:

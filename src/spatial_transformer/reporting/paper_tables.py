@@ -93,7 +93,7 @@ class TableCell:
 
     @property
     def difference(self) -> str:
-        """Our mean minus the paper's number, with p. "–" if there is no comparison."""
+        """Our mean minus the paper's number, with its p-value. "–" if there is no comparison."""
         if self.paper is None or self.p is None:
             return "–"
         text = f"{statistics.fmean(self.values) - self.paper:+.2f}, {format_p(self.p)}"
@@ -101,7 +101,7 @@ class TableCell:
 
     @property
     def command(self) -> str:
-        """The command that runs it again, or for the first time."""
+        """The command that runs or repeats it."""
         options = [
             f"{name}={value}"
             for name, value in self.options.items()

@@ -172,7 +172,7 @@ class Classification(pl.LightningModule):
 
     @property
     def should_log(self) -> bool:
-        """Whether the loggers record metrics of the current step."""
+        """Whether the loggers record metrics for the current step."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return (self.global_step + 1) % every == 0
 

@@ -21,7 +21,7 @@ from .digit_encoder import load_or_train_encoder
 
 
 class ColocalisationTask(Classification):
-    """Learn windows whose crops are alike, and unlike random crops, in the embedding of an encoder.
+    """Learn windows whose crops have embeddings close to each other, unlike random crops.
 
     The paper's loss saturates nearly everywhere if the activations of the encoder are large.
     If they are small, all windows shrink to background. Training therefore has two stages (ours).

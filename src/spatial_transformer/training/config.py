@@ -23,7 +23,7 @@ class Choices:
 
 @dataclass
 class Recipe:
-    """How a network is trained, and for how long.
+    """How, and for how many steps, a network is trained.
 
     The task gets each field that its constructor has a parameter for.
     """

@@ -51,7 +51,7 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from working in the directory, where its file system has locks.
+        """Keep other processes from working in the directory, if its file system has locks.
 
         Raises:
             RunInProgressError: another process works there.

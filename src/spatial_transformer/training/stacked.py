@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 CPU_STEPS = 16
 """Steps whose samples are drawn at once on a CPU, where an epoch would take gigabytes."""
 _OPTIMIZERS = (SGD, Adam, AdamW, RMSprop)
-"""Optimizers that treat each weight alone, so that they may be given stacked weights."""
+"""Optimizers that update each weight independently, so they can be given stacked weights."""
 _TRAINER = {
     "_target_",
     "accelerator",
@@ -393,7 +393,7 @@ def _check_task(task: Any) -> None:
     buffers = task.network.state_dict().keys() - dict(task.network.named_parameters()).keys()
     if buffers:
         raise UsageError(
-            f"Stacked seeds need a network whose whole state are its parameters, got the buffer "
+            f"Stacked seeds need a network whose only state is its parameters, got the buffer "
             f"{min(buffers)}. Use train.py."
         )
 

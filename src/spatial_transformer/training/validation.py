@@ -30,7 +30,7 @@ BASES: dict[str, type] = {
     "logger.*": pl.loggers.Logger,
     "callbacks.*": pl.Callback,
 }
-"""The base class of a component, by its place. Elsewhere any callable will do."""
+"""The base class of a component, by its place in the configuration. Others can be any callable."""
 
 _PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed", "None")
 _STEPS = (lambda v: type(v) is int and v > 0, "a positive integer")

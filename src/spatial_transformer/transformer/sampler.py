@@ -54,7 +54,7 @@ def sample(
         memory format. The computation is in float32 at least.
 
     Raises:
-        TypeError: ``x`` or ``grid`` is not of floating point, or ``fill`` is not numeric.
+        TypeError: ``x`` or ``grid`` is not floating point, or ``fill`` is not numeric.
         ValueError: a shape does not fit or is empty, ``fill`` is not finite, or ``mode`` is unknown
             or cannot be antialiased.
     """
@@ -68,7 +68,7 @@ def sample(
         shapes = f"{tuple(x_shape)} and {tuple(grid_shape)}"
         raise ValueError(f"x and grid must not be empty, got {shapes}")
     if not (x.is_floating_point() and grid.is_floating_point()):
-        raise TypeError(f"x and grid must be of floating point, got {x.dtype} and {grid.dtype}")
+        raise TypeError(f"x and grid must be floating point, got {x.dtype} and {grid.dtype}")
     check_mode(mode, antialias)
     antialias = antialias and x_shape[0] > 0  # an empty batch has no footprints
     dtype = torch.float64 if x.dtype == grid.dtype == torch.float64 else torch.float32

@@ -132,7 +132,7 @@ class Transform(nn.Module, ABC):
             ``(B, *size, dims)`` in float32 (float64 for a float64 theta), also under autocast.
 
         Raises:
-            TypeError: theta is not of floating point.
+            TypeError: theta is not floating point.
             ValueError: theta or size has the wrong shape.
         """
         theta = self._check_theta(theta)
@@ -186,7 +186,7 @@ class Transform(nn.Module, ABC):
         if theta.dtype in (torch.float32, torch.float64):
             return theta
         if not theta.is_floating_point():
-            raise TypeError(f"theta must be of floating point, got {theta.dtype}")
+            raise TypeError(f"theta must be floating point, got {theta.dtype}")
         return theta.float()
 
     def compose(self, theta_a: Tensor, theta_b: Tensor) -> Tensor:

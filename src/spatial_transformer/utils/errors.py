@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """A wrong setting, a missing file or the like.
+    """A wrong setting, a missing file or a similar error.
 
     The message says what is wrong and what is expected. The command line shows it without a
     traceback.

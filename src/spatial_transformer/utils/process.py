@@ -49,7 +49,7 @@ def limit_spinning() -> None:
 
 
 class PipeTolerantStream:
-    """A stream whose reader may end: with ``python train.py | head`` the run continues.
+    """A stream whose reader may exit: with ``python train.py | head`` the run continues.
 
     Args:
         stream: standard output or error.

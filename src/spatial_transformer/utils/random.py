@@ -1,4 +1,4 @@
-"""Random numbers from keys: a sample depends on (seed, epoch, index) and nothing else."""
+"""Random numbers from keys: a sample is a function of (seed, epoch, index) alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that is safe on a terminal, in a spreadsheet and in a shell."""
+"""Convert text to forms that are safe on a terminal, in a spreadsheet and in a shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 
 
 def printable(text: str) -> str:
-    r"""Escape characters that a terminal would act on, and bytes that are no text.
+    r"""Escape characters that a terminal would act on, and bytes that are not text.
 
     Different texts stay different: a backslash is escaped, too.
 

@@ -1,4 +1,4 @@
-"""Images of what spatial transformers read, and files of them."""
+"""Images of what spatial transformers sample, and their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of what a transformer reads and returns, drawn with Pillow."""
+"""Images of a transformer's sampled region and output, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRONG = (255, 110, 110)
 BACKGROUND = (24, 24, 28)
 TEXT_COLOUR = (235, 235, 235)
 SHEET_WIDTH = 830
-"""Pixels. A README on GitHub is as wide, so that a sheet is shown there as it is."""
+"""Width of a README on GitHub in pixels, at which a sheet is shown there without scaling."""
 MAX_COLUMNS = 6
 _LABEL_WIDTH, _GAP = 104, 6
 _FONT, _LINE, _LETTER = ImageFont.load_default(14), 18, 7.5  # pixels

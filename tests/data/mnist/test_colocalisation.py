@@ -55,7 +55,7 @@ def test_splits_seeds_and_epochs_have_the_same_images():
     [
         ({"digit": 10}, "data.images must be at most 0, .* got 100"),
         ({"distortion": "rts"}, "data.distortion must be t or tc, got rts"),
-        ({"batch_size": 1}, "data.batch_size must be at least 2, .* got 1"),
+        ({"batch_size": 1}, "data.batch_size must be at least 2 .* got 1"),
         ({"images": 7_000}, "data.images must be at most 1000, .* got 7000"),
     ],
 )

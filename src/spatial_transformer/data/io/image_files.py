@@ -44,7 +44,7 @@ def list_pictures(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UsageError(f"images={path}: there is no such folder or file.")
+        raise UsageError(f"images={path} does not exist.")
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     if not any(entry.is_file() for entry in entries):
         raise UsageError(f"images={path} contains no files.")

@@ -55,7 +55,7 @@ class ColocalisationData(MnistData):
         canvas = CANVAS if canvas is None else canvas
         super().__init__(distortion, canvas, root, batch_size, eval_batch_size, seed=seed)
         if batch_size < 2:
-            raise UsageError(f"data.batch_size must be at least 2, to compare, got {batch_size}.")
+            raise UsageError(f"data.batch_size must be at least 2 to form pairs, got {batch_size}.")
         if distortion == "tc":
             self.distortion = replace(DISTORTIONS["tc"], apply=partial(clutter, patches=PATCHES))
         self.digit = digit

@@ -25,7 +25,7 @@ _SHIFT, _SCALE, _ROTATION, _SHEAR, _CONTRAST = 0.1, 1.25, 10, 0.2, 1.5
 
 
 class SvhnData(BatchedData):
-    """Whole house numbers of up to five digits, cropped once and kept in a cache.
+    """House numbers of up to five digits, cropped once and kept in a cache.
 
     The validation set is a fixed random part of the training images (``train`` and ``extra``
     together): 5,000 of them, or a tenth if there are fewer than 50,000 (the tenth is ours).
