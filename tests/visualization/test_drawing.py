@@ -90,6 +90,17 @@ def test_crops_of_parallel_transformers_are_their_outputs():
     assert len(readings) == 2
 
 
+def test_a_crop_of_an_image_takes_no_fill_of_a_feature_map():
+    transform = Attention()
+    localisation = FcLocalisation((8, 20, 20), transform, start=torch.tensor([2.0, 0.0, 0.0]))
+    transformer = SpatialTransformer(localisation, transform, fill=[0.5] * 8)
+    network, image = nn.Sequential(nn.Conv2d(3, 8, 1), transformer), torch.ones(3, 20, 20)
+    (reading,), _ = CropGeometry.from_network(network, image[None])
+    crop = reading.crop(0, image)
+    assert crop.shape == (3, 20, 20)
+    assert (crop[:, 0] == 0).all()
+
+
 def test_lines_are_drawn_at_their_coordinates():
     black = to_image(torch.zeros(1, 20, 20), width=80)
     drawn = draw_lines(black, region_lines(Affine(), torch.tensor([0.5, 0, 0, 0, 0.5, 0])))

@@ -77,10 +77,11 @@ class CropGeometry:
         first = transformers[0]
         # The output of a deeper one is a smaller map of the same region.
         size = first.output_size or images.shape[2:]
+        fill = first.fill if len(first.fill) in (1, images.shape[1]) else 0.0  # of feature maps
         if first.parallel > 1:
             parts = thetas[0].flatten(1).chunk(first.parallel, dim=1)
-            return [cls([first.transform], [theta], size, first.fill) for theta in parts]
-        return [cls([t.transform for t in transformers], thetas, size, first.fill)]
+            return [cls([first.transform], [theta], size, fill) for theta in parts]
+        return [cls([t.transform for t in transformers], thetas, size, fill)]
 
     def split(self) -> list[CropGeometry]:
         """Return each transformer alone, as if it read the input of the first."""
