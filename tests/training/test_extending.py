@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from spatial_transformer import Affine, FcLocalisation, SpatialTransformer
+from spatial_transformer.tasks.classification import Classification
 
 
 class MyNet(nn.Module):
@@ -64,6 +65,23 @@ class Broken(nn.Module):
     def __init__(self, size: int, classes: int):
         super().__init__()
         self.layer = nn.Linear(size, classes, bais=True)
+
+
+class CosineTask(Classification):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        steps = self.trainer.estimated_stepping_batches
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)]
+
+
+class ManualTask(Classification):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
 """
 TINY = [*SHORT, "logger=csv", "trainer.max_steps=5", "recipe.validate_every=2", "data.root=."]
 FCN = ["model=fcn", "model.width=4"]
@@ -128,6 +146,15 @@ def test_callbacks_of_lightning_work(composed, drawn_mnist, tmp_path):
     ]
     assert train(composed(*TINY, *FCN, *added))["steps"] == 5
     assert list((tmp_path / "copies").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("task", ["CosineTask", "ManualTask"])
+def test_task_of_a_user_may_optimize_in_its_own_way(composed, drawn_mnist, module, tmp_path, task):
+    words = [*TINY, *FCN, f"task._target_=my_module.{task}", "recipe.scheduler=null"]
+    assert train(composed(*words))["steps"] == 5
+    start = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    more = [start, "trainer.max_steps=7", f"run_dir={tmp_path}/more"]
+    assert train(composed(*words, *more))["steps"] == 7
 
 
 def test_error_in_the_code_of_a_user_keeps_its_traceback(composed, module):

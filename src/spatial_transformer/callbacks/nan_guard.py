@@ -26,7 +26,9 @@ class NanGuard(pl.Callback):
         self._bad_step: Tensor | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        loss, step = outputs["loss"].detach(), trainer.global_step
+        loss, step = outputs.get("loss"), trainer.global_step
+        if loss is None:  # the task optimizes manually, or skips a batch
+            return
         if self._bad_step is None:
             self._bad_step = torch.full((), _NEVER, device=loss.device)
         self._bad_step = torch.where(

@@ -29,7 +29,7 @@ def build(config: DictConfig) -> tuple[BatchedData, Classification]:
     if scheduler is not None:
         scheduler = component(scheduler, "recipe.scheduler", _partial_=True)
     data, task = build_data_and_task(config, optimizer, scheduler)
-    if isinstance(task, Classification):
+    if type(task).configure_optimizers is Classification.configure_optimizers:
         with _short_refusals("recipe", recipe.optimizer["_target_"]):
             task.configure_optimizers()  # training would refuse them later
     return data, task

@@ -49,7 +49,8 @@ def load_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
         raise UsageError(
             f"trainer.max_steps must be more than the {steps:,} steps of {file}, got {max_steps:,}."
         )
-    if isinstance(task, Classification):
+    is_ours = type(task).configure_optimizers is Classification.configure_optimizers
+    if isinstance(task, Classification) and is_ours:
         optimizer = task.optimizer(task.parameter_groups())
         if task.scheduler is not None:
             task.scheduler(optimizer)  # which adds settings to the optimizer
