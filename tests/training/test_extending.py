@@ -10,6 +10,7 @@ from conftest import REPOSITORY, SHORT
 from programs import Program
 
 from spatial_transformer import SpatialTransformer
+from spatial_transformer.loggers.csv import MetricsCSV
 from spatial_transformer.tasks.classification import Classification
 from spatial_transformer.training.build import build
 from spatial_transformer.training.runner import train
@@ -17,6 +18,7 @@ from spatial_transformer.utils.errors import UsageError
 
 PAGE = (REPOSITORY / "docs" / "guides" / "extending.md").read_text()
 MODULE = """
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -82,6 +84,11 @@ class ManualTask(Classification):
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_idx))
         optimizer.step()
+
+
+class ArrayCallback(pl.Callback):
+    def state_dict(self):
+        return {"array": np.zeros(3)}
 """
 TINY = [*SHORT, "logger=csv", "trainer.max_steps=5", "recipe.validate_every=2", "data.root=."]
 FCN = ["model=fcn", "model.width=4"]
@@ -155,6 +162,16 @@ def test_task_of_a_user_may_optimize_in_its_own_way(composed, drawn_mnist, modul
     start = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
     more = [start, "trainer.max_steps=7", f"run_dir={tmp_path}/more"]
     assert train(composed(*words, *more))["steps"] == 7
+
+
+def test_state_that_could_not_be_read_again_is_refused_at_the_first_checkpoint(
+    composed, drawn_mnist, module, tmp_path
+):
+    callback = "+callbacks.mine={_target_: my_module.ArrayCallback}"
+    with pytest.raises(UsageError, match=r"cannot be written: .*, got numpy\.\S+, numpy"):
+        train(composed(*TINY, *FCN, callback))
+    steps = [row["step"] for row in MetricsCSV(tmp_path / "run" / "metrics.csv").read()]
+    assert max(map(int, steps)) < 2
 
 
 def test_error_in_the_code_of_a_user_keeps_its_traceback(composed, module):

@@ -25,6 +25,12 @@ def test_saved_tensors_are_read_back(tmp_path, durable):
     assert saved["y"] == [1, "a"]
 
 
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"got pathlib\S*Path$"):
+        save_tensors({"x": tmp_path}, tmp_path / "saved.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_full_disk_keeps_the_old_file(tmp_path, full_disk):
     save_tensors(torch.zeros(1), tmp_path / "saved.pt")
     with pytest.raises(OSError, match="too large"):

@@ -29,7 +29,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         keep = path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
-        save_tensors(checkpoint, path, durable=True, keep=keep)
+        try:
+            save_tensors(checkpoint, path, durable=True, keep=keep)
+        except ValueError as error:
+            raise UsageError(
+                f"A checkpoint cannot be written: {error}.\nChange the state_dict of the callback "
+                "or optimizer, or use save_hyperparameters(ignore=[...])."
+            ) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

@@ -24,10 +24,15 @@ def save_tensors(content: Any, path: Path, durable: bool = False, keep: Path | N
         keep: where an earlier file at ``path`` is moved to.
 
     Raises:
+        ValueError: the content has other values.
         OSError: the file cannot be written.
     """
     buffer = BytesIO()  # torch reports a full disk as an error of its own format
     torch.save(content, buffer)
+    buffer.seek(0)
+    if others := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
+        names = ", ".join(sorted(others)[:3])
+        raise ValueError(f"only tensors and plain values can be saved, got {names}")
     with atomic_write(path, durable, keep) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
