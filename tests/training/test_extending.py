@@ -69,6 +69,11 @@ class Broken(nn.Module):
         self.layer = nn.Linear(size, classes, bais=True)
 
 
+class BrokenTransform(Affine):
+    def __init__(self):
+        raise ValueError("of a user")
+
+
 class CosineTask(Classification):
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
@@ -172,6 +177,16 @@ def test_state_that_could_not_be_read_again_is_refused_at_the_first_checkpoint(
         train(composed(*TINY, *FCN, callback))
     steps = [row["step"] for row in MetricsCSV(tmp_path / "run" / "metrics.csv").read()]
     assert max(map(int, steps)) < 2
+
+
+def test_error_in_the_transform_of_a_user_keeps_its_type(composed, module):
+    with pytest.raises(ValueError, match=r"^of a user$") as caught:
+        build(
+            composed(
+                *TINY, *FCN[1:], "model=st_fcn", "transform._target_=my_module.BrokenTransform"
+            )
+        )
+    assert any("my_module.py" in str(frame.path) for frame in caught.traceback)
 
 
 def test_error_in_the_code_of_a_user_keeps_its_traceback(composed, module):

@@ -60,6 +60,9 @@ def component(node: Any, path: str, **more: Any) -> Any:
         UsageError: a component of this package, Lightning or PyTorch refuses a value or lacks a
             package. Other errors keep their type and their traceback.
     """
+    for name, child in node.items():  # first, as an error is that of the innermost component
+        if isinstance(child, dict | DictConfig) and "_target_" in child:
+            more[name] = component(child, f"{path}.{name}")
     with _short_refusals(path, node["_target_"]):
         return instantiate(node, _convert_="all", **more)
 
