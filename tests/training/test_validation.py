@@ -24,7 +24,7 @@ REFUSED = {
     "+transform.points=3": r"Unknown setting model\.transform\.points .*Affine",
     "data._target_=os.system": r"data\._target_=os.system is not a .*\.BatchedData",
     "data._target_=no.module": r"no\.module does not exist\.",
-    "task._target_=torch.nn.Linear": r"is not a .*LightningModule",
+    "task._target_=pytorch_lightning.LightningModule": r"is not a .*Classification",
     "model._target_=spatial_transformer.paper": r"model\._target_=.* is not callable",
     "recipe.optimizer._target_=torch.optim.Adamm": r"Adamm does not exist.*'Adam'",
     "recipe.optimizer._target_=torch.nn.Linear": r"is not a .*\.Optimizer",

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging
 from torch.optim import Optimizer
 
 from ..data.base import BatchedData
+from ..tasks.classification import Classification
 from ..transformer import Transform
 from ..utils.errors import UsageError, did_you_mean
 from .config import NOT_FOR_TASKS, Config, Recipe
@@ -24,7 +25,7 @@ from .result import check_names
 BASES: dict[str, type] = {
     "data": BatchedData,
     "model.transform": Transform,
-    "task": pl.LightningModule,
+    "task": Classification,
     "recipe.optimizer": Optimizer,
     "trainer": pl.Trainer,
     "logger.*": pl.loggers.Logger,

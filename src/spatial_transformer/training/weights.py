@@ -6,14 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-
 from ..tasks.classification import Classification
 from ..utils.errors import UsageError
 from ..utils.serialization import load_tensors
 
 
-def load_weights(task: pl.LightningModule, file: Path) -> dict[str, Any]:
+def load_weights(task: Classification, file: Path) -> dict[str, Any]:
     """Load the weights in a checkpoint of a run, and return its content.
 
     Raises:
@@ -34,7 +32,7 @@ def load_weights(task: pl.LightningModule, file: Path) -> dict[str, Any]:
     return content
 
 
-def load_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
+def load_start(task: Classification, file: Path, max_steps: int) -> None:
     """Load the weights in a checkpoint from which a run of ``max_steps`` steps continues.
 
     Raises:
@@ -49,8 +47,7 @@ def load_start(task: pl.LightningModule, file: Path, max_steps: int) -> None:
         raise UsageError(
             f"trainer.max_steps must be more than the {steps:,} steps of {file}, got {max_steps:,}."
         )
-    is_ours = type(task).configure_optimizers is Classification.configure_optimizers
-    if isinstance(task, Classification) and is_ours:
+    if type(task).configure_optimizers is Classification.configure_optimizers:
         optimizer = task.optimizer(task.parameter_groups())
         if task.scheduler is not None:
             task.scheduler(optimizer)  # which adds settings to the optimizer
