@@ -91,7 +91,8 @@ def test_wrong_batch_sizes_are_refused():
 def test_empty_split_is_refused_before_training(split):
     data = ToyData()
     data.sizes = ToyData.sizes | {split: 0}
-    with pytest.raises(UsageError, match=f"at least one sample of '{split}', got 0"):
+    message = f"at least one sample of '{split}' for each device, got 0 for 1"
+    with pytest.raises(UsageError, match=message):
         data.val_dataloader()
 
 
@@ -186,3 +187,16 @@ def test_ranks_cover_fixed_sets_once(split, world_size, batch_size):
         covered += [batch.indices for batch in found]
     index = torch.cat(covered)
     assert (index if world_size == 1 else index.sort()[0]).equal(torch.arange(data.size(split)))
+
+
+@pytest.mark.parametrize(("size", "eval_batch_size"), [(17, 8), (18, 8), (19, 2), (3, 1)])
+def test_every_device_has_a_share_of_every_evaluation_batch(size, eval_batch_size):
+    shares = []
+    for rank in range(3):
+        data = on_rank(rank, 3, eval_batch_size=eval_batch_size)
+        data.sizes = ToyData.sizes | {"val": size}
+        shares.append([batch.indices for batch in data.val_dataloader()])
+    assert min(len(share) for loader in shares for share in loader) > 0
+    assert len({len(loader) for loader in shares}) == 1
+    found = torch.cat([share for loader in shares for share in loader])
+    assert torch.equal(found.sort().values, torch.arange(size))

@@ -170,11 +170,17 @@ class BatchedData(pl.LightningDataModule, ABC):
         return self._eval_dataloader("test")
 
     def _eval_dataloader(self, split: str) -> DataLoader:
-        for name in ("val", "test"):
-            if self.size(name) < 1:
-                raise UsageError(f"The data must have at least one sample of {name!r}, got 0.")
         rank, world_size = self._rank()
-        batches = torch.arange(self.size(split)).split(self.eval_batch_size)
+        for name in ("val", "test"):
+            if self.size(name) < world_size:
+                raise UsageError(
+                    f"The data must have at least one sample of {name!r} for each device, got "
+                    f"{self.size(name)} for {world_size}."
+                )
+        index = torch.arange(self.size(split))
+        batches = index.split(self.eval_batch_size)
+        if min(map(len, batches)) < world_size:  # a share would be empty
+            batches = index.tensor_split(min(len(batches), len(index) // world_size))
         shares: Any = [BatchIndices(split, 0, index[rank::world_size]) for index in batches]
         return DataLoader(shares, batch_size=None)
 
