@@ -75,7 +75,7 @@ def test_metrics_are_logged_also_if_the_table_cannot_be_written(tmp_path, caplog
     data = SimpleNamespace(parts=lambda _: parts, boxes=lambda _: boxes, part_names=["beak"])
     trainer = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[])
     logged = {}
-    module = SimpleNamespace(log_dict=logged.update)
+    module = SimpleNamespace(log_dict=lambda values, sync_dist: logged.update(values))
     transformer = SimpleNamespace(transform=Attention(0.5))
     PartCoverage(folder).measure(trainer, module, transformer, torch.zeros(1, 2, 2))
     assert logged["test/parts_1/beak"] == logged["test/box_2"] == 100

@@ -50,7 +50,8 @@ def test_a_digit_moved_by_three_pixels_has_that_distance():
 def test_images_of_one_digit_have_no_first_digit():
     data = SimpleNamespace(poses=lambda split, index: two_digits(5)[:, :1], input_size=SIZE)
     logged = {}
-    trainer, module = SimpleNamespace(datamodule=data), SimpleNamespace(log_dict=logged.update)
+    trainer = SimpleNamespace(datamodule=data)
+    module = SimpleNamespace(log_dict=lambda values, sync_dist: logged.update(values))
     thetas = Affine().identity().expand(5, 1, -1)
     PoseConsistency().measure(trainer, module, SimpleNamespace(transform=Affine()), thetas)
     assert logged.keys() == {"test/pose_input_1", "test/pose_1_1"}

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -58,10 +59,19 @@ BatchedData.on_after_batch_transfer = watched
 """
 
 
+USER = """
+import pytorch_lightning as pl
+class LocalMetric(pl.Callback):
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/mine", float(trainer.global_rank))
+"""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     (folder / "sitecustomize.py").write_text(SITE)
+    (folder / "user.py").write_text(USER)
     return folder
 
 
@@ -158,6 +168,16 @@ def test_rank_zero_alone_prints_and_writes(two):
     (file,) = offline.glob("*.wandb")
     logged = [row["train/loss"] for row in wandb_file.rows(file) if "train/loss" in row]
     assert logged == pytest.approx(losses(run))
+
+
+@pytest.mark.slow
+def test_only_a_metric_of_a_user_that_differs_between_devices_is_warned_of(
+    mnist_root, tmp_path, start
+):
+    words = [*SETTINGS, *MNIST, *TWO, "trainer.max_steps=2", f"data.root={mnist_root}"]
+    words.append("+callbacks.mine={_target_: user.LocalMetric}")
+    _, errors = wait(start(tmp_path / "run", *words, f"hydra.run.dir={tmp_path}/run"))
+    assert re.findall(r"self\.log\('(\S+)', \.\.\., sync_dist=True", errors) == ["val/mine"]
 
 
 def test_evaluation_on_one_device_equals_that_on_two(two, start):

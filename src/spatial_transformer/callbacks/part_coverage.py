@@ -61,7 +61,8 @@ class PartCoverage(ThetaTestCallback):
         for name, values in table.items():
             percentages = zip(data.part_names, values.tolist(), strict=True)
             metrics |= {f"parts_{name}/{part}": value for part, value in percentages}
-        pl_module.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        logged = {f"test/{name}": value for name, value in metrics.items()}
+        pl_module.log_dict(logged, sync_dist=True)
         if trainer.is_global_zero:
             with warn_on_failure("parts.csv"):
                 self._save(trainer, table, data.part_names)

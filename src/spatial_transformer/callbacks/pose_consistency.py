@@ -44,7 +44,7 @@ class PoseConsistency(ThetaTestCallback):
             if name != "input" and distances.shape[1] > 1:
                 is_first = distances[:, 0] < distances[:, 1]
                 metrics[f"test/resolves_first_{name}"] = 100 * is_first.float().mean()
-        pl_module.log_dict(metrics)
+        pl_module.log_dict(metrics, sync_dist=True)
 
 
 def distances_to_usual_pose(

@@ -73,7 +73,10 @@ class BirdClassification(Classification):
 
     def _log_scores(self, scores: MetricCollection) -> None:
         macro = self.macro_accuracy[scores.prefix]
-        self.log(f"{scores.prefix}accuracy", 100 - scores["error"].compute())
-        self.log(f"{scores.prefix}macro_accuracy", 100 * macro.compute())
+        values = {
+            f"{scores.prefix}accuracy": 100 - scores["error"].compute(),
+            f"{scores.prefix}macro_accuracy": 100 * macro.compute(),
+        }
+        self.log_dict(values, sync_dist=True)
         macro.reset()
         super()._log_scores(scores)

@@ -206,7 +206,7 @@ class Classification(pl.LightningModule):
 
     def _log_scores(self, scores: MetricCollection) -> None:
         # Values, not metrics: reset here, so that the sanity check leaves nothing behind.
-        self.log_dict(scores.compute(), prog_bar=True)
+        self.log_dict(scores.compute(), prog_bar=True, sync_dist=True)
         scores.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

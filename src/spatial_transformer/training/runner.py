@@ -43,7 +43,6 @@ _WARNINGS = (  # of Lightning, where what it warns of is intended
     ".*module.s. in eval mode.*",  # a frozen classifier
     ".*LeafSpec.*deprecated.*",
     ".*srun.*command is available.*",
-    ".*use `self.log.*sync_dist=True.*",  # metrics of a set are equal in all processes
 )
 
 
