@@ -53,7 +53,7 @@ def main() -> None:
             path = write_measurements(result, options.out)
             print(f"test error {result['metrics']['test/error']:.2f} %   {path}")
     except (UsageError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error, CONF, 'train')}")
+        sys.exit(f"error: {explain(error, CONF)}")
     except OSError as error:
         sys.exit(f"error: {one_line(error)}")
 

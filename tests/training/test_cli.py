@@ -36,6 +36,9 @@ WRONG = {
     "modle=cnn": "There is no setting or group modle. Did you mean 'model'",
     "experimnt=mnist": "There is no setting or group experimnt. Did you mean 'experiment'?",
     "data.batch_sise=3": "There is no setting or group data.batch_sise. Did you mean 'batch_size'",
+    "experiment=svhn_cnn data.siz=1": "There is no setting or group data.siz. Did you mean 'size'",
+    "trainer.max_time=1": "There is no setting or group trainer.max_time. Did you mean 'max_steps'?"
+    " Use +trainer.max_time=1 for an argument that is not set yet.",
     "seed=one": "seed=one: Value 'one' of type 'str' could not be converted to Integer.",
     "recipe.optimizer=sgd": "recipe.optimizer=sgd: Cannot assign str",
     "data.root={": "data.root={ cannot be parsed. Quote the value: 'data.root=\"{\"'.",

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import spatial_transformer.training.config  # noqa: F401  registers the schemas
@@ -58,7 +57,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
             if not is_short or hydra_config.mode == RunMode.MULTIRUN:
                 return function(config)
             try:
-                with _short_messages(conf, name):  # before Hydra prints a line
+                with _short_messages(conf):  # before Hydra prints a line
                     return function(config)
             finally:
                 remove_unused_run_dir(Path(hydra_config.runtime.output_dir))
@@ -78,7 +77,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
             sys.stderr = PipeTolerantStream(sys.stderr)  # type: ignore[assignment]
             with (
                 tempfile.TemporaryDirectory() as scratch,
-                _short_messages(conf, name),
+                _short_messages(conf),
                 StopSignals("Run the same command again."),
             ):
                 _check_srun()
@@ -104,7 +103,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
 
 
 @contextmanager
-def _short_messages(conf: Path, name: str) -> Iterator[None]:
+def _short_messages(conf: Path) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
@@ -114,7 +113,7 @@ def _short_messages(conf: Path, name: str) -> Iterator[None]:
         sys.exit(130)
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         if local_rank() == 0:
-            _print_error(f"Error: {explain(error, conf, name)}")
+            _print_error(f"Error: {explain(error, conf)}")
             print("(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
         else:
             time.sleep(5)  # torchrun would end the first process before it has reported the error
@@ -164,7 +163,7 @@ def _check_groups(words: list[str], conf: Path) -> None:
             raise UsageError(f"{word} does not exist.{did_you_mean(value, options)}")
 
 
-def explain(error: Exception, conf: Path, name: str) -> str:
+def explain(error: Exception, conf: Path) -> str:
     """Return the message for a configuration error."""
     text = str(error).strip()
     if isinstance(error, MissingMandatoryValue):
@@ -181,19 +180,17 @@ def explain(error: Exception, conf: Path, name: str) -> str:
         options = re.findall(r"^\t(\S+)", text.partition("Config search path")[0], re.M)
         return f"{found[1]}={found[2]} does not exist.{did_you_mean(found[2], options)}"
     if found := re.search(r"Could not override '[+~]*([^'@]+)", text):
-        group, _, key = found[1].rpartition(".")
-        names = _known_names(conf, name, group)
-        if key not in names:  # else a part of its value is wrong
-            return f"There is no setting or group {found[1]}.{did_you_mean(key, names)}"
+        cause: Any = error.__cause__  # knows the part of the configuration that lacks the key
+        key, node = (found[1], None) if cause is None else (str(cause.key), cause.parent_node)
+        if key in found[1].split("."):  # else a part of its value is wrong
+            names = [str(name) for name in node or ()]
+            if key == found[1]:
+                names += [path.name for path in conf.iterdir() if path.is_dir()]
+            hint = did_you_mean(key, names)
+            if "_target_" in names:
+                hint += f" Use {text.rpartition('use ')[2]} for an argument that is not set yet."
+            return f"There is no setting or group {found[1]}.{hint}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = text.removeprefix("Error merging override ")
         return f"{text}: {str(error.__cause__).splitlines()[0]}."
     return text
-
-
-def _known_names(conf: Path, program: str, group: str) -> list[str]:
-    """Return the names of the settings in a group; for "", also the groups of options."""
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        node = OmegaConf.select(compose(program), group)
-    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    return names if group else names + [path.name for path in conf.iterdir() if path.is_dir()]
