@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..transformer import SpatialTransformer, Transform
 from ..utils.serialization import load_tensors
 from .backbones import load_backbone
 from .birds import BirdLocalisation, BirdNetwork
 from .localisation import FcLocalisation
-from .mnist import DIGIT_SIZE, MnistNetwork
+from .mnist import DIGIT_SIZE, MnistNetwork, TransformedClassifier
 
 
 class Frozen(nn.Module):
@@ -44,7 +44,7 @@ class Frozen(nn.Module):
         return self.module(*args, **kwargs)
 
 
-class FrozenMnistNetwork(nn.Module):
+class FrozenMnistNetwork(TransformedClassifier):
     """A spatial transformer, and an FCN that was trained on upright digits.
 
     Args:
@@ -67,16 +67,8 @@ class FrozenMnistNetwork(nn.Module):
                 _load(self.classifier, Path(weights), "of an FCN for 28 x 28 digits")
             self.classifier = Frozen(self.classifier)
 
-    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Return the logits ``(B, 10)`` of images ``(B, 1, H, H)`` in [0, 1].
 
-        ``theta``, ``(B, n_params)``, replaces that of the localisation network.
-        """
-        logits: Tensor = self.classifier(self.transformer(x, theta=theta))
-        return logits
-
-
-class FrozenBirdNetwork(nn.Module):
+class FrozenBirdNetwork(TransformedClassifier):
     """A spatial transformer, and a CNN for birds that was trained on upright photographs.
 
     Args:
@@ -122,14 +114,6 @@ class FrozenBirdNetwork(nn.Module):
         localisation = BirdLocalisation(features, transform, transform.identity()[None], size)
         self.transformer = SpatialTransformer(localisation, transform, fill=features.mean)
         self.to(memory_format=torch.channels_last)  # faster convolutions
-
-    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Return the logits ``(B, classes)`` of photographs ``(B, 3, H, W)`` in [0, 1].
-
-        ``theta``, ``(B, n_params)``, replaces that of the localisation network.
-        """
-        logits: Tensor = self.classifier(self.transformer(x, theta=theta))
-        return logits
 
 
 def _load(network: nn.Module, file: Path, kind: str) -> None:

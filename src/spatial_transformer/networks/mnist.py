@@ -30,7 +30,33 @@ DIGIT_SIZE = 28
 """Height and width of an undistorted digit in pixels."""
 
 
-class MnistNetwork(nn.Module):
+class TransformedClassifier(nn.Module):
+    """A spatial transformer on the image, average pooling, and a classifier of the result.
+
+    Attributes:
+        transformer: the :class:`SpatialTransformer`, or None.
+        pool: the pooling.
+        classifier: from the transformed and pooled image to the logits.
+    """
+
+    transformer: SpatialTransformer | None
+    pool = 1
+    classifier: nn.Module
+
+    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
+        """Return the logits ``(B, classes)`` of images ``(B, C, H, W)`` in [0, 1].
+
+        ``theta``, ``(B, n * n_params)``, replaces that of the localisation network.
+        """
+        if self.transformer is not None:
+            x = self.transformer(x, theta=theta)
+        if self.pool > 1:
+            x = F.avg_pool2d(x, self.pool)
+        logits: Tensor = self.classifier(x)
+        return logits
+
+
+class MnistNetwork(TransformedClassifier):
     """An FCN or a CNN, with or without parallel spatial transformers on its input.
 
     Args:
@@ -49,11 +75,6 @@ class MnistNetwork(nn.Module):
         dropout: dropout probability before all layers of an FCN but the first, and before the last
             layer of a CNN. The paper's is 0.
         localisation: replaces the paper's localisation network.
-
-    Attributes:
-        transformer: the :class:`SpatialTransformer`, or None.
-        pool: the pooling.
-        classifier: from the transformed and pooled image to the logits.
 
     Raises:
         ValueError: an argument is out of range, the image is too small, or no width fits.
@@ -78,7 +99,7 @@ class MnistNetwork(nn.Module):
         self.pool = (2 if size > DIGIT_SIZE else 1) if pool is None else pool
         if not 1 <= self.pool <= size:
             raise ValueError(f"pool must be from 1 to the size of the image, {size}, got {pool}.")
-        self.transformer: SpatialTransformer | None = None
+        self.transformer = None
         if transform is not None:
             kind = FcLocalisation if arch == "fcn" else ConvLocalisation
             n = 1 if transformers is None else transformers
@@ -101,18 +122,6 @@ class MnistNetwork(nn.Module):
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}.")
         self.classifier = build_classifier(width)
-
-    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Return the logits ``(B, classes)`` of images ``(B, C, H, W)`` in [0, 1].
-
-        ``theta``, ``(B, n * n_params)``, replaces that of the localisation network.
-        """
-        if self.transformer is not None:
-            x = self.transformer(x, theta=theta)
-        if self.pool > 1:
-            x = F.avg_pool2d(x, self.pool)
-        logits: Tensor = self.classifier(x)
-        return logits
 
 
 def fcn_classifier(

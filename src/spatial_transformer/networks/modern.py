@@ -12,17 +12,17 @@ It joins four ideas of later work:
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..transformer import SpatialTransformer, Transform
 from .localisation import Regression
-from .mnist import DIGIT_SIZE
+from .mnist import DIGIT_SIZE, TransformedClassifier
 
 HIDDEN = 32
 """Units of the fully connected layer of the localisation network."""
 
 
-class ModernStCnn(nn.Module):
+class ModernStCnn(TransformedClassifier):
     """A spatial transformer with an output of 28 x 28, and a CNN of five convolutions.
 
     Args:
@@ -87,14 +87,6 @@ class ModernStCnn(nn.Module):
         self.transformer = SpatialTransformer(localisation, transform, (DIGIT_SIZE, DIGIT_SIZE))
         # On a CPU the first convolution takes a third of the time with such weights.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Return the logits ``(B, classes)`` of images ``(B, 1, H, H)`` in [0, 1].
-
-        ``theta``, ``(B, n_params)``, replaces that of the localisation network.
-        """
-        logits: Tensor = self.classifier(self.transformer(x, theta=theta))
-        return logits
 
 
 def _layer(convolution: nn.Conv2d, pool: bool = False) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..transformer import Affine, SpatialTransformer, Transform, sample
 from .localisation import Regression
+from .mnist import TransformedClassifier
 
 SIZE = 28
 """Height and width of an image in pixels."""
@@ -69,7 +70,7 @@ def _pose_features(channels: int) -> list[nn.Module]:
     ]
 
 
-class RotatedStCnn(nn.Module):
+class RotatedStCnn(TransformedClassifier):
     """A spatial transformer and the CNN.
 
     Args:
@@ -86,11 +87,6 @@ class RotatedStCnn(nn.Module):
         localisation = nn.Sequential(*_pose_features(channels), Regression(channels, transform))
         self.transformer = SpatialTransformer(localisation, transform, (SIZE, SIZE))
         self.classifier = rotated_cnn(width, dropout=dropout)
-
-    def forward(self, x: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Return the logits ``(B, 10)`` of images ``(B, 1, 28, 28)``."""
-        logits: Tensor = self.classifier(self.transformer(x, theta=theta))
-        return logits
 
 
 class CanonicalCnn(nn.Module):
