@@ -23,20 +23,17 @@ RESULTS = Path(__file__).parents[2] / "results" / "slopes"
 _BATCH_SIZE = 20
 
 
-def gradient_and_slopes(
-    losses: Callable[[Tensor], Tensor], theta: Tensor, distances: tuple[float, ...] = DISTANCES
-) -> list[Tensor]:
+def gradient_and_slopes(losses: Callable[[Tensor], Tensor], theta: Tensor) -> list[Tensor]:
     """Return the gradient of the loss, and its slope for each distance: ``(B, n)`` each.
 
     Args:
         losses: maps theta ``(B, n)`` to the loss of each sample ``(B,)``.
         theta: ``(B, n)``.
-        distances: how far each parameter is moved to both sides.
     """
     theta = theta.detach().requires_grad_()
     found = [torch.autograd.grad(losses(theta).sum(), theta)[0]]
     with torch.no_grad():
-        for distance in distances:
+        for distance in DISTANCES:
             steps = distance * torch.eye(theta.shape[1])
             slopes = [(losses(theta + s) - losses(theta - s)) / (2 * distance) for s in steps]
             found.append(torch.stack(slopes, dim=1))

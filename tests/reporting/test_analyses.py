@@ -328,7 +328,7 @@ def test_gradient_and_slopes_of_a_parabola_are_equal():
     def losses(t):
         return (weights * t.square()).sum(dim=1)
 
-    for values in gradient_vs_finite_difference.gradient_and_slopes(losses, theta, (0.1, 1.0)):
+    for values in gradient_vs_finite_difference.gradient_and_slopes(losses, theta):
         torch.testing.assert_close(values, 2 * weights * theta)
 
 

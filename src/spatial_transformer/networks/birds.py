@@ -140,13 +140,12 @@ class BirdLocalisation(nn.Module):
         return theta
 
 
-def tiles(n: int, transform: Transform, side: float = 0.5) -> Tensor:
-    """Return thetas ``(n, n_params)`` of windows that are spread evenly over the image.
+def tiles(n: int, transform: Transform) -> Tensor:
+    """Return thetas ``(n, n_params)`` of windows of half the side, spread evenly over the image.
 
     Args:
         n: number of windows. Two are left and right.
         transform: the family of transformations.
-        side: side of a window, in sides of the image.
 
     Raises:
         ValueError: theta of the transform is not an affine matrix or attention.
@@ -155,10 +154,10 @@ def tiles(n: int, transform: Transform, side: float = 0.5) -> Tensor:
     rows = math.ceil(n / columns)
 
     def spread(count: int) -> Tensor:
-        return torch.linspace(side - 1, 1 - side, count) if count > 1 else torch.zeros(1)
+        return torch.linspace(-0.5, 0.5, count) if count > 1 else torch.zeros(1)
 
     y, x = torch.cartesian_prod(spread(rows), spread(columns))[:n].unbind(1)
-    scale, zero = torch.full_like(x, side), torch.zeros_like(x)
+    scale, zero = torch.full_like(x, 0.5), torch.zeros_like(x)
     by_size = {2: [x, y], 3: [scale, x, y], 6: [scale, zero, x, zero, scale, y]}
     if not isinstance(transform, Attention) and type(transform) is not Affine:
         raise ValueError(f"Parallel crops need an attention or affine transform, got {transform}.")
