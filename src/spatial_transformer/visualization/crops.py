@@ -214,13 +214,10 @@ def write_gif(path: Path, frames: Sequence[Image.Image]) -> None:
     height = max(frame.height for frame in frames)
     # An octree keeps the colours of thin lines, which Pillow's default mixes with the grey around.
     octree = Image.Quantize.FASTOCTREE
-    padded = [_pad(frame, height).quantize(method=octree) for frame in frames]
+    padded = [
+        ImageOps.expand(frame, (0, 0, 0, height - frame.height), BACKGROUND).quantize(method=octree)
+        for frame in frames
+    ]
     durations = [250] * (len(frames) - 1) + [2000]
     options = {"append_images": padded[1:], "duration": durations, "loop": 0}
     padded[0].save(path, "GIF", save_all=True, **options)
-
-
-def _pad(image: Image.Image, height: int) -> Image.Image:
-    sheet = Image.new("RGB", (image.width, height), BACKGROUND)
-    sheet.paste(image)
-    return sheet
