@@ -301,9 +301,12 @@ def _make_strips(
 def _make_strip(run: Run, problems: list[str], name: str, most: int) -> FrameStrip | None:
     """Return images of a run as one image, with fewer frames if it becomes too large."""
     paths = run.images(name)
-    steps = _subsample(sorted(paths), most)
-    images = {step: _load_image(paths[step], problems) for step in steps}
-    frames = [(step, image) for step, image in images.items() if image is not None]
+    frames = []
+    for step in _subsample(sorted(paths), most):
+        try:
+            frames.append((step, read_png(paths[step])))
+        except ValueError as error:
+            problems.append(str(error))
     while frames:
         width, height = frames[-1][1].size
         if height * len(frames) > _MAX_HEIGHT:
@@ -323,15 +326,6 @@ def _subsample(items: list[Any], most: int) -> list[Any]:
     last = len(items) - 1
     places = {last} | {round(last * (n / (most - 1)) ** 1.5) for n in range(most) if most > 1}
     return [items[place] for place in sorted(places) if items]
-
-
-def _load_image(path: Path, problems: list[str]) -> Image.Image | None:
-    """Return an image; None if it cannot be read."""
-    try:
-        return read_png(path)
-    except ValueError as error:
-        problems.append(str(error))
-        return None
 
 
 def _encode_webp(image: Image.Image, can_shrink: bool = True) -> str:
