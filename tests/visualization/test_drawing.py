@@ -173,3 +173,10 @@ def test_class_means_are_those_of_each_class(drawn_mnist, make):
     torch.testing.assert_close(means["input"], expected)
     expected = network.transformer(expected)  # the warp of a mean is the mean of the warps
     torch.testing.assert_close(means["output"], expected, atol=1e-4, rtol=0)
+
+
+def test_class_means_leave_no_hook_after_an_error(drawn_mnist):
+    network, data = MnistNetwork("fcn", 42, Affine(), width=4), set_up(MnistData("r", root="."))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        class_means(data, Classification(network, None), "val", torch.arange(3))
+    assert not network.transformer._forward_hooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,10 +175,10 @@ def class_means(data: Any, pl_module: Any, split: str, index: Tensor) -> dict[st
         latest["output"] = output if torch.is_tensor(output) else output[0]  # without theta
 
     is_only = len(transformers) == 1 and transformers[0].parallel == 1
-    hooks = [transformers[0].register_forward_hook(keep_output)] if is_only else []
+    hook = transformers[0].register_forward_hook(keep_output) if is_only else nullcontext()
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(data.classes, device=pl_module.device)
-    with evaluation_mode(pl_module):
+    with evaluation_mode(pl_module), hook:  # it is removed, also after an error
         for part in index.to(pl_module.device).split(_BATCH_SIZE):
             latest["input"], labels = data.samples(split, part)
             pl_module.network(latest["input"])
@@ -185,8 +186,6 @@ def class_means(data: Any, pl_module: Any, split: str, index: Tensor) -> dict[st
             for name, images in sorted(latest.items()):
                 zeros = images.new_zeros(data.classes, *images.shape[1:])
                 sums.setdefault(name, zeros).index_add_(0, labels, images)
-    for hook in hooks:
-        hook.remove()
     counts = counts.clamp(min=1)
     return {name: total / counts.view(-1, *[1] * (total.ndim - 1)) for name, total in sums.items()}
 
