@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spatial_transformer import FcLocalisation, SpatialTransformer
+from spatial_transformer import FcLocalisation, SpatialTransformer, sample
 from spatial_transformer.transformer import Affine, Affine3d, Attention, Projective, ThinPlateSpline
 
 FAMILIES = {
@@ -54,3 +54,15 @@ def trained(transform, x, size=None, **options):
         localisation[-1].bias += 0.02 * torch.randn_like(localisation[-1].bias)
     output_size = None if size is None else size[-transform.dims :]
     return SpatialTransformer(localisation, transform, output_size, **options)
+
+
+def small_warp(transform, mode="bilinear"):
+    size = (2, 3, 4)[-transform.dims :]
+    return lambda x, theta: sample(x, transform.grid(theta, size), mode)
+
+
+def small_inputs(transform):
+    """A float64 image and thetas for :func:`small_warp`, with gradients."""
+    x = random(2, 2, *(3, 4, 5)[-transform.dims :], dtype=torch.float64)
+    theta = thetas(transform, dtype=torch.float64)
+    return x.requires_grad_(), theta.requires_grad_()

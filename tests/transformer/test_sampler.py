@@ -15,6 +15,8 @@ from families import (
     half_precision,
     random,
     since_torch,
+    small_inputs,
+    small_warp,
     thetas,
 )
 from scipy import ndimage
@@ -226,31 +228,18 @@ def test_gradient_of_the_points_is_equation_7(size):
     torch.testing.assert_close(found.reshape(-1, 2), torch.stack(expected, dim=1))
 
 
-def warp_of(transform, mode):
-    size = (2, 3, 4)[-transform.dims :]
-    return lambda x, theta: sample(x, transform.grid(theta, size), mode)
-
-
-def small_image(transform):
-    return random(2, 2, *(3, 4, 5)[-transform.dims :], dtype=torch.float64)
-
-
 @every_family
 @both_modes
 def test_gradients_are_the_numerical_ones_through_theta_and_input(make, mode):
     """For nearest, the gradient of theta is 0."""
     transform = make()
-    x = small_image(transform).requires_grad_()
-    theta = thetas(transform, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(warp_of(transform, mode), (x, theta))
+    assert torch.autograd.gradcheck(small_warp(transform, mode), small_inputs(transform))
 
 
 def test_gradient_through_a_fill_is_the_numerical_one():
     transform = Affine()
-    x = small_image(transform).requires_grad_()
-    theta = thetas(transform, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda u, t: sample(u, transform.grid(t, (3, 4)), fill=[0.5, -1]), (x, theta)
+        lambda u, t: sample(u, transform.grid(t, (3, 4)), fill=[0.5, -1]), small_inputs(transform)
     )
 
 

@@ -14,7 +14,8 @@ from families import (
     image,
     random,
     since_torch,
-    thetas,
+    small_inputs,
+    small_warp,
     trained,
 )
 from torch import nn
@@ -26,23 +27,11 @@ from spatial_transformer import (
     FcLocalisation,
     SpatialTransformer,
     ThinPlateSpline,
-    sample,
 )
 from spatial_transformer.transformer.transforms import is_eager
 
 SIZES = {"input_size": None, "output_size": (3, 5, 6)}
 both_sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
-
-
-def small_warp(transform):
-    size = (2, 3, 4)[-transform.dims :]
-    return lambda x, theta: sample(x, transform.grid(theta, size))
-
-
-def small_inputs(transform):
-    x = random(2, 1, *(3, 4, 5)[-transform.dims :], dtype=torch.float64, seed=2)
-    theta = thetas(transform, dtype=torch.float64)
-    return x.requires_grad_(), theta.requires_grad_()
 
 
 # Derivatives
