@@ -128,18 +128,18 @@ def run_program(
     GlobalHydra.instance().clear()
 
 
+def replace_mnist(monkeypatch: pytest.MonkeyPatch, training: tuple, test: tuple) -> None:
+    """Replace the images ``(N, 28, 28)`` uint8 and the labels of MNIST."""
+    monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
+    monkeypatch.setattr(mnist_files, "read", lambda root, train: training if train else test)
+
+
 @pytest.fixture
 def drawn_mnist(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace MNIST by ten synthetic digits, repeated. Digit n has label n."""
     images = (digits[:10, 0] * 255).round().to(torch.uint8).repeat(6_000, 1, 1)
     labels = torch.arange(60_000) % 10
-
-    def read(root, train):
-        n = 60_000 if train else 10_000
-        return images[:n], labels[:n]
-
-    monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
-    monkeypatch.setattr(mnist_files, "read", read)
+    replace_mnist(monkeypatch, (images, labels), (images[:10_000], labels[:10_000]))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from samples import set_up
+from samples import differ, set_up
 from tiny_birds import Bird, write_birds
 from tiny_numbers import write_parts
 
@@ -49,11 +49,6 @@ def open_data(name, roots, batch_size=8, **settings):
 @pytest.fixture(params=MODULES)
 def build(request, roots, drawn_mnist):
     return partial(open_data, request.param, roots)
-
-
-def differ(images, others):
-    """Return whether all images of two batches differ."""
-    return ((images - others).abs().flatten(1).amax(dim=1) > 1e-3).all()
 
 
 def test_training_samples_depend_on_seed_epoch_and_index_only(build):

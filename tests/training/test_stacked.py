@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 import train_stacked as script
+from conftest import replace_mnist
 from run_files import losses
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spatial_transformer.data.mnist import files
 from spatial_transformer.networks.mnist import MnistNetwork
 from spatial_transformer.paper import NETWORKS
 from spatial_transformer.reporting.records import read_records
@@ -33,13 +33,7 @@ def few_digits(digits, monkeypatch):
     """Replace MNIST by 400 training, 100 validation and 150 test digits: 3 steps an epoch."""
     images = (digits[:50, 0] * 255).round().to(torch.uint8).repeat(10, 1, 1)
     labels = torch.arange(len(images)) % 10
-
-    def read(root, is_train):
-        n = 500 if is_train else 150
-        return images[:n], labels[:n]
-
-    monkeypatch.setattr(files, "prepare", lambda root: root)
-    monkeypatch.setattr(files, "read", read)
+    replace_mnist(monkeypatch, (images, labels), (images[:150], labels[:150]))
     monkeypatch.setattr("spatial_transformer.data.mnist.distorted.VALIDATION_SIZE", 100)
 
 

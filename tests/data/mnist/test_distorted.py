@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from samples import set_up
+from conftest import replace_mnist
+from samples import differ, set_up
 
 from spatial_transformer.data.mnist import MnistAdditionData, MnistData
 from spatial_transformer.data.mnist import files as mnist_files
@@ -22,9 +23,7 @@ def mnist(digits, monkeypatch):
         images = (digits[:, 0] * 255).round().to(torch.uint8).repeat(1_000, 1, 1)
         train = images[:60_000] if train is None else train
         test = images[:10_000] if test is None else test
-        files = {True: (train, torch.arange(60_000)), False: (test, torch.arange(10_000))}
-        monkeypatch.setattr(mnist_files, "prepare", lambda root: root)
-        monkeypatch.setattr(mnist_files, "read", lambda root, train: files[train])
+        replace_mnist(monkeypatch, (train, torch.arange(60_000)), (test, torch.arange(10_000)))
         return set_up(MnistData(distortion, **settings))
 
     return build
@@ -32,11 +31,6 @@ def mnist(digits, monkeypatch):
 
 def constant(value, n):
     return torch.full((1, 28, 28), value, dtype=torch.uint8).expand(n, 28, 28)
-
-
-def differ(images, others):
-    """Return whether all images of two batches differ."""
-    return ((images - others).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
 
 
 # Splits
