@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from families import trained
 from torch import nn
 
-from spatial_transformer import Affine, Attention, FcLocalisation, SpatialTransformer
+from spatial_transformer import Affine, Attention
 from spatial_transformer.inference import infer
 from spatial_transformer.networks.mnist import MnistNetwork
 
@@ -16,18 +17,9 @@ def images():
     return torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def make_transformer(size, transform=None, output_size=None):
-    """Return a transformer whose theta depends on its input."""
-    torch.manual_seed(0)
-    transform = transform or Affine()
-    localisation = FcLocalisation((1, *size), transform, hidden=(8,))
-    nn.init.normal_(localisation[-1].weight, std=0.3)
-    return SpatialTransformer(localisation, transform, output_size)
-
-
 def test_transformers_in_a_row(images):
-    first = make_transformer((12, 12), output_size=(8, 9))
-    second = make_transformer((8, 9), Attention(), output_size=(5, 5))
+    first = trained(Affine(), images, (8, 9))
+    second = trained(Attention(), first(images), (5, 5))
     logits, thetas, crops = infer(nn.Sequential(first, nn.ReLU(), second, nn.Flatten()), images)
     crop, theta = first(images, return_theta=True)
     inner_crop, inner_theta = second(crop.relu(), return_theta=True)
@@ -42,7 +34,7 @@ class ThetaHead(nn.Module):
 
     def __init__(self, by_position):
         super().__init__()
-        self.transformer = make_transformer((12, 12))
+        self.transformer = trained(Affine(), torch.rand(1, 1, 12, 12))
         self.by_position = by_position
 
     def forward(self, x):
@@ -77,7 +69,7 @@ def test_parallel_transformers():
 
 
 def test_other_hooks_see_the_crop(images):
-    transformer = make_transformer((12, 12))
+    transformer = trained(Affine(), images)
     seen = []
     hook = transformer.register_forward_hook(lambda module, args, output: seen.append(output))
     _, _, (crop,) = infer(transformer, images)
@@ -86,7 +78,7 @@ def test_other_hooks_see_the_crop(images):
 
 
 def test_no_hook_remains_after_an_error(images):
-    transformer = make_transformer((12, 12))
+    transformer = trained(Affine(), images)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         infer(transformer, images[..., 1:])
     assert isinstance(transformer(images), torch.Tensor)
@@ -94,7 +86,7 @@ def test_no_hook_remains_after_an_error(images):
 
 
 def test_threads_are_independent(images):
-    network = make_transformer((12, 12))
+    network = trained(Affine(), images)
     expected = [network(images[n : n + 1], return_theta=True) for n in range(3)]
     with ThreadPoolExecutor(max_workers=3) as threads:
         found = list(threads.map(lambda n: infer(network, images[n % 3 : n % 3 + 1]), range(60)))

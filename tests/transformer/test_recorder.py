@@ -2,24 +2,18 @@
 
 import pytest
 import torch
+from families import trained
 from torch import nn
 
-from spatial_transformer import Affine, Attention, FcLocalisation, SpatialTransformer
+from spatial_transformer import Affine, Attention
 from spatial_transformer.networks.mnist import MnistNetwork
 from spatial_transformer.transformer import ThetaRecorder, find_transformers
 
 
-def make_transformer(transform, seed):
-    """Return a transformer whose theta depends on its input."""
-    torch.manual_seed(seed)
-    localisation = FcLocalisation((1, 12, 12), transform, hidden=(8,))
-    nn.init.normal_(localisation[-1].weight, std=0.3)
-    return SpatialTransformer(localisation, transform)
-
-
 def test_the_latest_theta_of_each_transformer_in_a_row_is_recorded():
-    first, second = make_transformer(Affine(), 0), make_transformer(Attention(), 1)
-    network, images = nn.Sequential(first, nn.ReLU(), second), torch.rand(3, 1, 12, 12)
+    images = torch.rand(3, 1, 12, 12)
+    first, second = trained(Affine(), images), trained(Attention(), images)
+    network = nn.Sequential(first, nn.ReLU(), second)
     with ThetaRecorder(network) as recorder:
         network(torch.rand(5, 1, 12, 12))
         network(images)
@@ -40,7 +34,8 @@ def test_parallel_transformers_are_recorded_together():
 
 
 def test_nothing_is_recorded_once_it_is_closed_also_after_an_error():
-    network, images = make_transformer(Affine(), 0), torch.rand(3, 1, 12, 12)
+    images = torch.rand(3, 1, 12, 12)
+    network = trained(Affine(), images)
     with (
         pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
         ThetaRecorder(network) as recorder,
