@@ -44,17 +44,6 @@ def test_scores(task, noise):
         assert scores[name].item() == pytest.approx(value, abs=1e-3), name
 
 
-def test_a_number_with_one_digit_too_many_is_wrong(task):
-    labels = torch.tensor([[1, 2, NO_DIGIT, NO_DIGIT, NO_DIGIT]])
-    logits = F.one_hot(torch.tensor([[1, 2, 3, NO_DIGIT, NO_DIGIT]]), 11).float()
-    errors = task.per_sample_errors(logits, labels)
-    assert {name: value.item() for name, value in errors.items()} == {
-        "error": 100,
-        "digit_error": 0,
-        "length_error": 100,
-    }
-
-
 def test_loss_is_the_sum_over_positions(task):
     labels, logits = random_numbers(3), torch.randn(3, 5, 11)
     expected = sum(F.cross_entropy(logits[:, n], labels[:, n], reduction="none") for n in range(5))

@@ -108,9 +108,6 @@ def test_smaller_image_is_anywhere_in_the_training_crop(tmp_path):
         torch.testing.assert_close(outside, MEAN.expand(3, 14, 24))
 
 
-# Samples
-
-
 # Splits and labels
 
 
