@@ -1,4 +1,4 @@
-"""Test the sampler against equations (4) to (7) as literal loops and against SciPy."""
+"""Test the sampler against equations (4) to (7) as literal loops."""
 
 import itertools
 import math
@@ -19,7 +19,6 @@ from families import (
     small_warp,
     thetas,
 )
-from scipy import ndimage
 
 from spatial_transformer.transformer import (
     Affine,
@@ -241,29 +240,6 @@ def test_gradient_through_a_fill_is_the_numerical_one():
     assert torch.autograd.gradcheck(
         lambda u, t: sample(u, transform.grid(t, (3, 4)), fill=[0.5, -1]), small_inputs(transform)
     )
-
-
-# Against scipy
-
-
-@pytest.mark.parametrize("out_size", [(9, 12), (14, 5)], ids=str)
-@pytest.mark.parametrize("seed", range(3))
-def test_affine_warp_is_that_of_scipy(out_size, seed):
-    size = (9, 12)
-    x = random(1, 1, *size, dtype=torch.float64)
-    theta = thetas(Affine(), 1, 0.4, torch.float64, seed)
-    matrix = np.vstack([theta.reshape(2, 3).numpy(), [0, 0, 1]])
-
-    def pixels_to_points(height, width):
-        return np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
-
-    in_pixels = np.linalg.inv(pixels_to_points(*size)) @ matrix @ pixels_to_points(*out_size)
-    rows_first = in_pixels[[1, 0, 2]][:, [1, 0, 2]]
-    expected = ndimage.affine_transform(
-        x[0, 0].numpy(), rows_first, output_shape=out_size, order=1, mode="grid-constant", cval=0
-    )
-    warped = sample(x, Affine().grid(theta, out_size))[0, 0]
-    torch.testing.assert_close(warped, torch.from_numpy(expected), rtol=0, atol=1e-10)
 
 
 # Shapes, memory and precision
