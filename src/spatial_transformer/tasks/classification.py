@@ -94,12 +94,8 @@ class Classification(pl.LightningModule):
 
     def per_sample_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each sample, ``(B,)``."""
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
-
-    @property
-    def smoothing(self) -> float:
-        """The label smoothing of the current mode: 0 outside of training."""
-        return self.label_smoothing if self.training else 0.0
+        smoothing = self.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
     def per_sample_errors(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return ``(B,)`` for each of ``error_names``: 100 if a sample is wrong and 0 if right."""
