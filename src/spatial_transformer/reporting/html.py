@@ -147,13 +147,14 @@ def write_report(
         name: _select_runs([run for run in found if run.section == name])
         for name in ("digits", "colocalisation", "birds")
     }
+    lengths = steps_chart(read_records(results / "mnist") + read_records(results / "recipes"), conf)
     content = {
         "tables": tables,
         "compare_to_paper": compare_to_paper,
         "outcomes": count_outcomes(tables.values()),
         "runs": found,
         "curves": _plot_curves(found),
-        "lengths": _plot_lengths(results, conf),
+        "lengths": _to_svg(lengths, "lengths", "Test error by length of training"),
         "speed": _plot_speed(results / "benchmarks"),
         "strips": {name: _make_strips(runs, problems) for name, runs in sections.items()},
         "means": _make_strips(sections["digits"], problems, "mean_images", 1),
@@ -393,11 +394,6 @@ def _plot_group(group: str, lines: dict[str, dict[int, Run]], name: str) -> Mark
     axes.grid(alpha=0.6)
     figure.legend(loc="outside lower left", frameon=False)
     return _to_svg(figure, name, "; ".join(description))
-
-
-def _plot_lengths(results: Path, conf: Path) -> Markup:
-    records = read_records(results / "mnist") + read_records(results / "recipes")
-    return _to_svg(steps_chart(records, conf), "lengths", "Test error by length of training")
 
 
 def _plot_speed(folder: Path) -> Markup | None:
