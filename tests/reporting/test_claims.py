@@ -4,7 +4,6 @@ A new result may make a statement false. Then change the document.
 """
 
 import re
-from collections import defaultdict
 from statistics import fmean
 
 import pytest
@@ -64,8 +63,8 @@ def gains(*columns, label=FAST):
 
 def time_ratio():
     """Return the longest over the shortest time of runs that differ in their seed alone."""
-    runs = [run for run in read_records(RESULTS / "trivial_baselines") if run["steps"] == 15_000]
-    seconds = [run["seconds"] for run in runs if run["config"]["data"]["distortion"] == "r"]
+    runs = select_runs("trivial_baselines", steps=15_000, data__distortion="r")
+    seconds = [run["seconds"] for run in runs]
     return max(seconds) / min(seconds)
 
 
@@ -112,14 +111,24 @@ def seed_range(network, column):
     return max(values) - min(values)
 
 
-def metrics(folder, metric="test/error", **settings):
-    """Return a metric of the runs in a folder that have these settings. ``__`` is a dot."""
+def select_runs(folder, **settings):
+    """Return the runs in a folder that have these settings. ``__`` is a dot."""
     wanted = {name.replace("__", "."): value for name, value in settings.items()}
     return [
-        run["metrics"][metric]
+        run
         for run in read_records(RESULTS / folder)
         if wanted.items() <= (run | flatten(run["config"], exclude=())).items()
     ]
+
+
+def metrics(folder, metric="test/error", **settings):
+    return [run["metrics"][metric] for run in select_runs(folder, **settings)]
+
+
+def p_of_pair(folder, models, samples, **settings):
+    """Return the p-value of the difference of two networks on the same test samples."""
+    runs = [select_runs(folder, model=model, **settings) for model in models]
+    return paired_p(*([run["misclassified"] for run in each] for each in runs), samples)
 
 
 def spread(run, side):
@@ -216,12 +225,8 @@ def svhn_range():
     return max(svhn("CNN", 128)) - min(svhn("CNN", 128))
 
 
-def parameters(experiment, size=None):
-    (count,) = {
-        run["parameters"]
-        for run in read_records(RESULTS / experiment)
-        if run["config"]["data"].get("size") == size
-    }
+def parameters(experiment, size):
+    (count,) = {run["parameters"] for run in select_runs(experiment, data__size=size)}
     return count
 
 
@@ -259,14 +264,6 @@ def rotated(target):
     return min(fmean(errors) for errors in found if errors)
 
 
-def rotated_p(model):
-    """Return the p-value of the difference from the CNN on rotated MNIST."""
-    wrong = defaultdict(list)
-    for run in read_records(RESULTS / "mnist_rotated"):
-        wrong[run["model"]].append(run["misclassified"])
-    return paired_p(wrong[model], wrong["rotated_cnn"], 50_000)
-
-
 def definition(model, distortion, **data):
     """Return the mean error with another definition of a distortion."""
     settings = {f"data__{name}": value for name, value in data.items()}
@@ -294,15 +291,6 @@ def frozen(distortion):
         fmean(metrics("mnist_frozen", data__distortion=distortion, steps=n, model__weights=file))
         for n, file in settings
     ]
-
-
-def rotated_birds_p():
-    """Return the p-value of the frozen CNN against the one that trains on rotated birds."""
-    wrong = defaultdict(list)
-    for run in read_records(RESULTS / "birds_frozen"):
-        if run["steps"] == 400:
-            wrong[run["model"]].append(run["misclassified"])
-    return paired_p(*wrong.values(), 1_389)
 
 
 def bird_accuracy(folder, steps=400, **settings):
@@ -568,7 +556,9 @@ CLAIMS = {
         "A CNN that trains on rotated birds without a transformer has {68.4} %": lambda: (
             bird_accuracy("birds_frozen", model="birds_cnn")
         ),
-        "(three seeds, p = {0.013} for the difference)": rotated_birds_p,
+        "(three seeds, p = {0.013} for the difference)": lambda: p_of_pair(
+            "birds_frozen", ("frozen_birds", "birds_cnn"), 1_389, steps=400
+        ),
         "On digits of R its error falls from {47.7} to {2.8} %": lambda: frozen("r")[:2],
         "and on RTS from {76.6} to {5.9} %": lambda: frozen("rts")[:2],
         "If both parts train from scratch, it is {1.1} and {1.2} %": lambda: [
@@ -609,7 +599,9 @@ CLAIMS = {
         "they are uniform, with a spread of {164} degrees": lambda: spread(
             "rotated_st_cnn-rotation-fast-seed2-8000", "before"
         ),
-        "do not differ significantly (p = {0.14})": lambda: rotated_p("canonical_cnn"),
+        "do not differ significantly (p = {0.14})": lambda: p_of_pair(
+            "mnist_rotated", ("canonical_cnn", "rotated_cnn"), 50_000
+        ),
         "has {2.75} % with seed 1, where the CNN has {2.82} %": lambda: [
             rotated_trial("margin", "test/error"),
             fmean(metrics("mnist_rotated", model___target_="rotated_cnn", seed=1)),
