@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -60,6 +61,15 @@ class Program:
         """Wait for the end, and return the rest of the output, and the errors."""
         self.wait(timeout)
         return self.stdout.read(), "".join(stream.read() for stream in self._stderr)
+
+
+def wait_for(condition, seconds=120):
+    """Wait until a condition holds, and return its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+    return value
 
 
 def _run(ends, words, cwd, environment, prepare):

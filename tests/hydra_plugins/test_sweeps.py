@@ -5,14 +5,13 @@ import os
 import re
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
-from programs import Program
+from programs import Program, wait_for
 
 import train
 from hydra_plugins.spatial_transformer_sweeps.sweeps import (
@@ -63,14 +62,6 @@ def run(*words):
     process = Program("train.py", *words)
     output, errors = process.communicate(timeout=500)
     return process.returncode, output, errors
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
-    return value
 
 
 def test_every_sweep_is_tested():

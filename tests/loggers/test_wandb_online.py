@@ -11,12 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from programs import Program
+from programs import Program, wait_for
 
 SERVER = os.environ.get("OPENWANDB") or shutil.which("openwandb")
 KEY = "local" + 40 * "0"
@@ -26,13 +25,6 @@ pytestmark = [
     pytest.mark.wandb_server,
     pytest.mark.skipif(SERVER is None, reason="needs openwandb, see `make test-wandb`"),
 ]
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
