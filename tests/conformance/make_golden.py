@@ -495,9 +495,8 @@ def make_golden() -> dict[str, Any]:
 
 def main() -> None:
     """Write golden.json next to this file."""
-    from spatial_transformer.utils.files import (
-        write_json,
-    )  # the suite itself does not need the package
+    # Here, as the suite itself does not need the package.
+    from spatial_transformer.utils.files import write_json
 
     write_json(make_golden(), Path(__file__).with_name("golden.json"))
 

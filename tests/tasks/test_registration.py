@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from samples import set_up
 
 from spatial_transformer.data.mnist import RegistrationData
 from spatial_transformer.networks.registration import RegistrationNetwork
@@ -96,15 +97,13 @@ def test_pairs_of_images_of_two_sizes_are_refused():
 
 
 def test_pairs_show_two_digits_of_one_class(mnist_root):
-    data = RegistrationData("r", root=str(mnist_root))
-    data.setup()
+    data = set_up(RegistrationData("r", root=mnist_root))
     index = torch.arange(500)
     pairs, labels = data.samples("test", index)
     again, _ = data.samples("test", index)
     assert torch.equal(pairs, again)
     assert torch.equal(pairs[:, 0], data._digits("test", index)[:, 0])
-    partners = RegistrationData("t", canvas=28, root=str(mnist_root))  # upright
-    partners.setup()
+    partners = set_up(RegistrationData("t", canvas=28, root=mnist_root))  # upright
     moving = partners.samples("test", index)[0][:, 1]
     digits, all_labels = partners._digits("test", torch.arange(data.size("test"))), data._labels
     for image, label in zip(moving[:20], labels[:20]):
@@ -116,8 +115,7 @@ def test_pairs_show_two_digits_of_one_class(mnist_root):
 
 
 def test_training_reduces_the_difference(mnist_root):
-    data = RegistrationData("r", root=str(mnist_root))
-    data.setup()
+    data = set_up(RegistrationData("r", root=mnist_root))
     pair, labels = data.samples("train", torch.arange(64))
     task = Registration(RegistrationNetwork(28, Affine()), torch.optim.Adam)
     optimizer = torch.optim.Adam(task.parameters(), lr=1e-3)

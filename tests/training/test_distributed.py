@@ -344,13 +344,6 @@ def test_sigterm_lets_all_processes_save(running, mnist_root, finish, tmp_path):
 # Other experiments
 
 
-def compare(finish, tmp_path, *words):
-    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
-    finish(one, *words)
-    finish(two, *words, *TWO)
-    assert_same_run(one, two)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",

@@ -186,8 +186,7 @@ def test_birds_train_and_are_evaluated_alike(short, tmp_path, run, experiment):
 
 
 def test_frozen_birds_train_and_are_evaluated_alike(short, tmp_path, run):
-    birds = [Bird(n, is_training) for n in (1, 2) for is_training in (True, True, False)]
-    root = write_birds(tmp_path / "birds", birds)
+    root = write_birds(tmp_path / "birds", species=2)
     words = f"experiment=birds_frozen data.root={root} data.species=1-2 data.batch_size=2"
     metrics = train(short(f"{words} data.workers=1 model.weights=none"))["metrics"]
     assert evaluate_run(run)["test/accuracy"] == pytest.approx(metrics["test/accuracy"])
