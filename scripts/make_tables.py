@@ -133,7 +133,7 @@ def _read_standard(folder: str) -> list[dict[str, Any]]:
 
 def _read_measurements(folder: str) -> list[dict[str, Any]]:
     """Return the measurements in a folder. NAME.1.json repeats those of NAME.json: it counts."""
-    paths = sorted((RESULTS / folder).glob("*.json"), key=lambda path: path.stem)
+    paths = sorted((RESULTS / folder).glob("*.json"), key=lambda path: (len(path.stem), path.stem))
     found = map(read_measurements, paths)
     return list({(record["label"], record["steps"]): record for record in found}.values())
 

@@ -420,12 +420,12 @@ def test_registered_pairs_have_a_row_for_each_run():
     assert len(figure.axes) == 20
 
 
-def test_a_repeated_measurement_replaces_the_first(tmp_path, monkeypatch):
+def test_the_last_of_repeated_measurements_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(make_tables, "RESULTS", tmp_path)
-    for value in range(3):
+    for value in range(12):
         write_measurements({"label": "st_fcn-seed1", "steps": 10, "rows": [{"n": value}]}, tmp_path)
     (record,) = make_tables._read_measurements(".")
-    assert record["rows"] == [{"n": 2}]
+    assert record["rows"] == [{"n": 11}]
 
 
 def test_two_runs_of_a_transform_have_two_rows(composed, drawn_mnist, monkeypatch):
