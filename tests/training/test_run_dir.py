@@ -128,9 +128,11 @@ def test_initial_checkpoint_is_part_of_the_run(finished, tmp_path):
         finished.prepare(config, fingerprint(config, "digits"))
 
 
-def test_weights_of_the_model_are_part_of_the_run(tmp_path):
+@pytest.mark.parametrize("place", ["", "~"])
+def test_weights_of_the_model_are_part_of_the_run(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
     file, marks = tmp_path / "classifier.pt", []
-    config = changed(model={"weights": str(file)})
+    config = changed(model={"weights": f"{place or tmp_path}/classifier.pt"})
     for content in (None, b"one", b"another"):
         if content:
             file.write_bytes(content)

@@ -71,8 +71,8 @@ def fingerprint(config: dict[str, Any], data: str) -> dict[str, str]:
     """
     files = [config["ckpt_path"]] if config["ckpt_path"] not in (None, "auto") else []
     weights = config["model"].get("weights")
-    if isinstance(weights, str) and Path(weights).is_file():
-        files.append(weights)
+    if isinstance(weights, str) and Path(weights).expanduser().is_file():
+        files.append(Path(weights).expanduser())
     text = json.dumps(training_settings(config), sort_keys=True)
     return {
         "settings": _digest(text.encode()),
