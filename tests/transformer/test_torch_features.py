@@ -28,7 +28,6 @@ from spatial_transformer import (
     SpatialTransformer,
     ThinPlateSpline,
 )
-from spatial_transformer.transformer.transforms import is_eager
 
 SIZES = {"input_size": None, "output_size": (3, 5, 6)}
 both_sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
@@ -255,10 +254,3 @@ def test_the_stored_basis_survives_casts(make):
 def test_a_large_basis_is_not_stored():
     transformer = SpatialTransformer(nn.Identity(), Affine3d(), (130, 130, 130))
     assert transformer.basis is None
-
-
-def test_functorch_is_seen_where_it_is_active():
-    seen = []
-    assert is_eager(torch.zeros(1))
-    torch.func.vmap(lambda x: seen.append(is_eager(x)) or x)(torch.zeros(2))
-    assert seen == [False]
