@@ -192,7 +192,8 @@ def pooling_table(records: Iterable[Record], addition: bool = False) -> str:
     columns = {"error": "error"} if addition else {"rts": "RTS", "tc": "TC"}
     errors = _empty_cells()
     for record in records:
-        row = _network(record), record["config"]["model"].get("pool") or 1, record["steps"]
+        pool = record["config"]["model"]["pool"] or 2  # null is 2 for images of more than 28 px
+        row = _network(record), pool, record["steps"]
         column = record["config"]["data"].get("distortion", "error")
         errors[row][column].append(record["metrics"]["test/error"])
     rows: list[list] = []
