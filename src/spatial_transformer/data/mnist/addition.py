@@ -10,13 +10,13 @@ from torch import Tensor
 from ...utils.random import integers
 from .distorted import MnistData
 from .distortions import rts_pose
-from .registration import overlay
+from .registration import DigitPairs
 
 _SECOND = 0x5345434F4E44  # makes the second digit's random numbers independent of the first's
 _PARTNER = 9  # a stream that no distortion uses
 
 
-class MnistAdditionData(MnistData):
+class MnistAdditionData(DigitPairs, MnistData):
     """Pairs of digits, each distorted independently as in RTS.
 
     The first channel shows the digit at the sample's own index. The digit of the second is drawn
@@ -27,7 +27,6 @@ class MnistAdditionData(MnistData):
     """
 
     classes = 19
-    unsupported_reason = "an image is two digits in two channels, which no picture has"
 
     def __init__(
         self,
@@ -57,7 +56,3 @@ class MnistAdditionData(MnistData):
         """
         keys = (self._keys(split, index, stream=stream) for stream in (0, _SECOND))
         return torch.stack([rts_pose(key, self.input_size) for key in keys], dim=1)
-
-    def to_display(self, images: Tensor) -> Tensor:
-        """Return the first channel in orange and the second in blue: ``(..., 3, H, W)``."""
-        return overlay(images)

@@ -14,7 +14,17 @@ _PARTNER = 9  # a stream that no distortion uses
 _COLOURS = ((1.0, 0.5, 0.0), (0.0, 0.5, 1.0))  # orange and blue, which add up to white
 
 
-class RegistrationData(MnistData):
+class DigitPairs:
+    """What data modules of two digits in two channels have in common."""
+
+    unsupported_reason = "an image is two digits in two channels, which no picture has"
+
+    def to_display(self, images: Tensor) -> Tensor:
+        """Return the first channel in orange and the second in blue: ``(..., 3, H, W)``."""
+        return torch.einsum("...chw,cd->...dhw", images, images.new_tensor(_COLOURS))
+
+
+class RegistrationData(DigitPairs, MnistData):
     """Pairs of digits of one class: a fixed one, and a moving one that is distorted.
 
     The first channel is the undistorted digit at the sample's own index. The digit of the second is
@@ -24,8 +34,6 @@ class RegistrationData(MnistData):
     Args: as for :class:`~spatial_transformer.data.mnist.MnistData`. The distortion must have a
         canvas of 28 pixels: r, p or e.
     """
-
-    unsupported_reason = "an image is two digits in two channels, which no picture has"
 
     def setup(self, stage: str | None = None) -> None:
         if self.input_size != DIGIT:
@@ -44,10 +52,6 @@ class RegistrationData(MnistData):
         moving = self._distort(split, partners, keys)
         return torch.cat([fixed, moving], dim=1), labels[index]
 
-    def to_display(self, images: Tensor) -> Tensor:
-        """Return the fixed digit in orange and the moving one in blue: ``(..., 3, H, W)``."""
-        return overlay(images)
-
 
 def draw_partners(labels: Tensor, index: Tensor, keys: Tensor) -> Tensor:
     """Return the positions of random samples of the same classes, ``(B,)``.
@@ -63,8 +67,3 @@ def draw_partners(labels: Tensor, index: Tensor, keys: Tensor) -> Tensor:
     first, count = (counts.cumsum(0) - counts)[labels[index]], counts[labels[index]]
     place = (uniform(keys, 1, stream=_PARTNER)[:, 0] * count).long().clamp(max=count - 1)
     return order[first + place]
-
-
-def overlay(pairs: Tensor) -> Tensor:
-    """Return pairs ``(..., 2, H, W)`` in orange and blue: ``(..., 3, H, W)``."""
-    return torch.einsum("...chw,cd->...dhw", pairs, pairs.new_tensor(_COLOURS))

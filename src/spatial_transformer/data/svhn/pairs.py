@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...utils.random import sample_keys
 from ..base import FIXED_SEEDS
-from ..mnist.registration import draw_partners, overlay
+from ..mnist.registration import DigitPairs, draw_partners
 from .crops import DIGIT_SIZE
 from .datamodule import SvhnData
 
 
-class SvhnPairs(SvhnData):
+class SvhnPairs(DigitPairs, SvhnData):
     """Pairs of house-number digits of one class: a fixed one and a moving one.
 
     An image shows the ink of a digit, see :func:`extract_ink`. The first channel is the digit at
@@ -25,7 +25,6 @@ class SvhnPairs(SvhnData):
     """
 
     classes = 10
-    unsupported_reason = "an image is two digits in two channels, which no picture has"
 
     def __init__(
         self,
@@ -55,10 +54,6 @@ class SvhnPairs(SvhnData):
 
     def decode_labels(self, labels: Tensor) -> list[str]:
         return [self.names[label] for label in labels.tolist()]
-
-    def to_display(self, images: Tensor) -> Tensor:
-        """Return the fixed digit in orange and the moving one in blue: ``(..., 3, H, W)``."""
-        return overlay(images)
 
 
 def extract_ink(pixels: Tensor) -> Tensor:
