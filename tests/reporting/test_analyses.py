@@ -385,12 +385,14 @@ def test_steps_chart_has_a_line_for_each_recipe(record):
         for steps in (9, 99):
             overrides = (f"recipe={recipe}", f"trainer.max_steps={steps}")
             runs.append(record(steps / 1000, *overrides, "recipe.label_smoothing=0"))
+    runs.append(record(1.0, "recipe=paper", "trainer.max_steps=50", "trainer.precision=bf16-mixed"))
     *lines, _ = analyses.steps_chart(runs, CONF).axes[0].lines
     assert [line.get_label() for line in lines] == [
         "ST-FCN affine on RTS, recipe=fast, no label smoothing",
         "ST-FCN affine on RTS, recipe=paper",
     ]
     assert lines[0].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
+    assert lines[1].get_xydata().tolist() == [[9, 0.009], [99, 0.099]]
 
 
 def test_table_markers_are_filled():

@@ -220,17 +220,14 @@ def test_differences_from_the_paper_have_p(record):
     assert difference_table(mnist_table(runs[:2])) == "not run"
 
 
-def test_summary_compares_one_length_and_chooses_by_validation_error(record):
-    fast, faithful = record(1.5), record(1.3, "recipe=paper")
-    noisy = record(1.4, "recipe=long", "trainer.max_steps=15000")
-    long = record(1.2, "recipe=long")
-    long["metrics"]["val/best_error"] = 0.8  # but it has 30,000 steps
-    fast["metrics"]["val/best_error"] = 0.9  # that of the others is 1
-    short = record(9.0, "recipe=paper", "trainer.max_steps=20000")
-    summary = summary_of_mnist(mnist_table([fast, noisy, long, faithful, short]))
-    rows = summary.partition("**ST-FCN affine**")[2].splitlines()[1:3]
-    assert rows == [
+def test_summary_has_one_recipe_length_and_precision_per_row(record):
+    long = "recipe=long", "trainer.max_steps=15000", "trainer.precision=bf16-mixed"
+    runs = [record(1.5), record(1.4, "recipe=long"), record(1.6, *long[:2])]
+    runs += [record(1.8, *long[1:]), record(1.3, "recipe=paper"), record(1.7, *long)]
+    rows = summary_of_mnist(mnist_table(runs)).partition("**ST-FCN affine**")[2].splitlines()[1:5]
+    assert rows[:3] == [
         "| | paper, here | not run | 1.30 | not run | not run | not run |",
-        "| | ours, 15,000 steps | not run | 1.50 | not run | not run | not run |",
+        "| | `fast` | not run | 1.50 | not run | not run | not run |",
+        "| | `long` | not run | 1.70 | not run | not run | not run |",
     ]
-    assert summary.count("paper, here") == 1
+    assert rows[3].startswith("| **ST-FCN projective** | *paper*")

@@ -22,7 +22,6 @@ from .paper_tables import (
     MIN_SEEDS,
     NOT_RUN,
     SPECS,
-    SUMMARY_STEPS,
     PaperTable,
     Record,
     TableCell,
@@ -338,8 +337,7 @@ def modern_table(records: Iterable[Record]) -> str:
 
     Args:
         records: results of ``experiment=mnist`` and ``experiment=mnist_modern``. Of the former,
-            only ST-CNN affine with the recipe "long" and :data:`.paper_tables.SUMMARY_STEPS` steps
-            is shown.
+            only ST-CNN affine with the recipe "long" and 15,000 steps is shown.
     """
     long_runs, modern_runs = "ST-CNN affine, `long`", "**this page**"
     found = _empty_cells()
@@ -348,7 +346,7 @@ def modern_table(records: Iterable[Record]) -> str:
         options = tuple(record[name] for name in ("model", "transform", "recipe", "steps"))
         if record["experiment"] == "mnist_modern":
             name = modern_runs
-        elif options == ("st_cnn", "affine", "long", SUMMARY_STEPS):
+        elif options == ("st_cnn", "affine", "long", 15_000):
             name = long_runs
         else:
             continue
@@ -714,14 +712,16 @@ def changed_recipe(record: Record, conf: Path) -> dict[str, Any]:
 def steps_chart(records: Iterable[Record], conf: Path) -> Figure:
     """Plot the mean test error against the length of training.
 
-    There is a line for each recipe, network and distortion with runs of several lengths.
+    There is a line for each recipe, network, distortion and precision with runs of several lengths.
     """
     errors: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         network, distortion = _network(record), record["config"]["data"]["distortion"]
         changes = (_describe_change(*item) for item in changed_recipe(record, conf).items())
         recipe = f"recipe={record['recipe']}"
-        line = ", ".join([f"{network} on {distortion.upper()}", recipe, *changes])
+        precision = record.get("precision", "32-true")  # old records lack it
+        words = [f"{network} on {distortion.upper()}", recipe, *changes]
+        line = ", ".join(words if precision == "32-true" else [*words, precision])
         errors[line][record["steps"]].append(record["metrics"]["test/error"])
     figure = Figure(figsize=(7, 5.4), layout="constrained")
     axes = figure.add_subplot()
