@@ -41,7 +41,7 @@ regress: $(VENV)/run.done ## compare the errors of eight short runs with results
 
 test-slurm: $(VENV)/dev.done ## set up SLURM and run the tests that need it (as root, on Debian)
 	scripts/dev/slurm.sh start
-	$(BIN)/python -m pytest -m slurm -n 0 $(ARGS)
+	$(BIN)/python -m pytest tests/hydra_plugins -m slurm -n 0 $(ARGS)
 
 # The licence of openwandb is non-commercial: it serves this test and nothing else.
 .venv-openwandb/bin/openwandb:
@@ -49,7 +49,7 @@ test-slurm: $(VENV)/dev.done ## set up SLURM and run the tests that need it (as 
 	.venv-openwandb/bin/python -m pip install --quiet --disable-pip-version-check openwandb==0.5.25
 
 test-wandb: $(VENV)/dev.done .venv-openwandb/bin/openwandb ## run the online tests against a local server with W&B's protocol
-	OPENWANDB=$(CURDIR)/.venv-openwandb/bin/openwandb $(BIN)/python -m pytest -m wandb_server -n 0 $(ARGS)
+	OPENWANDB=$(CURDIR)/.venv-openwandb/bin/openwandb $(BIN)/python -m pytest tests/loggers -m wandb_server -n 0 $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
