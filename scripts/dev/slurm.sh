@@ -70,8 +70,8 @@ CONF
 
 stop() {
     check_owner
-    pkill -x slurmd || true
-    pkill -x slurmctld || true
+    pkill -x 'slurm(d|ctld)' || true
+    while pgrep -x 'slurm(d|ctld)' >/dev/null; do sleep 0.1; done  # they write state as they end
     rm -rf "$state" "$conf"
 }
 
