@@ -23,6 +23,7 @@
 # %%
 import logging
 import os
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,7 +34,7 @@ from spatial_transformer.inference.load import load_trained
 from spatial_transformer.training.config import compose_config
 from spatial_transformer.training.runner import train
 
-logging.basicConfig(level="INFO", format="%(message)s")  # print the progress
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)  # print the progress
 os.chdir(
     next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "train.py").is_file())
 )
