@@ -56,3 +56,12 @@ def test_every_cell_has_recorded_runs():
     cells = regress._by_cell(read_records(REPOSITORY / "results" / "regress"))
     assert len(cells) == 4
     assert min(len(runs) for runs in cells.values()) >= 4
+
+
+def test_damaged_results_are_refused_before_the_runs(tmp_path, monkeypatch):
+    (tmp_path / "damaged.json").write_text("{")
+    monkeypatch.setattr(regress, "RECORDED", tmp_path)
+    monkeypatch.setattr("sys.argv", ["regress.py"])
+    monkeypatch.setattr("subprocess.run", lambda *args, **options: pytest.fail("a run started"))
+    with pytest.raises(SystemExit, match="is not the result of a run"):
+        regress.main()

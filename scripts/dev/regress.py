@@ -80,14 +80,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="101,102", help="new seeds (default: 101,102)")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of train.py")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", "ablation=regress", f"seed={options.seeds}"]
-        command += ["logger=csv", f"hydra.sweep.dir={folder}", *options.options]
-        if subprocess.run(command, cwd=ROOT).returncode:
-            sys.exit("error: a run failed.")
-        new = [read_result(path) for path in sorted(Path(folder).glob("*/metrics.json"))]
     try:
-        lines, rejected = compare(read_records(RECORDED), new)
+        recorded = read_records(RECORDED)  # a damaged file is refused before the runs
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "train.py", "ablation=regress", f"seed={options.seeds}"]
+            command += ["logger=csv", f"hydra.sweep.dir={folder}", *options.options]
+            if subprocess.run(command, cwd=ROOT).returncode:
+                raise UsageError("A run failed.")
+            new = [read_result(path) for path in sorted(Path(folder).glob("*/metrics.json"))]
+        lines, rejected = compare(recorded, new)
     except UsageError as error:
         sys.exit(f"error: {error}")
     print("\n".join(lines))
