@@ -436,7 +436,7 @@ CLAIMS = {
             lambda: sorted(ST_FCN, key=lambda network: mnist(network, FAST, "E")),
             list(reversed(ST_FCN)),
         ),
-        "as with `long` after 15,000 steps (two seeds)": (
+        "as with `long` after 15,000 steps (three seeds each": (
             lambda: sorted(ST_FCN, key=lambda network: mnist(network, SHORTER, "E")),
             list(reversed(ST_FCN)),
         ),
