@@ -348,6 +348,7 @@ def test_wandb_runs_offline_without_a_key(short, tmp_path, run, monkeypatch):
         ("model.width=0", "width must be at least 1"),
         ("recipe.localisation_lr_factor=-1", "localisation_lr_factor must be at least 0"),
         ("recipe.localisation_lr_factor=nan", "localisation_lr_factor must be"),
+        ("model=registration", r"model=registration does not match .*\(1, 42, 42\)"),
         ("ckpt_path=nothing.ckpt", "nothing.ckpt does not exist"),
         ("trainer=ddp trainer.accelerator=cpu trainer.devices=2 data.batch_size=15", "2 devices"),
     ],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torchmetrics import Metric
 
 from ..data.base import BatchedData
 from ..tasks.classification import Classification
+from ..tasks.spsa import evaluation_mode
 from ..utils.errors import UsageError
 from .validation import accepted_names
 
@@ -51,6 +55,32 @@ def build_data_and_task(config: Any, optimizer: Any, scheduler: Any) -> tuple[An
     network = component(config["model"], "model", **shape)
     recipe = {**config["recipe"], "optimizer": optimizer, "scheduler": scheduler}
     return data, component(config["task"], "task", network=network, **accepted("task", recipe))
+
+
+def check_match(config: DictConfig, data: BatchedData, task: Classification) -> None:
+    """Evaluate one image, if the data, the model and the task are all of this package.
+
+    Raises:
+        UsageError: they do not match.
+    """
+    parts = OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "model", "task"]))
+    targets = re.findall(r"_target_: (\S+)", parts)
+    if not all(target.startswith("spatial_transformer.") for target in targets):
+        return
+    data.setup("fit")
+    images, labels = data.samples("val", torch.arange(1))
+    try:
+        with torch.no_grad(), evaluation_mode(task):
+            task.validation_step((images, labels), 0)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        choices = config.choices
+        raise UsageError(
+            f"model={choices.model} does not match the data of experiment={choices.experiment}, "
+            f"with images of shape {tuple(images.shape[1:])}: {error}"
+        ) from error
+    for module in task.modules():
+        if isinstance(module, Metric):
+            module.reset()
 
 
 def component(node: Any, path: str, **more: Any) -> Any:

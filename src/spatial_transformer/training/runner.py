@@ -23,7 +23,7 @@ from ..utils.errors import UsageError
 from ..utils.files import write_json
 from ..utils.process import keep_freed_memory
 from ..utils.text import quote_override
-from .build import build, component
+from .build import build, check_match, component
 from .distributed import DistributedContext, slurm_plugins
 from .fingerprint import fingerprint
 from .result import make_result
@@ -109,6 +109,7 @@ def _fit_and_test(
 
     def prepare():
         data.prepare_data()
+        check_match(config, data, task)
         task.prepare_data()
         if start is not None:
             load_start(task, start, plain["trainer"]["max_steps"])
