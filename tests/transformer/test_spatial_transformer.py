@@ -189,11 +189,12 @@ def test_the_settings_are_shown():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (Affine, {"output_size": (5,)}, r"output_size must be 2 positive sizes, got \("),
-        (Affine, {"output_size": (5, 6, 7)}, r"output_size must be 2 positive sizes, got \("),
-        (Affine, {"output_size": (0, 5)}, r"output_size must be 2 positive sizes, got \("),
-        (Affine3d, {"output_size": (5, 6)}, r"output_size must be 3 positive sizes, got \("),
-        (Affine3d, {"output_size": (1, 2, -3)}, r"output_size must be 3 positive sizes, got \("),
+        (Affine, {"output_size": (5,)}, r"output_size must be 2 positive integers, got \("),
+        (Affine, {"output_size": (5, 6, 7)}, r"output_size must be 2 positive integers, got \("),
+        (Affine, {"output_size": (5.5, 6)}, r"output_size must be 2 positive integers, got \("),
+        (Affine, {"output_size": (0, 5)}, r"output_size must be 2 positive integers, got \("),
+        (Affine3d, {"output_size": (5, 6)}, r"output_size must be 3 positive integers, got \("),
+        (Affine3d, {"output_size": (1, 2, -3)}, r"output_size must be 3 positive integers, got \("),
         (Affine, {"mode": "bicubic"}, "mode must be 'bilinear' or 'nearest', got 'bicubic'"),
         (
             Affine,
@@ -207,6 +208,11 @@ def test_the_settings_are_shown():
 def test_invalid_arguments_are_refused(make, options, message):
     with pytest.raises(ValueError, match=message):
         SpatialTransformer(nn.Identity(), make(), **options)
+
+
+def test_a_class_in_place_of_a_transform_is_refused():
+    with pytest.raises(TypeError, match=r"transform must be an object such as Affine\(\), got <cl"):
+        SpatialTransformer(nn.Identity(), Affine)
 
 
 @pytest.mark.parametrize(

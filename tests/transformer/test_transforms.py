@@ -434,9 +434,9 @@ def test_points_of_another_dimension_are_refused(make):
             transform(thetas(transform), torch.zeros(shape))
 
 
-@pytest.mark.parametrize("scale", [0, 0.0, -0.5, float("nan")])
+@pytest.mark.parametrize("scale", [0, 0.0, -0.5, float("nan"), float("inf")])
 def test_a_fixed_scale_that_is_not_positive_is_refused(scale):
-    with pytest.raises(ValueError, match="scale must be positive, got"):
+    with pytest.raises(ValueError, match="scale must be positive and finite, got"):
         Attention(scale=scale)
 
 
@@ -446,7 +446,7 @@ def test_min_w_outside_0_to_1_is_refused(min_w):
         Projective(min_w=min_w)
 
 
-@pytest.mark.parametrize("points", [(1, 1), (1, 4), (4, 1), (4,), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize("points", [(1, 1), (1, 4), (4, 1), (4,), 4, (4, 4, 4), (4.5, 4)], ids=str)
 def test_a_control_grid_without_two_rows_and_columns_is_refused(points):
     with pytest.raises(ValueError, match="points must be at least 2 rows and 2 columns, got"):
         ThinPlateSpline(points)

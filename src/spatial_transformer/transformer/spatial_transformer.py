@@ -31,7 +31,8 @@ class SpatialTransformer(nn.Module):
         second_order: as for :func:`~spatial_transformer.sample`.
 
     Raises:
-        TypeError: fill is not numeric.
+        TypeError: transform is not a :class:`~spatial_transformer.transformer.Transform`, or fill
+            is not numeric.
         ValueError: another argument is out of range.
     """
 
@@ -47,11 +48,13 @@ class SpatialTransformer(nn.Module):
         second_order: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(transform, Transform):
+            raise TypeError(f"transform must be an object such as Affine(), got {transform}")
         if output_size is not None:
             output_size = (output_size,) if isinstance(output_size, int) else tuple(output_size)
-            if len(output_size) != transform.dims or min(output_size) < 1:
+            if len(output_size) != transform.dims or any(n < 1 or n % 1 for n in output_size):
                 raise ValueError(
-                    f"output_size must be {transform.dims} positive sizes, got {output_size}"
+                    f"output_size must be {transform.dims} positive integers, got {output_size}"
                 )
         check_mode(mode, antialias)
         if parallel < 1:

@@ -13,6 +13,7 @@ grids is one matrix product.
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -269,13 +270,13 @@ class Attention(Affine):
             to 0.5 in appendix A.6, theta is ``(t_x, t_y)`` and the identity is the central window.
 
     Raises:
-        ValueError: scale is not positive.
+        ValueError: scale is not positive and finite.
     """
 
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
         self.scale = scale
         self.n_params = 3 if scale is None else 2
         self.is_group = scale is None
@@ -351,8 +352,8 @@ class ThinPlateSpline(Transform):
 
     def __init__(self, points: Sequence[int] = (4, 4)) -> None:
         super().__init__()
-        self.points = tuple(points)
-        if len(self.points) != 2 or min(self.points) < 2:
+        self.points = (points,) if isinstance(points, int) else tuple(points)
+        if len(self.points) != 2 or any(n < 2 or n % 1 for n in self.points):
             raise ValueError(f"points must be at least 2 rows and 2 columns, got {self.points}")
         self.n_params = 2 * self.points[0] * self.points[1]
 
