@@ -10,12 +10,12 @@ from spatial_transformer.utils.process import limit_spinning
 
 
 @entry_point("train")
-def main(config: DictConfig) -> float:
+def main(config: DictConfig) -> float | None:
     limit_spinning()
     from spatial_transformer.training.runner import train  # here: --help does not wait for torch
 
     metrics = train(config)["metrics"]
-    return metrics.get("val/best_error", metrics["test/error"])  # for sweepers that optimize
+    return metrics.get("val/best_error", metrics.get("val/error"))  # for sweepers that optimize
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         draw(overlays(options.runs, options.data_root)).savefig(options.out, dpi=100)
-    except UsageError as error:
+    except (UsageError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

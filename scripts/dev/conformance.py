@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -231,6 +232,7 @@ def run_library(library: str) -> list[dict]:
 
 def main() -> None:
     """Run all libraries and write the result file."""
+    ArgumentParser(description=__doc__).parse_args()
     rows = [row for library in ADAPTERS for row in run_library(library)]
     write_json({"golden": golden_digest(), "rows": rows}, RESULT)
 

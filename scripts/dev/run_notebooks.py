@@ -5,7 +5,7 @@ python scripts/dev/run_notebooks.py [NAME ...]
 The notebooks read the variables DATA_ROOT and RUN.
 """
 
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import jupytext
@@ -18,8 +18,13 @@ WIDGET = "application/vnd.jupyter.widget-view+json"  # works only in a running n
 
 def main() -> None:
     """Execute the notebooks that are named, or all."""
-    names = sys.argv[1:] or sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
-    for name in names:
+    names = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
+    chosen = parser.parse_args().names
+    if unknown := set(chosen) - set(names):
+        parser.error(f"there is no notebook {', '.join(unknown)}. Choose from {', '.join(names)}.")
+    for name in chosen or names:
         notebook = jupytext.read(NOTEBOOKS / f"{name}.py")
         resources = {"metadata": {"path": NOTEBOOKS}}
         NotebookClient(notebook, kernel_name="python3", resources=resources).execute()

@@ -235,3 +235,10 @@ def test_used_directory_is_kept_after_an_error(start, tmp_path):
     assert start("seed=-1")[0] == 1
     assert (tmp_path / "run" / "mine.txt").exists()
     assert "seed must be from 0" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_multirun_may_follow_settings(run_program, tmp_path):
+    words = ["experiment=mnist", "-m", "seed=1,2", "launcher=show", "model=fcn", "transform=none"]
+    code, output, _ = run_program(train.main, *words, f"hydra.sweep.dir={tmp_path}")
+    assert code == 0
+    assert output.startswith("2 runs, 0 finished")

@@ -32,6 +32,7 @@ REFUSED = {
     "trainer.max_steps=0": r"trainer\.max_steps must be a positive integer, got 0",
     "trainer.log_every_n_steps=0": r"trainer\.log_every_n_steps must be a positive integer",
     "trainer.max_steps=-1": r"trainer\.max_steps must be a positive integer, got -1",
+    "+trainer.max_epochs=0": r"trainer\.max_epochs must be a positive integer, got 0",
     "recipe.validate_every=0": r"recipe\.validate_every must be a positive integer",
     "trainer.val_check_interval=00:00:05:00": r"val_check_interval must be a positive integer",
     "trainer.max_steps=ten": r"trainer\.max_steps must be int, got 'ten'",

@@ -92,7 +92,8 @@ class Grid(Sweeper):
             runs[name] = run
         unfinished = [run for run in runs.values() if not run.is_finished]
         estimate = _estimate_time(unfinished) if self.show else ""
-        print(f"{len(runs)} runs, {len(runs) - len(unfinished)} finished{estimate}", flush=True)
+        total = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        print(f"{total}, {len(runs) - len(unfinished)} finished{estimate}", flush=True)
         if self.show or not unfinished:
             _print_states(runs)
             return

@@ -137,7 +137,7 @@ class ResumeCheckpoint(pl.callbacks.Checkpoint):
         metrics = trainer.callback_metrics
         for callback in trainer.callbacks:
             monitor = str(getattr(callback, "monitor", None))
-            if monitor.startswith("val") and monitor not in metrics:
+            if monitor.startswith(("val", "test")) and monitor not in metrics:
                 name = type(callback).__name__
                 raise UsageError(
                     f"{name} monitors {monitor!r}, which is not logged."

@@ -92,7 +92,10 @@ def load_trained(
         has_record = checkpoint == "best" and run_dir.result.is_file()
         record = read_result(run_dir.result) if has_record else {}
     else:
-        raise UsageError(f"{path} is not a run directory: config.yaml is missing.")
+        problem = (
+            "is not a run directory: config.yaml is missing" if path.exists() else "does not exist"
+        )
+        raise UsageError(f"{path} {problem}.")
     try:
         config = _safe_config(settings, data_root, tuple(trust))
         data, task = build_data_and_task(config, partial(torch.optim.SGD, lr=0.0), None)

@@ -129,7 +129,7 @@ def predict_images(
 def _predict_batch(trained: Trained, images: Tensor) -> Predictions:
     """Predict preprocessed images on the device of the network."""
     task = trained.task
-    images = images.to(next(task.parameters()).device)
+    images = images.to(next(task.parameters()))  # its device and dtype
     with evaluation_mode(task):
         logits, thetas, crops = infer(task.network, images)
     labels = task.predictions(logits)

@@ -103,7 +103,7 @@ def measurement_cli(
     options = vars(parser.parse_args())
     try:
         target = write_measurements(measure(options.pop("run"), **options), folder)
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"Wrote {target}. Run `make tables` to update the documents.")
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..networks.birds import BirdNetwork
 from ..networks.frozen import FrozenBirdNetwork
+from ..utils.errors import UsageError
 from ..utils.random import uniform
 from .classification import Classification
 from .spsa import evaluation_mode, spsa_surrogate
@@ -45,6 +46,8 @@ class BirdClassification(Classification):
         spsa_delta: float | None = None,
     ) -> None:
         super().__init__(network, optimizer, scheduler, localisation_lr_factor, label_smoothing)
+        if network.classes < 2:
+            raise UsageError("data.species must be at least two species, got one.")
         self.spsa_delta = spsa_delta
         macro = MulticlassAccuracy(network.classes, average="macro")
         self.macro_accuracy: Any = nn.ModuleDict({"val/": macro, "test/": macro.clone()})

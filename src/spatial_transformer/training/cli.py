@@ -47,6 +47,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
 
     def decorate(function: Function) -> Callable[[], None]:
         conf = Path(inspect.getfile(function)).absolute().parent / "conf"
+        groups = conf if name == "train" else None
         is_short = is_started = False
 
         @functools.wraps(function)
@@ -57,7 +58,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
             if not is_short or hydra_config.mode == RunMode.MULTIRUN:
                 return function(config)
             try:
-                with _short_messages(conf):  # before Hydra prints a line
+                with _short_messages(groups):  # before Hydra prints a line
                     return function(config)
             finally:
                 remove_unused_run_dir(Path(hydra_config.runtime.output_dir))
@@ -69,7 +70,9 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
             sys.path.append(os.getcwd())
             home = os.path.expanduser("~")
             words = [re.sub(r"(?<==)([\"']?)~(?=/)", rf"\1{home}", word) for word in sys.argv[1:]]
-            sys.argv[1:] = _name_positional(words, positional)
+            words = _name_positional(words, positional)
+            # Hydra's parser expects options before settings.
+            sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
             program = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)
             if not is_short:
                 return program()
@@ -77,7 +80,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
             sys.stderr = PipeTolerantStream(sys.stderr)  # type: ignore[assignment]
             with (
                 tempfile.TemporaryDirectory() as scratch,
-                _short_messages(conf),
+                _short_messages(groups),
                 StopSignals("Run the same command again."),
             ):
                 _check_srun()
@@ -103,7 +106,7 @@ def entry_point(name: str, *positional: str) -> Callable[[Function], Callable[[]
 
 
 @contextmanager
-def _short_messages(conf: Path) -> Iterator[None]:
+def _short_messages(groups: Path | None) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
@@ -113,7 +116,7 @@ def _short_messages(conf: Path) -> Iterator[None]:
         sys.exit(130)
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         if local_rank() == 0:
-            _print_error(f"Error: {explain(error, conf)}")
+            _print_error(f"Error: {explain(error, groups)}")
             print("(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
         else:
             time.sleep(5)  # torchrun would end the first process before it has reported the error
@@ -163,8 +166,13 @@ def _check_groups(words: list[str], conf: Path) -> None:
             raise UsageError(f"{word} does not exist.{did_you_mean(value, options)}")
 
 
-def explain(error: Exception, conf: Path) -> str:
-    """Return the message for a configuration error."""
+def explain(error: Exception, groups: Path | None) -> str:
+    """Return the message for a configuration error.
+
+    Args:
+        error: of Hydra or OmegaConf, or a UsageError.
+        groups: directory of the groups of options, None if the program has none.
+    """
     text = str(error).strip()
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set: {error.full_key}=VALUE."
@@ -184,8 +192,8 @@ def explain(error: Exception, conf: Path) -> str:
         key, node = (found[1], None) if cause is None else (str(cause.key), cause.parent_node)
         if key in found[1].split("."):  # else a part of its value is wrong
             names = [str(name) for name in node or ()]
-            if key == found[1]:
-                names += [path.name for path in conf.iterdir() if path.is_dir()]
+            if key == found[1] and groups:
+                names += [path.name for path in groups.iterdir() if path.is_dir()]
             hint = did_you_mean(key, names)
             if "_target_" in names:
                 hint += f" Use {text.rpartition('use ')[2]} for an argument that is not set yet."

@@ -41,6 +41,7 @@ _RULES = {
     "checkpoint_minutes": (lambda v: v >= 0, "0 or more"),
     "recipe.validate_every": _STEPS,
     "trainer.max_steps": _STEPS,
+    "trainer.max_epochs": (lambda v: v in (None, -1) or v > 0, "a positive integer"),
     "trainer.log_every_n_steps": _STEPS,
     "trainer.val_check_interval": _STEPS,
     "trainer.precision": (lambda v: str(v) in _PRECISIONS, "32-true, 16-mixed or bf16-mixed"),

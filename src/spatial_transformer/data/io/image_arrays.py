@@ -15,7 +15,7 @@ ImageLike: TypeAlias = np.ndarray | Tensor | Image.Image
 """One image, or a batch of images in one array or tensor."""
 CHANNELS = (1, 3, 4)
 """Numbers of channels: grey, RGB, and RGB with opacity."""
-_SHAPES = "(H, W), (B, H, W), (..., H, W, C) for arrays and (..., C, H, W) for tensors"
+_SHAPES = "arrays (H, W), (B, H, W) or (..., H, W, C), or tensors (H, W) or (..., C, H, W)"
 _TOLERANCE = 1e-4  # of the range [0, 1], for the rounding errors of resampled images
 
 
