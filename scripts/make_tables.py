@@ -56,6 +56,7 @@ def documents() -> dict[Path, str]:
             "differences": difference_table(paper["mnist"]),
             "gains": analyses.improvement_table(paper["mnist"]),
             "orientation": analyses.orientation_table(_read_measurements("orientation")),
+            "poses": analyses.pose_table(_read_measurements("orientation")),
             "redraws": analyses.redraws_table(_read_measurements("redraws")),
             "times": analyses.times_table(all_runs),
         },

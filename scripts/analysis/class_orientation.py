@@ -6,8 +6,8 @@ The run must have one transformer and rotated digits: R, RTS or rotated MNIST. T
 digit in the output is known from theta and from its distortion. Its spread within a class is 0 if
 all digits of the class come to one pose (section 4.1 of the paper). The spread includes the slant
 of the writing, which a transformer may remove too. So R and RTS also have the share of the
-distortion's rotation that is left. Writes to results/orientation/. `make tables` shows the result
-in docs/reproduction.md.
+distortion's rotation that is left, and RTS those of size and location. Writes to
+results/orientation/. `make tables` shows the result in docs/reproduction.md.
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spatial_transformer.callbacks.pose_consistency import rotation_angle, to_digit_coordinates
+from spatial_transformer.callbacks.pose_consistency import digit_pose, to_digit_coordinates
 from spatial_transformer.data.mnist import MnistData, RotatedMnistData
 from spatial_transformer.inference.load import load_trained
 from spatial_transformer.reporting.records import measurement_cli
@@ -33,15 +33,22 @@ def spread(degrees: Tensor) -> float:
     return math.degrees(math.sqrt(-2 * math.log(min(float(length), 1.0))))
 
 
-def rotation_left(before: Tensor, after: Tensor) -> float:
-    """Return the percentage of the distortions' rotation that is left in the output.
+def share_left(before: Tensor, after: Tensor) -> float:
+    """Return the percentage of the distortions that is left in the output.
 
-    It is the slope of the rotations after the transformer against those before it, ``(N,)`` in
-    degrees, which must not be uniform over the circle. The slant of the writing has no effect.
+    It is the slope of values after the transformer against those before it, ``(N,)`` or
+    ``(N, dims)``.
     """
-    turned = (after - before + 180) % 360 - 180
-    deviation = before - before.mean()
-    return 100 * (1 + float(deviation @ turned / deviation.square().sum()))
+    deviation = before - before.mean(dim=0)
+    return 100 * float((deviation * after).sum() / deviation.square().sum())
+
+
+def rotation_left(before: Tensor, after: Tensor) -> float:
+    """Return :func:`share_left` of rotations in degrees, which must not be uniform over the circle.
+
+    The slant of the writing has no effect.
+    """
+    return share_left(before, before + (after - before + 180) % 360 - 180)
 
 
 def rotations_left(labels: Tensor, before: Tensor, after: Tensor, classes: int) -> list[float]:
@@ -50,25 +57,29 @@ def rotations_left(labels: Tensor, before: Tensor, after: Tensor, classes: int) 
 
 
 @torch.inference_mode()
-def rotations(trained: Any, localisation: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the labels of all test samples, and the rotation of each digit in the output.
+def output_poses(
+    trained: Any, localisation: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the labels of all test samples, and how each digit lies in the output.
 
     Args:
         trained: a trained network with one transformer, on rotated digits.
         localisation: maps images ``(B, 1, H, H)`` to theta ``(B, n_params)``.
 
     Returns:
-        Classes ``(N,)`` and degrees ``(N,)``.
+        Classes ``(N,)``, degrees ``(N,)``, log sizes ``(N,)`` and centres ``(N, 2)``, see
+        :func:`~spatial_transformer.callbacks.pose_consistency.digit_pose`.
     """
     data, transform = trained.data, trained.task.network.transformer.transform
-    batches = []
+    labels, poses = [], []
     for index in torch.arange(data.size("test")).split(1000):
-        images, labels = data.samples("test", index)
-        theta, poses = localisation(images).float(), data.poses("test", index)
-        points = to_digit_coordinates(transform, theta, poses, data.input_size)
-        batches.append(torch.stack([labels, rotation_angle(points)[:, 0]]))
-    labels, degrees = torch.cat(batches, dim=1)
-    return labels, degrees
+        images, classes = data.samples("test", index)
+        theta, matrices = localisation(images).float(), data.poses("test", index)
+        points = to_digit_coordinates(transform, theta, matrices, data.input_size)
+        labels.append(classes)
+        poses.append(digit_pose(points)[:, 0])
+    degrees, sizes, centres = torch.cat(poses).split((1, 1, 2), dim=1)
+    return torch.cat(labels), degrees[:, 0], sizes[:, 0], centres
 
 
 def spreads(labels: Tensor, degrees: Tensor, classes: int) -> list[float]:
@@ -102,7 +113,7 @@ def describe(trained: Any, samples: int) -> dict[str, Any]:
 
 
 def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
-    """Return the spread of angles in each class, and the rotation that is left on R and RTS.
+    """Return the spread of angles in each class, and what is left of the distortions on R and RTS.
 
     Raises:
         UsageError: the run is not finished, or has not one transformer on rotated digits.
@@ -110,8 +121,8 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
     trained = load(run, data_root)
     transformer = trained.task.network.transformer
     identity = transformer.transform.identity()
-    labels, before = rotations(trained, lambda images: identity.expand(len(images), -1))
-    _, after = rotations(trained, transformer.localisation)
+    labels, before, *placed = output_poses(trained, lambda x: identity.expand(len(x), -1))
+    _, after, *normalised = output_poses(trained, transformer.localisation)
     pairs = zip(*(spreads(labels, d, trained.data.classes) for d in (before, after)), strict=True)
     rows = [
         {"class": n, "before": round(one, 2), "after": round(other, 2)}
@@ -122,6 +133,9 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
         left = rotations_left(labels, before, after, trained.data.classes)
         for row, value in zip(rows, left, strict=True):
             row["left"] = round(value, 2)
+    if result["distortion"] == "rts":
+        for name, *values in zip(("size_left", "location_left"), placed, normalised, strict=True):
+            result[name] = round(share_left(*values), 2)
     return result
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from class_orientation import describe, load, rotations, rotations_left, spreads
+from class_orientation import describe, load, output_poses, rotations_left, spreads
 
 from spatial_transformer.networks.iterated import IteratedLocalisation
 from spatial_transformer.reporting.records import measurement_cli
@@ -39,7 +39,7 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
     if isinstance(localisation, IteratedLocalisation):
         trained_passes, localisation = localisation.passes, localisation.localisation
     identity = transform.identity()
-    _, before = rotations(trained, lambda images: identity.expand(len(images), -1))
+    _, before, *_ = output_poses(trained, lambda images: identity.expand(len(images), -1))
     rows = []
     for passes in range(1, MAX_PASSES + 1):
         repeated = IteratedLocalisation(localisation, transform, passes)
@@ -48,7 +48,7 @@ def measure(run: Path, data_root: str | None = None) -> dict[str, Any]:
         for index in torch.arange(data.size("test")).split(1000):
             images, labels = data.samples("test", index)
             wrong += int((network(images).argmax(dim=1) != labels).sum())
-        labels, degrees = rotations(trained, repeated)
+        labels, degrees, *_ = output_poses(trained, repeated)
         error = 100 * wrong / len(labels)
         spread = statistics.mean(spreads(labels, degrees, data.classes))
         left = statistics.mean(rotations_left(labels, before, degrees, data.classes))

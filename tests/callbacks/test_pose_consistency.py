@@ -7,8 +7,8 @@ import torch
 
 from spatial_transformer.callbacks.pose_consistency import (
     PoseConsistency,
+    digit_pose,
     distances_to_usual_pose,
-    rotation_angle,
     to_digit_coordinates,
 )
 from spatial_transformer.data.mnist.distortions import r_pose, rts_pose
@@ -58,17 +58,22 @@ def test_images_of_one_digit_have_no_first_digit():
 
 
 @pytest.mark.parametrize("pose", [r_pose, rts_pose])
-def test_rotation_angles_are_those_of_the_distortion_until_it_is_undone(pose):
+def test_digit_pose_is_the_distortion_until_it_is_undone(pose):
     poses = pose(sample_keys(1, 0, torch.arange(200)), SIZE)
 
-    def rotation(theta):
+    def in_output(theta):
         in_digit = to_digit_coordinates(Affine(), theta, poses[:, None], SIZE)
-        return rotation_angle(in_digit)[:, 0]
+        return digit_pose(in_digit)[:, 0].split((1, 1, 2), dim=1)
 
-    turned = rotation(Affine().identity().expand(200, -1))
+    degrees, size, centre = in_output(Affine().identity().expand(200, -1))
     angle = torch.atan2(poses[:, 1, 0], poses[:, 0, 0]).rad2deg()
-    torch.testing.assert_close(turned, angle, atol=1e-3, rtol=0)
-    assert turned.abs().max() > 40
-    undone = torch.linalg.inv(poses[..., :2]) * 0.5
-    undone = torch.cat([undone, torch.zeros(200, 2, 1)], dim=2).flatten(1)
-    assert rotation(undone).abs().max() < 1e-3
+    torch.testing.assert_close(degrees[:, 0], angle, atol=1e-3, rtol=0)
+    assert degrees.abs().max() > 40
+    scale = 1 / torch.linalg.det(poses[..., :2]).sqrt()  # of the digit in the image
+    torch.testing.assert_close(size[:, 0], (scale * 2 / SIZE).log(), atol=1e-4, rtol=0)
+    at = -torch.linalg.inv(poses[..., :2]) @ poses[..., 2:]
+    torch.testing.assert_close(centre, at[..., 0] * 2 / SIZE, atol=1e-4, rtol=0)
+    degrees, size, centre = in_output(straightening(poses))
+    assert degrees.abs().max() < 1e-3
+    torch.testing.assert_close(size.exp(), torch.full_like(size, 1 / 14))
+    assert centre.abs().max() < 1e-4

@@ -245,9 +245,23 @@ def test_class_orientation_of_a_pretrained_network(orientation):
     # Uniform angles in ±45 degrees have a standard deviation of 26.
     assert all(24 < row["before"] < 29 for row in orientation["rows"])
     before, after, left = rows(analyses.orientation_table([orientation]))
-    assert before.startswith("| `st_fcn-affine-rts-long-seed2`, 30,000 steps | before | 26 |")
-    assert after.startswith("|  | after |")
-    assert left.startswith("|  | left, % | 4")
+    assert before.startswith("| **RTS**, before | | spread, ° | 26 |")
+    assert after.startswith("| `st_fcn-affine-rts-long`, 30,000 steps | 1 | spread, ° |")
+    assert left.startswith("| | | left, % | 4")
+    repeated = orientation | {"label": "st_fcn-affine-rts-long-seed3", "size_left": 99.0}
+    assert rows(analyses.orientation_table([orientation, repeated]))[1:] == [
+        after.replace("| 1 |", "| 2 |"),
+        left,
+    ]
+    name, rotation, size, location = (
+        cell.strip()
+        for cell in rows(analyses.pose_table([orientation, repeated]))[0].split("|")[1:5]
+    )
+    assert name == "`st_fcn-affine-rts-long`, 30,000 steps"
+    assert 40 < float(rotation.partition(",")[0]) < 55
+    assert 5 < float(size.partition(", ")[0]) < 25
+    assert size.endswith(", 99")
+    assert abs(float(location.partition(", ")[0])) < 10
     old = [{name: row[name] for name in ("before", "after")} for row in orientation["rows"]]
     assert len(rows(analyses.orientation_table([orientation | {"rows": old}]))) == 2
 

@@ -215,6 +215,7 @@ def test_command_of_a_cell_repeats_its_runs(composed, name):
 def test_differences_from_the_paper_have_p(record):
     runs = [record(error, f"seed={n}") for n, error in enumerate((1.19, 1.2, 1.21))]
     runs += [record(0.5, f"seed={n}", "data.distortion=r") for n in range(2)]
+    runs += [record(0.5, f"seed={n}", "trainer.precision=bf16-mixed") for n in range(3)]
     rows = difference_table(mnist_table(runs)).splitlines()
     assert rows[2:] == ["| **ST-FCN affine** | fast, 15,000 | – | +0.40, p = 0.0054 | – | – | – |"]
     assert difference_table(mnist_table(runs[:2])) == "not run"

@@ -87,15 +87,22 @@ def output_grid() -> Tensor:
     return pixel_centres((_GRID_SIZE, _GRID_SIZE), torch.float32).T
 
 
-def rotation_angle(in_digit: Tensor) -> Tensor:
-    """Return by how many degrees each digit is rotated in the output, ``(B, C)``.
+def digit_pose(in_digit: Tensor) -> Tensor:
+    """Return how each digit lies in the output, ``(B, C, 4)``: rotation, log size, x and y.
 
-    It is the angle of the rotation that is nearest to where the points are read. It is positive if
-    the digit is rotated anticlockwise on the screen.
+    It is that of the affine map that is nearest to where the points are read. The rotation is in
+    degrees, and positive if the digit is rotated anticlockwise on the screen. The size is in half
+    outputs for a pixel of the digit, and x and y of its centre are in [-1, 1] of the output.
 
     Args:
         in_digit: output of :func:`to_digit_coordinates`.
     """
     points = output_grid().to(in_digit.device)  # symmetric about 0: a shift has no effect
-    (xx, xy), (yx, yy) = (in_digit.mT @ points).movedim((-2, -1), (0, 1))
-    return torch.atan2(yx - xy, xx + yy).rad2deg()
+    matrix = in_digit.mT @ points / points.square().sum(0)
+    (xx, xy), (yx, yy) = matrix.movedim((-2, -1), (0, 1))
+    shift_x, shift_y = in_digit.mean(dim=2).unbind(-1)
+    determinant = xx * yy - xy * yx
+    x = (xy * shift_y - yy * shift_x) / determinant
+    y = (yx * shift_x - xx * shift_y) / determinant
+    degrees = torch.atan2(yx - xy, xx + yy).rad2deg()
+    return torch.stack([degrees, -determinant.abs().log() / 2, x, y], dim=-1)

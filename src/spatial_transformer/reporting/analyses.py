@@ -31,7 +31,6 @@ from .paper_tables import (
     format_mean,
     format_percent,
     label_recipe,
-    markdown_row,
     markdown_table,
 )
 from .records import (
@@ -254,21 +253,56 @@ def _format_paired_p(one: list[Record], other: list[Record]) -> str:
 
 
 def orientation_table(records: Iterable[Record]) -> str:
-    """Return the spread of angles in each class, and the rotation that is left if it is known.
+    """Return the spread of angles in each class and the rotation that is left, as means over seeds.
 
     Args:
         records: measurements of ``scripts/analysis/class_orientation.py``.
     """
-    lines = [markdown_table(["run", "", "mean", *range(10)], [])]
+    of_images: dict[str, list] = defaultdict(list)
+    for name, runs in _group_by_setting(records):
+        images = (runs[0]["distortion"] or "").upper() or "Rotated MNIST"
+        of_images[images].append((name, runs))
+    rows = []
+    for images, networks in sorted(of_images.items()):
+        before = [row["before"] for row in networks[0][1][0]["rows"]]
+        rows.append([f"**{images}**, before", "", "spread, °", *_with_mean(before)])
+        for name, runs in networks:
+            cells = [name, len(runs)]
+            for key, title in (("after", "spread, °"), ("left", "left, %")):
+                # Earlier measurements lack what is left.
+                found = [[row[key] for row in run["rows"]] for run in runs if key in run["rows"][0]]
+                if found:
+                    means = [statistics.fmean(of_class) for of_class in zip(*found, strict=True)]
+                    rows.append([*cells, title, *_with_mean(means)])
+                    cells = ["", ""]
+    return markdown_table(["network", "seeds", "", "mean", *range(10)], rows) if rows else NOT_RUN
+
+
+def _with_mean(values: list[float]) -> list[str]:
+    return [f"{value:.0f}" for value in (statistics.fmean(values), *values)]
+
+
+def pose_table(records: Iterable[Record]) -> str:
+    """Return what is left of the distortions of RTS: rotation, size and location.
+
+    Args:
+        records: as for :func:`orientation_table`.
+    """
+    rows: list[list[Any]] = []
+    for name, runs in _group_by_setting(run for run in records if "size_left" in run):
+        rotation = [statistics.fmean(row["left"] for row in run["rows"]) for run in runs]
+        rest = ([run[key] for run in runs] for key in ("size_left", "location_left"))
+        rows.append([name, *map(format_percent, (rotation, *rest))])
+    header = ["network", "rotation left, %", "size left, %", "location left, %"]
+    return markdown_table(header, rows) if rows else NOT_RUN
+
+
+def _group_by_setting(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
+    """Return the measurements of runs that differ in their seed alone, by the name of the runs."""
+    found: dict[tuple, list[Record]] = defaultdict(list)
     for record in _sort_by_run(records):
-        name = _run_name(record)
-        for key, title in (("before", "before"), ("after", "after"), ("left", "left, %")):
-            values = [row[key] for row in record["rows"] if key in row]
-            if values:
-                numbers = [f"{value:.0f}" for value in (statistics.fmean(values), *values)]
-                lines.append(f"| {name} {markdown_row([title, *numbers])}")
-                name = ""
-    return "\n".join(lines) if len(lines) > 1 else NOT_RUN
+        found[record["label"].partition("-seed")[0], record["steps"]].append(record)
+    return [(f"`{label}`, {steps:,} steps", runs) for (label, steps), runs in sorted(found.items())]
 
 
 def passes_table(records: Iterable[Record]) -> str:

@@ -398,6 +398,8 @@ def _find_caveat(number: float | None, is_second_hand: bool, runs: list[Record],
         return describe_species(run)
     if run["steps"] < full_steps:
         return f"{run['steps']:,} of {full_steps:,} steps"
+    if run["precision"] != "32-true":
+        return run["precision"]
     if len(runs) < MIN_SEEDS:
         return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
     return ""
