@@ -38,9 +38,7 @@ RUNS = {  # number of runs with one seed
     "ablation=mnist_rotated": 5,
     "ablation=regress": 4,
     "ablation=seeds": 1,
-    "ablation=transformers": 3,
     "ablation=trivial_baselines": 3,
-    "ablation=transforms": 5,
 }
 TINY = ["model.width=4", "data.eval_batch_size=50", "logger=csv"]
 STATES = "finished|failed|stopped|not started"
